@@ -1,0 +1,40 @@
+"""Fast Gradient Sign Method: one step of epsilon along the sign of the input gradient."""
+
+import torch
+
+from attacks.core import check_epsilon, check_images_and_labels, input_gradient
+
+
+def fgsm(model, images, labels, *, epsilon, targeted=False):
+    """Fast Gradient Sign Method (Goodfellow et al., 2015, arXiv:1412.6572, section 4).
+
+    x' = clamp(x + epsilon * sign(grad_x cross_entropy(model(x), y)), 0, 1); with targeted=True the step is taken
+    the other way, towards the classes in `labels`.
+
+    model: any callable from images in [0, 1] to logits (N, K). If it is an nn.Module, the gradient is taken in
+        evaluation mode; its mode, its parameters' requires_grad and their .grad are left as they were found.
+    images: floating point (N, C, H, W) in [0, 1], in any memory format. labels: int64 (N,) in 0..K-1.
+    epsilon: L-infinity radius in pixel units, such as 8/255; 0 returns the images bit for bit.
+
+    Returns images of the same shape, dtype, device and memory format, each within epsilon of its original (to one
+    rounding unit of the dtype) and inside [0, 1].
+    Raises TypeError if images are not floating point or labels not int64; ValueError if a shape does not fit, images
+    leave [0, 1], a label is no class of the model, epsilon is negative or not finite, or the gradient is not finite.
+    """
+    check_epsilon(epsilon)
+    direction = fgsm_direction(model, images, labels)
+    if epsilon == 0:
+        return images.detach().clone()
+    return images.detach().add(direction, alpha=-epsilon if targeted else epsilon).clamp_(0, 1)
+
+
+def fgsm_direction(model, images, labels):
+    """The sign of the input gradient of the cross-entropy: -1, 0 or 1, with the shape and dtype of images.
+
+    It does not depend on epsilon, so one pass over a split serves every epsilon: fgsm(..., epsilon=e) equals
+    images.add(fgsm_direction(...), alpha=e).clamp(0, 1). Arguments and errors are those of `fgsm`.
+    """
+    check_images_and_labels(images, labels)
+    if len(images) == 0:
+        return torch.zeros_like(images)
+    return input_gradient(model, images, labels).sign_()
