@@ -1,0 +1,9 @@
+"""Data, training, evaluation, checkpoints, plotting and the command line: what the scripts and notebooks share."""
+
+# Here, because the command line offers them without importing torch: `--help` should answer at once.
+DATASETS = ("cifar10", "digits")
+SPLITS = ("train", "validation", "test")
+
+
+class UserError(Exception):
+    """Something the user can mend: its message is one line that says what is wrong and what to do."""

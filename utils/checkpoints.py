@@ -1,0 +1,123 @@
+"""Checkpoints: one safetensors file each, so that nothing in a file of unknown origin is ever executed.
+
+The state dict is stored as tensors, and what it takes to rebuild and judge the network as JSON in the header:
+
+    {"network": "cnn", "arguments": {"width": 32, "num_classes": 10}, "dataset": "cifar10", "class_names": [...],
+     "training": {...}, "epochs": 20, "validation_accuracy": 0.88, "versions": {...}}
+
+`safetensors.torch.load_file` reads the tensors without this project.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from networks import NETWORKS
+from utils import UserError
+
+# One key, because safetensors writes several in random order: the same training should give the same file.
+METADATA_KEY = "checkpoint"
+LARGEST_ARGUMENT = 4096  # a hostile header must not make us build a network that fills the memory
+
+
+class CheckpointError(UserError):
+    """The file is missing, truncated, damaged, or no checkpoint of this project; the message names it."""
+
+
+def load_checkpoint(path, device="cpu"):
+    """The network saved in `path`, in evaluation mode on `device`, ready to classify images in [0, 1].
+
+    Raises CheckpointError if the file is missing, damaged or not one that `save_checkpoint` wrote.
+    """
+    metadata, tensors = read_tensors(path)
+    metadata = _checked(path, metadata)
+    network_class, arguments = NETWORKS[metadata["network"]], metadata["arguments"]
+    with torch.device("meta"):  # shapes alone, so that nothing is allocated before the file has proved to fit
+        expected = network_class(**arguments).state_dict()
+    for name in expected.keys() | tensors.keys():
+        if name not in tensors or name not in expected:
+            raise CheckpointError(f"{path}: tensor {name!r} is {'missing' if name in expected else 'unknown'}")
+        if tensors[name].shape != expected[name].shape or tensors[name].dtype != expected[name].dtype:
+            raise CheckpointError(f"{path}: tensor {name!r} does not fit a {metadata['network']} with {arguments}")
+        if not tensors[name].isfinite().all():
+            raise CheckpointError(f"{path}: tensor {name!r} holds NaN or infinity")
+    network = network_class(**arguments)
+    network.load_state_dict(tensors)
+    return network.to(device, memory_format=torch.channels_last).eval()
+
+
+def read_metadata(path):
+    """The JSON object of the header, as described at the top of this module. Raises CheckpointError."""
+    return _checked(path, _open(path, lambda file: None)[0])
+
+
+def save_checkpoint(path, network, metadata):
+    """Write network and metadata (the keys above but network, arguments and versions) to `path`, atomically."""
+    name = next(name for name, network_class in NETWORKS.items() if type(network) is network_class)
+    metadata = {"network": name, "arguments": network.arguments, **metadata, "versions": versions()}
+    write_tensors(path, network.state_dict(), metadata)
+
+
+def versions():
+    """Library versions to store with a result."""
+    import numpy
+    import safetensors
+    import torchvision
+
+    return {library.__name__: library.__version__ for library in (torch, torchvision, numpy, safetensors)}
+
+
+def write_tensors(path, tensors, metadata):
+    """Write a dict of tensors and a JSON-serialisable dict to a safetensors file, atomically."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, save(tensors, {METADATA_KEY: json.dumps(metadata)}))
+
+
+def read_tensors(path):
+    """The (metadata, tensors) that `write_tensors` wrote. Raises CheckpointError."""
+    return _open(path, lambda file: {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (no dict)
+
+
+def write_atomically(path, data):
+    """Write bytes so that `path` holds, whatever happens, either what it held before or all of `data`."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _open(path, read):
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
+            if not isinstance(metadata, dict):
+                raise CheckpointError(f"{path} is a safetensors file, but not a checkpoint of this project")
+            return metadata, read(file)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such checkpoint") from None
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path} is damaged or not a safetensors checkpoint ({reason})") from error
+
+
+def _checked(path, metadata):
+    """The metadata, once it is certain that a network can be built from it."""
+    arguments = metadata.get("arguments")
+    if metadata.get("network") not in NETWORKS:
+        raise CheckpointError(f"{path}: unknown network {metadata.get('network')!r}")
+    if not isinstance(arguments, dict) or set(arguments) != {"width", "num_classes"}:
+        raise CheckpointError(f"{path}: arguments must be width and num_classes, not {arguments!r}")
+    if not all(type(value) is int and 1 <= value <= LARGEST_ARGUMENT for value in arguments.values()):
+        raise CheckpointError(f"{path}: width and num_classes must be in 1..{LARGEST_ARGUMENT}, not {arguments!r}")
+    return metadata

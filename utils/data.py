@@ -1,0 +1,159 @@
+"""CIFAR-10 and digits as tensors: a split is one uint8 tensor on the device, batched and augmented by indexing."""
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from utils import DATASETS, SPLITS, UserError
+
+CIFAR10_VALIDATION = 5000  # the last training images: networks and hyperparameters are chosen on them
+
+
+class DataError(UserError):
+    """The data set cannot be had: what is missing or damaged, and what to do, in one line."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """images: uint8 (N, 3, 32, 32); labels: int64 (N,) on the same device; class_names: one for each label."""
+
+    dataset: str
+    name: str
+    images: torch.Tensor
+    labels: torch.Tensor
+    class_names: tuple
+
+    def __len__(self):
+        return len(self.labels)
+
+    def to(self, device):
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+    def first(self, examples):
+        """The first `examples` images (all of them if there are fewer)."""
+        return replace(self, images=self.images[:examples], labels=self.labels[:examples])
+
+    def channel_statistics(self):
+        """Mean and standard deviation of each channel in [0, 1], exactly, from a histogram of its 256 values."""
+        values = torch.arange(256, dtype=torch.float64) / 255
+        mean, std = [], []
+        for channel in range(3):
+            histogram = torch.bincount(self.images[:, channel].flatten(), minlength=256).double().cpu()
+            probability = histogram / histogram.sum()
+            mean.append((probability @ values).item())
+            std.append((probability @ (values - mean[-1]) ** 2).sqrt().item())
+        return mean, std
+
+
+def default_data_dir():
+    return os.environ.get("DATA_DIR") or "data"
+
+
+def load_split(dataset, split, data_dir=None):
+    """The train, validation or test split of "cifar10" or "digits", on the CPU.
+
+    cifar10: 45,000, 5,000 (the last of the training images) and 10,000 images; looked for in data_dir (default:
+    $DATA_DIR, else data), downloaded there by torchvision on first use, checksums verified.
+    digits: 1,197, 300 and 300 images; part of scikit-learn, so there is nothing to download.
+    Raises DataError if the files are missing and cannot be downloaded, or are damaged.
+    """
+    if dataset not in DATASETS or split not in SPLITS:
+        raise ValueError(f"dataset must be one of {DATASETS} and split one of {SPLITS}, not {dataset!r} and {split!r}")
+    if dataset == "digits":
+        return _digits(split)
+    return _cifar10(split, Path(default_data_dir() if data_dir is None else data_dir))
+
+
+def _cifar10(split, data_dir):
+    from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import check_integrity
+
+    folder = data_dir / CIFAR10.base_folder
+    archive = data_dir / CIFAR10.filename
+    present = [(folder / name, md5) for name, md5 in CIFAR10.train_list + CIFAR10.test_list if (folder / name).exists()]
+    for path, md5 in present:
+        if not check_integrity(path, md5):
+            raise DataError(
+                f"{path} is damaged: its MD5 checksum is not that of CIFAR-10's published file; "
+                f"delete it and put an intact copy there, or delete {folder} to download all of it again"
+            )
+    complete = len(present) == len(CIFAR10.train_list + CIFAR10.test_list)
+    try:
+        dataset = CIFAR10(data_dir, train=split != "test", download=not complete)
+    except (OSError, RuntimeError) as error:
+        raise DataError(
+            f"CIFAR-10 was looked for in {folder.resolve()} and {archive.resolve()} and could not be downloaded "
+            f"({' '.join(str(error).split())}); pass --data-dir with the folder that holds {CIFAR10.base_folder}, "
+            "or --dataset digits, which needs no download"
+        ) from error
+    # torchvision keeps (N, 32, 32, 3) as a view of the files' planes; this undoes the view, without a copy.
+    images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
+    labels = torch.tensor(dataset.targets)
+    part = {"train": slice(-CIFAR10_VALIDATION), "validation": slice(-CIFAR10_VALIDATION, None), "test": slice(None)}
+    # Cloned, so that a small split does not keep all fifty thousand images in memory.
+    images, labels = images[part[split]], labels[part[split]]
+    return Split("cifar10", split, images.clone() if split == "validation" else images, labels, tuple(dataset.classes))
+
+
+def _digits(split):
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    rest, test = train_test_split(range(len(digits.target)), test_size=300, stratify=digits.target, random_state=0)
+    train, validation = train_test_split(rest, test_size=300, stratify=digits.target[rest], random_state=0)
+    chosen = {"train": train, "validation": validation, "test": test}[split]
+    scans = torch.from_numpy(digits.images[chosen])[:, None]  # 8 x 8, values 0..16
+    images = torch.nn.functional.interpolate(scans, scale_factor=4, mode="bilinear") * (255 / 16)
+    images = images.round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
+    labels = torch.from_numpy(digits.target[chosen]).long()
+    return Split("digits", split, images, labels, tuple(str(name) for name in digits.target_names))
+
+
+def to_unit_range(images):
+    """uint8 images as float32 in [0, 1], channels_last, which convolutions on CPUs and GPUs prefer."""
+    return images.to(torch.float32, memory_format=torch.channels_last).div_(255)
+
+
+def batches(split, batch_size):
+    """Yield (images, labels) in order, the last batch possibly smaller; images float32 in [0, 1], channels_last."""
+    for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
+        yield to_unit_range(images), labels
+
+
+def training_batches(split, batch_size, generator, *, flip, shift):
+    """Yield (images, labels) once through the split: shuffled, each image flipped and shifted at random.
+
+    flip: whether to flip horizontally with probability 1/2. shift: up to so many pixels along each axis, the border
+    reflected. generator: a torch.Generator on the CPU, so that the order is the same on every device; the whole
+    epoch's random numbers are drawn at once and sent to the device once.
+    """
+    count = len(split)
+    order = torch.randperm(count, generator=generator)
+    flipped = torch.rand(count, generator=generator) < (0.5 if flip else 0)
+    shifts = torch.randint(-shift, shift + 1, (count, 2), generator=generator)
+    parts = (tensor.to(split.images.device).split(batch_size) for tensor in (order, flipped, shifts))
+    for chosen, batch_flipped, batch_shifts in zip(*parts, strict=True):
+        images = flip_and_shift(split.images[chosen], batch_flipped, batch_shifts)
+        yield to_unit_range(images), split.labels[chosen]
+
+
+def flip_and_shift(images, flipped, shifts):
+    """Mirror the images (N, C, H, W) whose flipped (N,) is true, then move each by shifts (N, 2) = (down, right).
+
+    The border is reflected without repeating the edge, as torch's "reflect" padding does. Any dtype; the result is
+    laid out channels_last.
+    """
+    count, _, height, width = images.shape
+    rows = _reflect(torch.arange(height, device=images.device) - shifts[:, :1], height)
+    columns = _reflect(torch.arange(width, device=images.device) - shifts[:, 1:], width)
+    columns = torch.where(flipped[:, None], width - 1 - columns, columns)
+    index = torch.arange(count, device=images.device)[:, None, None]
+    return images[index, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _reflect(index, size):
+    index = index.abs()
+    return torch.where(index < size, index, 2 * (size - 1) - index)

@@ -1,0 +1,29 @@
+"""Training recipes: the numbers a training depends on, apart from network, data and seed."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Recipe:
+    optimizer: str  # "sgd" (Nesterov momentum 0.9) or "adam"
+    lr: float  # the highest learning rate
+    warmup: float | None  # one-cycle: part of the training in which the rate rises from 0; None keeps it constant
+    epochs: int
+    batch_size: int
+    weight_decay: float
+    label_smoothing: float
+    shift: int  # augmentation: up to so many pixels each way
+
+    def lr_at(self, progress):
+        """The learning rate when `progress`, in [0, 1), of the training is done: up from 0, then down to 0."""
+        if self.warmup is None:
+            return self.lr
+        return self.lr * min(progress / self.warmup, (1 - progress) / (1 - self.warmup))
+
+
+RECIPES = {
+    # Chosen on the validation images; models/README.md has what was tried.
+    "one-cycle": Recipe("sgd", 0.2, 0.25, epochs=10, batch_size=128, weight_decay=5e-4, label_smoothing=0.1, shift=2),
+    # The study's own, so that its figures can be reproduced.
+    "paper": Recipe("adam", 0.001, None, epochs=10, batch_size=64, weight_decay=0, label_smoothing=0, shift=0),
+}

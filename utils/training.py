@@ -1,0 +1,173 @@
+"""The training loop: one for every network, data set and defence."""
+
+import json
+import time
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tqdm.auto import tqdm
+
+from networks import NETWORKS
+from utils import UserError
+from utils.checkpoints import read_tensors, save_checkpoint, versions, write_atomically, write_tensors
+from utils.data import training_batches
+from utils.evaluation import accuracy
+
+
+class TrainingError(UserError):
+    """The training cannot go on, or not as asked; the message says why in one line."""
+
+
+def train(
+    name, training, validation, recipe, *,
+    output, width=32, seed=0, device="cpu", defense=None, resume=False, quiet=False,
+):  # fmt: skip
+    """Train a fresh network of that `name` (a key of NETWORKS) and save it to `output`, a .safetensors file.
+
+    training, validation: Splits. Nothing is learnt from the validation images; each epoch's accuracy on them is
+        printed and logged. recipe: a Recipe.
+    defense: a loss, defense(model, images, labels) -> scalar, with images in [0, 1]; None means cross-entropy with
+        the recipe's label smoothing.
+    resume: continue an interrupted run, if there is one, from its last finished epoch to the bit-identical end.
+
+    While it runs, `output` is left alone: progress is kept in <stem>.partial.safetensors and <stem>.partial.jsonl
+    beside it. At the end the checkpoint is written, the log becomes <stem>.jsonl and the partial files are gone.
+    Returns the network in evaluation mode. Raises TrainingError if a run of other arguments is there to be resumed,
+    or the loss is no longer finite.
+    """
+    torch.manual_seed(seed)
+    mean, std = training.channel_statistics()
+    network = NETWORKS[name](width, len(training.class_names), mean, std).to(device, memory_format=torch.channels_last)
+    training, validation = training.to(device), validation.to(device)
+    if recipe.optimizer == "sgd":
+        optimizer = torch.optim.SGD(
+            network.parameters(), recipe.lr, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay
+        )
+    else:
+        optimizer = torch.optim.Adam(network.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
+    generator = torch.Generator().manual_seed(seed)
+    loss_function = defense or partial(cross_entropy, label_smoothing=recipe.label_smoothing)
+    augmentation = {"flip": training.dataset != "digits", "shift": recipe.shift}  # a mirrored digit is another sign
+
+    arguments = training_arguments(name, training.dataset, recipe, width=width, seed=seed)
+    run = PartialRun(output)
+    epochs = run.restore(arguments, network, optimizer, generator) if resume and run.exists() else []
+    steps = -(-len(training) // recipe.batch_size)
+
+    for epoch in range(len(epochs) + 1, recipe.epochs + 1):
+        start, total_loss = time.perf_counter(), torch.zeros((), device=device)
+        network.train()
+        bar = tqdm(
+            training_batches(training, recipe.batch_size, generator, **augmentation),
+            desc=f"epoch {epoch}/{recipe.epochs}", total=steps, leave=False, disable=True if quiet else None,
+        )  # fmt: skip
+        for step, (images, labels) in enumerate(bar):
+            lr = recipe.lr_at((epoch - 1 + step / steps) / recipe.epochs)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            loss = loss_function(network, images, labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total_loss += loss.detach() * len(labels)
+            if step % 20 == 0:  # seldom, for reading the loss makes a GPU wait
+                bar.set_postfix(loss=f"{loss.item():.3f}", **_last_accuracy(epochs))
+        seconds = time.perf_counter() - start
+        mean_loss = total_loss.item() / len(training)
+        if mean_loss - mean_loss != 0:  # NaN or infinite
+            raise TrainingError(f"the loss became {mean_loss} in epoch {epoch}; a lower --lr may help")
+        epochs.append({
+            "epoch": epoch, "loss": mean_loss, "validation_accuracy": accuracy(network, validation),
+            "seconds": round(seconds, 2), "images_per_second": round(len(training) / seconds),
+        })  # fmt: skip
+        run.save(arguments, epochs, network, optimizer, generator)
+        if not quiet:
+            print(
+                "epoch {epoch}/{of}  loss {loss:.4f}  validation accuracy {validation_accuracy:.2%}  "
+                "{seconds:.1f} s  {images_per_second:,} images/s".format(of=recipe.epochs, **epochs[-1]),
+                flush=True,
+            )
+
+    run.finish(arguments, epochs, network, training)
+    return network.eval()
+
+
+def cross_entropy(model, images, labels, label_smoothing=0.0):
+    """The loss without a defence."""
+    return F.cross_entropy(model(images), labels, label_smoothing=label_smoothing)
+
+
+def training_arguments(name, dataset, recipe, *, width, seed):
+    """All that the weights depend on besides library versions, as stored in the checkpoint and checked by --resume."""
+    return {"network": name, "width": width, "dataset": dataset, "seed": seed, **asdict(recipe)}
+
+
+class PartialRun:
+    """What an unfinished training keeps beside its output: its state after the last finished epoch, and its log."""
+
+    def __init__(self, output):
+        self.output = Path(output)
+        self.log = self.output.with_suffix(".jsonl")
+        self.partial_state = self.output.with_suffix(".partial.safetensors")
+        self.partial_log = self.output.with_suffix(".partial.jsonl")
+
+    def exists(self):
+        return self.partial_state.exists()
+
+    def save(self, arguments, epochs, network, optimizer, generator):
+        tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+        for index, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{key}": tensor for key, tensor in state.items()}
+        tensors |= {"generator.batches": generator.get_state(), "generator.torch": torch.get_rng_state()}
+        write_tensors(self.partial_state, tensors, {"arguments": arguments, "epochs": epochs})
+        self._write_log(self.partial_log, arguments, epochs)
+
+    def restore(self, arguments, network, optimizer, generator):
+        """Put network, optimiser and generators where the run left them; returns the finished epochs' log entries."""
+        metadata, tensors = read_tensors(self.partial_state)
+        check_same_arguments(self.partial_state, metadata.get("arguments"), arguments)
+        network.load_state_dict(_below("network.", tensors))
+        for index, parameter in enumerate(network.parameters()):
+            for key, tensor in _below(f"optimizer.{index}.", tensors).items():
+                same_layout = tensor.shape == parameter.shape and tensor.ndim
+                optimizer.state[parameter][key] = torch.empty_like(parameter).copy_(tensor) if same_layout else tensor
+        generator.set_state(tensors["generator.batches"])
+        torch.set_rng_state(tensors["generator.torch"])
+        return metadata["epochs"]
+
+    def finish(self, arguments, epochs, network, training):
+        metadata = {
+            "dataset": training.dataset, "class_names": training.class_names, "training": arguments,
+            "epochs": len(epochs), "validation_accuracy": epochs[-1]["validation_accuracy"],
+        }  # fmt: skip
+        save_checkpoint(self.output, network, metadata)
+        self._write_log(self.log, arguments, epochs)
+        self.partial_state.unlink(missing_ok=True)
+        self.partial_log.unlink(missing_ok=True)
+
+    def _write_log(self, path, arguments, epochs):
+        first = {**arguments, "threads": torch.get_num_threads(), "versions": versions()}
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in [first, *epochs]).encode())
+
+
+def check_same_arguments(path, found, wanted):
+    """Raise TrainingError, naming what differs, unless a run was started with the same arguments."""
+    found = found if isinstance(found, dict) else {}
+    differences = [
+        f"{name} {found.get(name)!r}, not {wanted.get(name)!r}"
+        for name in sorted(found.keys() | wanted.keys())
+        if found.get(name) != wanted.get(name)
+    ]
+    if differences:
+        raise TrainingError(f"{path} is of another training: {'; '.join(differences)}")
+
+
+def _below(prefix, tensors):
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _last_accuracy(epochs):
+    return {"validation": f"{epochs[-1]['validation_accuracy']:.1%}"} if epochs else {}
