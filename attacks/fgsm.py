@@ -37,4 +37,5 @@ def fgsm_direction(model, images, labels):
     check_images_and_labels(images, labels)
     if len(images) == 0:
         return torch.zeros_like(images)
-    return input_gradient(model, images, labels).sign_()
+    # Not in place: the gradient of a sum, say, is one number expanded over the image.
+    return input_gradient(model, images, labels).sign()

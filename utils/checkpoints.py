@@ -113,9 +113,9 @@ def _open(path, read):
 
 def _checked(path, metadata):
     """The metadata, once it is certain that a network can be built from it."""
-    arguments = metadata.get("arguments")
-    if metadata.get("network") not in NETWORKS:
-        raise CheckpointError(f"{path}: unknown network {metadata.get('network')!r}")
+    network, arguments = metadata.get("network"), metadata.get("arguments")
+    if not isinstance(network, str) or network not in NETWORKS:
+        raise CheckpointError(f"{path}: unknown network {network!r}")
     if not isinstance(arguments, dict) or set(arguments) != {"width", "num_classes"}:
         raise CheckpointError(f"{path}: arguments must be width and num_classes, not {arguments!r}")
     if not all(type(value) is int and 1 <= value <= LARGEST_ARGUMENT for value in arguments.values()):

@@ -1,0 +1,52 @@
+# `make` lists what there is. PYTHON chooses the interpreter of the environment, DATA_DIR the folder with CIFAR-10.
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+EPSILONS := 0.02 0.04 0.06 0.08 0.1 0.15 0.2
+
+.PHONY: help demo test lint format figures constraints clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+demo: $(VENV)/installed  ## train, attack and draw on scikit-learn's digits: no download, two minutes
+	@mkdir -p results/demo
+	$(RUN) train-cnn.py --dataset digits --epochs 20 --output results/demo/cnn-digits.safetensors --overwrite
+	$(RUN) test-cnn.py --dataset digits --checkpoint results/demo/cnn-digits.safetensors \
+		--epsilon $(EPSILONS) --json results/demo/cnn-digits.json --figures results/demo
+	@echo "see results/demo/accuracy.png and results/demo/examples.png"
+
+test: $(VENV)/installed-dev  ## run the test suite (on CIFAR-10 too, where DATA_DIR or data/ holds it)
+	$(RUN) -m pytest
+
+lint: $(VENV)/installed-dev  ## check the code
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+format: $(VENV)/installed-dev  ## mend what can be mended by machine
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+figures: $(VENV)/installed  ## draw README's pictures again from the shipped checkpoints, on CIFAR-10
+	$(RUN) test-cnn.py --json results/cnn.json --figures results/cnn
+	$(RUN) test-cnn-lstm.py --json results/cnn-lstm.json --figures results/cnn-lstm
+
+constraints: $(VENV)/installed-dev  ## pin the newest versions that requirements*.txt admit
+	$(RUN) -m pip install uv
+	(echo "# The versions that are tested, for each Python from 3.10 on. Made by: make constraints"; \
+	 $(RUN) -m uv pip compile --quiet --universal --upgrade --python-version 3.10 --no-annotate --no-header \
+	 requirements-dev.txt) > constraints.txt
+
+clean:  ## remove the environment and the demo's output
+	rm -rf $(VENV) results/demo
+
+$(VENV)/installed: requirements.txt constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --disable-pip-version-check -r requirements.txt -c constraints.txt
+	@touch $@
+
+$(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
+	$(RUN) -m pip install --disable-pip-version-check -r requirements-dev.txt -c constraints.txt
+	@touch $@

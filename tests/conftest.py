@@ -1,0 +1,58 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from utils.data import load_split
+from utils.recipes import RECIPES
+from utils.training import train
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def cifar10_dir():
+    """The folder with CIFAR-10: $DATA_DIR, which must then hold it, or data/, if it does."""
+    from torchvision.datasets import CIFAR10
+
+    data_dir = Path(os.environ.get("DATA_DIR") or ROOT / "data")
+    if not (ROOT / data_dir / CIFAR10.base_folder).is_dir():
+        if os.environ.get("DATA_DIR"):
+            pytest.fail(f"DATA_DIR is {data_dir}, but there is no {CIFAR10.base_folder} in it")
+        pytest.skip("CIFAR-10 is not here: set DATA_DIR to the folder that holds cifar-10-batches-py")
+    return ROOT / data_dir
+
+
+@pytest.fixture(scope="session")
+def digits():
+    return {split: load_split("digits", split) for split in ("train", "validation", "test")}
+
+
+@pytest.fixture(scope="session")
+def trained(digits, tmp_path_factory):
+    """A function from a network's name to the path of a checkpoint of it, trained on digits for a few seconds."""
+    folder = tmp_path_factory.mktemp("trained")
+
+    def checkpoint(name):
+        path = folder / f"{name}.safetensors"
+        if not path.exists():
+            recipe = RECIPES["paper"]  # Adam learns the digits with either network in a few epochs
+            train(name, digits["train"], digits["validation"], recipe, output=path, width=8, quiet=True)
+        return path
+
+    return checkpoint
+
+
+@pytest.fixture(scope="session")
+def script():
+    """A function that runs one of the repository's scripts and returns the finished process."""
+
+    def run(name, *arguments, cwd=ROOT, **environment):
+        return subprocess.run(
+            [sys.executable, ROOT / name, *map(str, arguments)],
+            cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+
+    return run

@@ -1,0 +1,188 @@
+"""Splits, batches and augmentation; the augmentation against a slow reference."""
+
+import urllib.error
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+
+from utils.data import DataError, Split, batches, flip_and_shift, load_split, training_batches
+
+# ---- splits ----
+
+
+def test_digits_splits_are_stratified_disjoint_and_complete(digits):
+    assert [len(digits[name]) for name in ("train", "validation", "test")] == [1197, 300, 300]
+    for split in digits.values():
+        counts = torch.bincount(split.labels)
+        assert counts.max() - counts.min() <= len(split) * 0.01
+        assert (split.images.dtype, split.images.shape[1:]) == (torch.uint8, (3, 32, 32))
+        assert split.labels.dtype == torch.int64
+        assert split.class_names == tuple("0123456789")
+    # Pooling every 4 x 4 block gives an image's scan back up to blur: enough to tell the 1,797 scans apart.
+    images = torch.cat([split.images for split in digits.values()])
+    assert len(torch.unique(images.flatten(1), dim=0)) == len(images) == len(load_digits().target)
+
+
+def test_digits_are_the_scans_enlarged_four_times(digits):
+    scans = torch.from_numpy(load_digits().images)[:, None]
+    enlarged = (F.interpolate(scans, scale_factor=4, mode="bilinear") * 255 / 16).round().to(torch.uint8)
+    known = {image.numpy().tobytes(): label for image, label in zip(enlarged, load_digits().target, strict=True)}
+    for image, label in zip(digits["test"].images, digits["test"].labels, strict=True):
+        assert torch.equal(image[0], image[1])
+        assert torch.equal(image[0], image[2])
+        assert known[image[:1].numpy().tobytes()] == label
+
+
+def test_digits_are_split_alike_every_time(digits):
+    again = load_split("digits", "train")
+    assert torch.equal(again.images, digits["train"].images)
+    assert torch.equal(again.labels, digits["train"].labels)
+
+
+def test_channel_statistics_are_exact(digits):
+    mean, std = digits["test"].channel_statistics()
+    pixels = digits["test"].images.double().div(255).transpose(0, 1).flatten(1)
+    np.testing.assert_allclose(mean, pixels.mean(1), rtol=1e-12)
+    np.testing.assert_allclose(std, pixels.std(1, unbiased=False), rtol=1e-12)
+
+
+@pytest.mark.parametrize(("dataset", "split"), [("mnist", "train"), ("digits", "dev")])
+def test_unknown_data_sets_and_splits_are_refused(dataset, split):
+    with pytest.raises(ValueError, match="must be one of"):
+        load_split(dataset, split)
+
+
+def test_missing_cifar10_says_where_it_looked_and_what_to_do(tmp_path, monkeypatch):
+    def no_network(*_, **__):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", no_network)
+    with pytest.raises(DataError) as error:
+        load_split("cifar10", "train", tmp_path)
+    message = str(error.value)
+    assert "\n" not in message
+    for part in (str(tmp_path / "cifar-10-batches-py"), "no network", "--data-dir", "--dataset digits"):
+        assert part in message
+
+
+def test_data_dir_comes_from_the_environment(tmp_path, monkeypatch):
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    (tmp_path / "cifar-10-batches-py" / "data_batch_2").write_bytes(b"not CIFAR-10")
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    with pytest.raises(DataError, match="data_batch_2 is damaged"):
+        load_split("cifar10", "train")
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data[:1000] + b"?" + data[1001:]])
+@pytest.mark.parametrize("name", ["data_batch_3", "test_batch"])
+def test_damaged_cifar10_file_is_named(cifar10_dir, tmp_path, name, damage):
+    copy = tmp_path / "cifar-10-batches-py"
+    copy.mkdir()
+    for file in (cifar10_dir / "cifar-10-batches-py").iterdir():
+        if file.name == name:
+            (copy / name).write_bytes(damage(file.read_bytes()))
+        else:
+            (copy / file.name).symlink_to(file.resolve())
+    with pytest.raises(DataError, match=name) as error:
+        load_split("cifar10", "train", tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_cifar10_splits(cifar10_dir):
+    from torchvision.datasets import CIFAR10
+
+    published = {train: CIFAR10(cifar10_dir, train=train) for train in (True, False)}
+    expected = {
+        "train": (published[True].data[:45_000], published[True].targets[:45_000]),
+        "validation": (published[True].data[45_000:], published[True].targets[45_000:]),
+        "test": (published[False].data, published[False].targets),
+    }
+    for name, (images, labels) in expected.items():
+        split = load_split("cifar10", name, cifar10_dir)
+        assert (split.images.dtype, split.labels.dtype) == (torch.uint8, torch.int64)
+        assert np.array_equal(split.images.permute(0, 2, 3, 1).numpy(), images)
+        assert split.labels.tolist() == labels
+        assert split.class_names[0] == "airplane"
+
+
+# ---- batches and augmentation ----
+
+
+def random_split(count=50, size=32):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
+    return Split("cifar10", "train", images, torch.arange(count), tuple(map(str, range(count))))
+
+
+def test_batches_are_in_order_complete_and_in_pixel_units():
+    split = random_split()
+    images, labels = map(torch.cat, zip(*batches(split, 16), strict=True))
+    assert torch.equal(labels, split.labels)
+    assert torch.equal(images, split.images / 255)
+    assert images.dtype == torch.float32
+
+
+def test_every_image_comes_once_an_epoch_and_the_order_changes():
+    split, generator = random_split(), torch.Generator().manual_seed(0)
+    epochs = [
+        torch.cat([labels for _, labels in training_batches(split, 16, generator, flip=True, shift=2)])
+        for _ in range(2)
+    ]
+    assert all(torch.equal(order.sort().values, split.labels) for order in epochs)
+    assert not torch.equal(*epochs)
+    assert not torch.equal(epochs[0], split.labels)
+
+
+def test_same_seed_same_batches():
+    def epoch(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return torch.cat([images for images, _ in training_batches(random_split(), 16, generator, flip=True, shift=2)])
+
+    assert torch.equal(epoch(3), epoch(3))
+    assert not torch.equal(epoch(3), epoch(4))
+
+
+def test_batches_without_augmentation_are_the_images():
+    split, generator = random_split(), torch.Generator().manual_seed(0)
+    for images, labels in training_batches(split, 16, generator, flip=False, shift=0):
+        assert torch.equal(images, split.images[labels] / 255)
+
+
+def slow_flip_and_shift(image, flipped, down, right, margin=5):
+    """One image, through torch's own flip and reflection padding."""
+    image = image.flip(-1) if flipped else image
+    padded = F.pad(image.double()[None], (margin,) * 4, mode="reflect")[0]
+    _, height, width = image.shape
+    return padded[:, margin - down : margin - down + height, margin - right : margin - right + width].to(image.dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.int8])
+@pytest.mark.parametrize("size", [8, 32])
+def test_flip_and_shift_equals_the_slow_reference(dtype, size):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 100, (200, 3, size, size), generator=generator).to(dtype)
+    flipped = torch.rand(200, generator=generator) < 0.5
+    shifts = torch.randint(-5, 6, (200, 2), generator=generator)
+    augmented = flip_and_shift(images, flipped, shifts)
+    assert augmented.dtype == dtype
+    for i in range(200):
+        assert torch.equal(augmented[i], slow_flip_and_shift(images[i], flipped[i], *shifts[i].tolist()))
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_training_batches_use_every_shift_and_flip_only_where_asked(flip):
+    split = Split("cifar10", "train", random_split(1).images.expand(2000, -1, -1, -1), torch.zeros(2000).long(), ("a",))
+    image, seen = split.images[0], {}
+    for flipped in (False, True):
+        for down in range(-2, 3):
+            for right in range(-2, 3):
+                variant = slow_flip_and_shift(image, flipped, down, right)
+                seen[variant.numpy().tobytes()] = [flipped, 0]
+    for images, _ in training_batches(split, 500, torch.Generator().manual_seed(0), flip=flip, shift=2):
+        for variant in (images * 255).round().to(torch.uint8):
+            seen[variant.contiguous().numpy().tobytes()][1] += 1  # a KeyError if it is none of the fifty
+    assert all((count > 0) == (flip or not flipped) for flipped, count in seen.values())
+    assert sum(count for flipped, count in seen.values() if flipped) == pytest.approx(1000 if flip else 0, abs=100)
