@@ -32,6 +32,10 @@ def tiny_cnn():
     )
 
 
+def linear_classifier():
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
+
+
 def model_and_images(kind, size=8, count=4, seed=0):
     torch.manual_seed(seed)
     images, labels = torch.rand(count, 3, size, size), torch.randint(10, (count,))
@@ -161,7 +165,7 @@ def test_non_contiguous_images():
 
 def test_any_callable_can_be_attacked():
     model, images, labels = model_and_images("linear")
-    through_a_function = fgsm(lambda x: model(x), images, labels, epsilon=0.1)  # noqa: PLW0108
+    through_a_function = fgsm(lambda x: model(x), images, labels, epsilon=0.1)
     assert torch.equal(through_a_function, fgsm(model, images, labels, epsilon=0.1))
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -227,7 +231,7 @@ def test_gradient_is_taken_in_evaluation_mode_with_parameters_frozen():
 
 @pytest.mark.parametrize(("kind", "enabled"), [("lstm", False), ("cnn", True)])
 def test_cudnn_is_off_for_recurrent_models_alone_and_on_again_afterwards(kind, enabled):
-    """cuDNN cannot run the backward pass of an LSTM in evaluation mode; without a GPU, the switch itself is checked."""
+    """In evaluation mode, cuDNN has no backward pass of an LSTM. Without a GPU, the switch itself is checked."""
     model, images, labels = model_and_images(kind)
     seen = []
     model.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.enabled))

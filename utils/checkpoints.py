@@ -17,11 +17,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from networks import NETWORKS
-from utils import UserError
+from utils import LARGEST_WIDTH, UserError
 
 # One key, because safetensors writes several in random order: the same training should give the same file.
 METADATA_KEY = "checkpoint"
-LARGEST_ARGUMENT = 4096  # a hostile header must not make us build a network that fills the memory
 
 
 class CheckpointError(UserError):
@@ -92,8 +91,10 @@ def write_atomically(path, data):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)  # a full disk does not say which file it refused
         raise
 
 
@@ -118,6 +119,6 @@ def _checked(path, metadata):
         raise CheckpointError(f"{path}: unknown network {network!r}")
     if not isinstance(arguments, dict) or set(arguments) != {"width", "num_classes"}:
         raise CheckpointError(f"{path}: arguments must be width and num_classes, not {arguments!r}")
-    if not all(type(value) is int and 1 <= value <= LARGEST_ARGUMENT for value in arguments.values()):
-        raise CheckpointError(f"{path}: width and num_classes must be in 1..{LARGEST_ARGUMENT}, not {arguments!r}")
+    if not all(type(value) is int and 1 <= value <= LARGEST_WIDTH for value in arguments.values()):
+        raise CheckpointError(f"{path}: width and num_classes must be in 1..{LARGEST_WIDTH}, not {arguments!r}")
     return metadata

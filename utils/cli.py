@@ -9,7 +9,7 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
-from utils import DATASETS, SPLITS, UserError
+from utils import DATASETS, LARGEST_WIDTH, SPLITS, UserError
 from utils.recipes import RECIPES
 
 PAPER_EPSILONS = [0.02, 0.04, 0.06, 0.08, 0.1]
@@ -48,7 +48,7 @@ def train_script(network):
         "--batch-size", type=positive_int, help=f"images a step (default {ours.batch_size}; paper {paper.batch_size})"
     )
     option("--lr", type=positive_float, help=f"highest learning rate (default {ours.lr}; paper {paper.lr})")
-    option("--width", type=positive_int, default=32, help="channels of the first convolution (default 32, the study's)")
+    option("--width", type=width, default=32, help="channels of the first convolution (default 32, the study's)")
     option(
         "--output", type=Path, metavar="FILE",
         help=f"the checkpoint to write, its log beside it as .jsonl (default {default_checkpoint(network, 'cifar10')}, "
@@ -67,7 +67,10 @@ def train_script(network):
     args.output = args.output or default_checkpoint(network, args.dataset)
     replaced = {name: getattr(args, name) for name in ("epochs", "batch_size", "lr")}
     recipe = replace(RECIPES[args.recipe], **{name: value for name, value in replaced.items() if value is not None})
-    run(parser, lambda: train_command(network, args, recipe))
+    run(
+        parser, lambda: train_command(network, args, recipe),
+        hint="; if an epoch was finished, it is saved: --resume continues after it",
+    )  # fmt: skip
 
 
 def train_command(network, args, recipe):
@@ -249,6 +252,13 @@ def positive_int(text):
     return value
 
 
+def width(text):
+    value = positive_int(text)
+    if value > LARGEST_WIDTH:
+        raise argparse.ArgumentTypeError(f"{text} is above {LARGEST_WIDTH}")
+    return value
+
+
 def positive_float(text):
     value = float(text)
     if not 0 < value < float("inf"):
@@ -280,12 +290,12 @@ def check_writable(path):
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
-def run(parser, command):
+def run(parser, command, hint=""):
     """Run a command; one line on stderr and status 2 for what the user can mend, 1 for a failing disk."""
     try:
         command()
     except KeyboardInterrupt:
-        parser.exit(130, f"\n{parser.prog}: interrupted\n")
+        parser.exit(130, f"{parser.prog}: interrupted{hint}\n")
     except UserError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     except OSError as error:

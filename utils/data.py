@@ -15,7 +15,7 @@ class DataError(UserError):
     """The data set cannot be had: what is missing or damaged, and what to do, in one line."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Split:
     """images: uint8 (N, 3, 32, 32); labels: int64 (N,) on the same device; class_names: one for each label."""
 

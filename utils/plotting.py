@@ -46,7 +46,7 @@ def adversarial_examples(network, split, epsilon, *, source=None, rows=4):
     magnified = f"magnified {0.5 / epsilon:.0f} times" if epsilon else "none"
     for row, panels in zip(axes, zip(images, perturbation, adversarial, strict=True), strict=True):
         for axis, panel in zip(row, panels, strict=True):
-            axis.imshow(panel.permute(1, 2, 0).cpu().clamp(0, 1), interpolation="nearest")
+            axis.imshow(panel.permute(1, 2, 0).clamp(0, 1).cpu().numpy(), interpolation="nearest")
             axis.set(xticks=[], yticks=[])
     for row, (before, after, label) in enumerate(
         zip(_predictions(network, images), _predictions(network, adversarial), labels.tolist(), strict=True)

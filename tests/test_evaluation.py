@@ -1,0 +1,87 @@
+"""Accuracies, their intervals and their pictures."""
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+from scipy.stats import binomtest
+
+from attacks import fgsm
+from utils import plotting
+from utils.checkpoints import load_checkpoint
+from utils.evaluation import accuracy, evaluate_fgsm, wilson_interval
+
+
+@pytest.mark.parametrize(("correct", "examples"), [(0, 1), (1, 1), (0, 300), (7, 10), (299, 300), (8037, 10_000)])
+def test_wilson_interval_is_scipys(correct, examples):
+    expected = binomtest(correct, examples).proportion_ci(0.95, method="wilson")
+    assert wilson_interval(correct, examples) == pytest.approx((expected.low, expected.high), abs=1e-7)
+
+
+@pytest.mark.parametrize("transfer", [False, True])
+@pytest.mark.parametrize("batch_size", [7, 300])
+def test_evaluation_equals_attacking_image_by_image(transfer, batch_size, digits, trained):
+    network = load_checkpoint(trained("cnn"))
+    source = load_checkpoint(trained("cnn-lstm")) if transfer else None
+    split, epsilons = digits["test"].first(60), [0.1, 0.0, 0.02]
+    clean, *attacked = evaluate_fgsm(network, split, epsilons, source=source, batch_size=batch_size)
+    images, labels = split.images / 255, split.labels
+    assert clean.correct == (network(images).argmax(1) == labels).sum() == attacked[1].correct
+    for result, epsilon in zip(attacked, epsilons, strict=True):
+        adversarial = fgsm(source or network, images, labels, epsilon=epsilon)
+        assert (result.epsilon, result.examples) == (epsilon, 60)
+        assert result.correct == (network(adversarial).argmax(1) == labels).sum()
+        assert result.accuracy == result.correct / 60
+    assert clean.accuracy == accuracy(network, split)
+
+
+def test_evaluation_leaves_the_network_in_its_mode(digits, trained):
+    network = load_checkpoint(trained("cnn")).train()
+    network.features[0].eval()
+    modes = [module.training for module in network.modules()]
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    evaluate_fgsm(network, digits["test"], [0.1])
+    assert modes == [module.training for module in network.modules()]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+def report(epsilons):
+    attacks = [
+        {"name": "fgsm", "setting": "white_box", "epsilon": e, "accuracy": 0.5 - e, "confidence_interval": [0.3, 0.6]}
+        for e in epsilons
+    ]
+    return {
+        "network": "cnn", "dataset": "digits", "split": "test", "examples": 300, "clean_accuracy": 0.9,
+        "clean_confidence_interval": [0.85, 0.95], "attacks": attacks,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("epsilons", [[0.1], [0.1, 0.02, 0.3], [0.0, 0.1]])
+def test_accuracy_figure_draws_the_reports_points_in_order(epsilons):
+    figure = plotting.accuracy_against_epsilon(report(epsilons))
+    x, y = figure.axes[0].lines[0].get_data()
+    drawn = [0, *sorted(e for e in epsilons if e)]
+    assert list(x) == pytest.approx(drawn)
+    assert list(y) == pytest.approx([90] + [100 * (0.5 - e) for e in drawn[1:]])
+    plt.close(figure)
+
+
+def test_examples_figure_shows_what_the_network_says(digits, trained):
+    network = load_checkpoint(trained("cnn"))
+    figure = plotting.adversarial_examples(network, digits["test"], 0.1, rows=3)
+    assert len(figure.axes) == 9
+    for row in range(3):
+        image, perturbation, adversarial = figure.axes[3 * row : 3 * row + 3]
+        shown = torch.from_numpy(image.images[0].get_array()).permute(2, 0, 1)[None].float()
+        attacked = torch.from_numpy(adversarial.images[0].get_array()).permute(2, 0, 1)[None].float()
+        assert (attacked - shown).abs().max() <= 0.1 + 1e-6
+        assert 0 <= perturbation.images[0].get_array().min() <= perturbation.images[0].get_array().max() <= 1
+        for panel, axis in ((shown, image), (attacked, adversarial)):
+            confidence, predicted = network(panel).softmax(1).max(1)
+            assert axis.get_xlabel() == f"{predicted.item()}, {100 * confidence.item():.1f} %"
+    plt.close(figure)
+
+
+def test_examples_figure_copes_with_epsilon_zero_and_few_images(digits, trained, tmp_path):
+    network = load_checkpoint(trained("cnn"))
+    plotting.save(plotting.adversarial_examples(network, digits["test"].first(5), 0, rows=4), tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,234 @@
+"""The scripts as a user meets them: subprocesses, with good and bad arguments, on digits."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT
+
+from utils.cli import epsilon
+from utils.evaluation import wilson_interval
+
+SCRIPTS = ("train-cnn.py", "train-cnn-lstm.py", "test-cnn.py", "test-cnn-lstm.py")
+QUICK = ("--dataset", "digits", "--epochs", 2, "--width", 4)
+NO_NETWORK = {"https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}  # nothing listens there
+
+
+@pytest.mark.parametrize("name", ["cnn", "cnn-lstm"])
+def test_train_then_test(name, script, tmp_path):
+    output = tmp_path / "with a space" / "a.safetensors"
+    trained = script(f"train-{name}.py", *QUICK, "--output", output)
+    assert trained.returncode == 0, trained.stderr
+    assert trained.stdout.count("validation accuracy") == 2
+    assert sorted(path.name for path in output.parent.iterdir()) == ["a.jsonl", "a.safetensors"]
+
+    report_path, figures = tmp_path / "deep" / "out.json", tmp_path / "figures"
+    tested = script(
+        f"test-{name}.py", "--checkpoint", output, "--attack", "fgsm", "--epsilon", "0.02", "8/255",
+        "--examples", 100, "--json", report_path, "--figures", figures,
+    )  # fmt: skip
+    assert tested.returncode == 0, tested.stderr
+    report = json.loads(report_path.read_text())
+    attacks = report.pop("attacks")
+    clean = report.pop("clean_accuracy")
+    assert report.pop("clean_confidence_interval") == pytest.approx(wilson_interval(round(clean * 100), 100))
+    assert report == {
+        "checkpoint": str(output), "network": name, "dataset": "digits", "split": "test", "examples": 100
+    }  # fmt: skip
+    assert [attack["epsilon"] for attack in attacks] == [0.02, 8 / 255]
+    for attack in attacks:
+        assert attack.keys() == {
+            "name", "setting", "source", "epsilon", "accuracy", "confidence_interval", "seconds"
+        }  # fmt: skip
+        assert (attack["name"], attack["setting"], attack["source"]) == ("fgsm", "white_box", None)
+        low, high = attack["confidence_interval"]
+        assert 0 <= low <= attack["accuracy"] <= high <= 1
+        assert f"{attack['accuracy']:.2%}" in tested.stdout
+    assert f"{clean:.2%}" in tested.stdout
+    assert {path.name for path in figures.iterdir()} == {"accuracy.png", "examples.png"}
+
+
+def test_transfer(script, trained, tmp_path):
+    source = trained("cnn-lstm")
+    tested = script(
+        "test-cnn.py", "--checkpoint", trained("cnn"), "--source", source, "--epsilon", 0.1, "--json", tmp_path / "o"
+    )  # fmt: skip
+    assert tested.returncode == 0, tested.stderr
+    (attack,) = json.loads((tmp_path / "o").read_text())["attacks"]
+    assert (attack["setting"], attack["source"]) == ("transfer", str(source))
+    white_box = script("test-cnn.py", "--checkpoint", trained("cnn"), "--epsilon", 0.1, "--json", tmp_path / "w")
+    assert white_box.returncode == 0, white_box.stderr
+    assert json.loads((tmp_path / "w").read_text())["attacks"][0]["accuracy"] < attack["accuracy"]
+
+
+def test_default_names_and_another_working_directory(script, tmp_path):
+    assert script("train-cnn.py", *QUICK, "--quiet", cwd=tmp_path).stdout == ""
+    assert (tmp_path / "models" / "cnn-digits.safetensors").exists()
+    tested = script("test-cnn.py", "--dataset", "digits", "--split", "validation", cwd=tmp_path)
+    assert tested.returncode == 0, tested.stderr
+    assert "models/cnn-digits.safetensors" in tested.stdout.replace("\\", "/")
+    assert "digits validation split, 300 images" in tested.stdout
+    assert tested.stdout.count("fgsm") == 5
+
+
+def test_existing_output_is_refused_unless_told(script, tmp_path):
+    output = tmp_path / "a.safetensors"
+    assert script("train-cnn.py", *QUICK, "--output", output).returncode == 0
+    before = output.read_bytes()
+    for name, flags, message in [
+        ("train-cnn.py", (), "--overwrite"),
+        ("train-cnn.py", ("--resume", "--seed", 1), "seed 0, not 1"),
+        ("train-cnn-lstm.py", ("--resume",), "network 'cnn', not 'cnn-lstm'"),
+    ]:
+        refused = script(name, *QUICK, "--output", output, *flags)
+        assert_one_line(refused, message)
+        assert output.read_bytes() == before
+    finished = script("train-cnn.py", *QUICK, "--output", output, "--resume")
+    assert (finished.returncode, "nothing to resume" in finished.stdout) == (0, True)
+    assert script("train-cnn.py", *QUICK, "--output", output, "--overwrite", "--seed", 1).returncode == 0
+    assert output.read_bytes() != before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT])
+def test_killed_run_resumes_to_the_bit_identical_end(signal_number, script, tmp_path):
+    arguments = ("--dataset", "digits", "--epochs", 4, "--width", 8)
+    whole, killed = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
+    assert script("train-cnn.py", *arguments, "--output", whole).returncode == 0
+
+    command = [sys.executable, ROOT / "train-cnn.py", *map(str, arguments), "--output", killed]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "killed.partial.safetensors").exists():
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.01)
+    process.send_signal(signal_number)
+    _, errors = process.communicate(timeout=60)
+    if signal_number == signal.SIGINT:
+        assert process.returncode == 130
+        assert errors.strip() == (
+            "train-cnn.py: interrupted; if an epoch was finished, it is saved: --resume continues after it"
+        )
+    assert not killed.exists()
+
+    assert_one_line(script("train-cnn.py", *arguments, "--output", killed), "--resume continues it")
+    assert script("train-cnn.py", *arguments, "--output", killed, "--resume").returncode == 0
+    assert killed.read_bytes() == whole.read_bytes()
+    assert {path.suffix for path in tmp_path.iterdir()} == {".safetensors", ".jsonl"}
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_explains_every_flag_and_ends_with_two_examples(name, script):
+    shown = script(name, "--help", COLUMNS="100")
+    assert shown.returncode == 0
+    flags, examples = shown.stdout.split("examples:\n")
+    assert [line.startswith(f"  python {name} ") for line in examples.splitlines()] == [True, True]
+    wanted = {
+        "train": "dataset data-dir epochs batch-size lr width recipe output overwrite resume seed device quiet",
+        "test": "checkpoint attack epsilon source split examples dataset data-dir device batch-size seed json figures",
+    }[name.split("-")[0]]
+    explained = flags.split("options:")[1]
+    for flag in wanted.split():
+        assert f"  --{flag} " in explained
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_examples_in_help_are_valid(name, script):
+    """Every example's flags are accepted: the run gets as far as looking for its data or its checkpoint."""
+    for line in script(name, "--help").stdout.split("examples:\n")[1].splitlines():
+        arguments = [a for a in line.split()[2:] if a not in ("--json", "out.json")]
+        checkpoint = "--output" if name.startswith("train") else "--checkpoint"
+        result = script(name, *arguments, checkpoint, "README.md/none.safetensors")
+        assert_one_line(result, "README.md/none.safetensors")
+
+
+def assert_one_line(result, *parts, status=2):
+    assert result.returncode == status, (result.stdout, result.stderr)
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.endswith("\n")
+    for part in parts:
+        assert part in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "parts"),
+    [
+        ("train-cnn.py", ["--dataset", "mnist"], ["mnist", "digits"]),
+        ("train-cnn.py", ["--recipe", "secret"], ["secret"]),
+        ("train-cnn.py", ["--epochs", "0"], ["--epochs"]),
+        ("train-cnn.py", ["--epochs", "many"], ["--epochs", "many"]),
+        ("train-cnn.py", ["--batch-size", "-1"], ["--batch-size"]),
+        ("train-cnn.py", ["--lr", "nan"], ["--lr"]),
+        ("train-cnn.py", ["--lr", "0"], ["--lr"]),
+        ("train-cnn.py", ["--width", "1.5"], ["--width"]),
+        ("train-cnn.py", ["--width", "100000"], ["--width"]),
+        ("train-cnn.py", ["--output", "model.pt"], ["model.pt", ".safetensors"]),
+        ("train-cnn.py", ["--output", "README.md/a.safetensors"], ["README.md/a.safetensors", "cannot be written"]),
+        ("train-cnn.py", ["--resume", "--overwrite"], ["--overwrite"]),
+        ("train-cnn.py", ["--no-such-flag"], ["--no-such-flag"]),
+        ("train-cnn.py", ["--device", "quantum"], ["quantum"]),
+        ("test-cnn.py", ["--epsilon", "-1"], ["--epsilon", "-1"]),
+        ("test-cnn.py", ["--epsilon", "abc"], ["--epsilon", "abc"]),
+        ("test-cnn.py", ["--epsilon", "8/0"], ["--epsilon", "8/0"]),
+        ("test-cnn.py", ["--epsilon", "nan"], ["--epsilon", "nan"]),
+        ("test-cnn.py", ["--epsilon", "1e999"], ["--epsilon", "1e999"]),
+        ("test-cnn.py", ["--epsilon", "-8/255"], ["--epsilon"]),
+        ("test-cnn.py", ["--attack", "magic"], ["magic", "fgsm"]),
+        ("test-cnn.py", ["--split", "dev"], ["dev"]),
+        ("test-cnn.py", ["--examples", "0"], ["--examples"]),
+        ("test-cnn.py", ["--checkpoint", "none.safetensors"], ["none.safetensors", "no such checkpoint"]),
+        ("test-cnn.py", ["--checkpoint", "README.md"], ["README.md", "damaged or not"]),
+        ("test-cnn.py", ["--json", "README.md/out.json"], ["README.md/out.json", "cannot be written"]),
+        ("test-cnn.py", ["--json", "utils"], ["utils", "cannot be written"]),
+        ("test-cnn.py", ["--figures", "README.md"], ["README.md", "cannot be written"]),
+    ],
+)
+def test_bad_arguments_are_one_line_and_status_2(name, arguments, parts, script, tmp_path):
+    if name.startswith("train") and "--output" not in arguments:
+        arguments = [*arguments, "--output", str(tmp_path / "a.safetensors")]
+    assert_one_line(script(name, *arguments), name, *parts)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_checkpoint_of_the_wrong_network_data_set_or_source(script, trained):
+    cnn, lstm = trained("cnn"), trained("cnn-lstm")
+    assert_one_line(script("test-cnn.py", "--checkpoint", lstm), str(lstm), "use test-cnn-lstm.py")
+    assert_one_line(script("test-cnn.py", "--checkpoint", cnn, "--dataset", "cifar10"), str(cnn), "digits", "cifar10")
+    assert_one_line(script("test-cnn.py", "--checkpoint", cnn, "--source", "none"), "none", "no such checkpoint")
+
+
+@pytest.mark.parametrize(("name", "flag"), [("train-cnn.py", "--output"), ("test-cnn.py", "--json")])
+def test_missing_cifar10_without_network_is_one_line(name, flag, script, tmp_path):
+    folder = tmp_path / "nowhere"
+    result = script(name, "--dataset", "cifar10", "--data-dir", folder, flag, tmp_path / "a.safetensors", **NO_NETWORK)
+    if name == "test-cnn.py":
+        assert "Traceback" not in result.stderr
+    assert_one_line(result, str(folder), "--data-dir", "--dataset digits")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="RLIMIT_FSIZE is a Unix thing")
+def test_full_disk_is_one_line_and_keeps_the_earlier_checkpoint(tmp_path):
+    import resource
+
+    output = tmp_path / "a.safetensors"
+    output.write_bytes(b"earlier")
+    result = subprocess.run(
+        [sys.executable, ROOT / "train-cnn.py", *map(str, QUICK), "--output", output, "--overwrite", "--quiet"],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)),
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert_one_line(result, "File too large", status=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+    assert output.read_bytes() == b"earlier"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("0", 0), ("0.02", 0.02), ("8/255", 8 / 255), ("1e-3", 0.001), (" 4/255 ", 4 / 255), ("1", 1)]
+)
+def test_epsilon_is_read_as_a_number_or_a_fraction(text, value):
+    assert epsilon(text) == value

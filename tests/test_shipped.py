@@ -1,0 +1,138 @@
+"""What the repository ships and says: checkpoints, model card, README and results agree with each other and the data."""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+from torch.nn import functional as F
+
+from attacks import fgsm
+from utils.checkpoints import load_checkpoint, read_metadata
+from utils.data import load_split
+from utils.evaluation import accuracy
+
+SHIPPED = sorted(path.stem for path in (ROOT / "models").glob("*.safetensors") if "digits" not in path.stem)
+
+
+def result(name):
+    return json.loads((ROOT / "results" / f"{name}.json").read_text())
+
+
+def test_both_baselines_are_shipped():
+    assert {"cnn", "cnn-lstm"} <= set(SHIPPED)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_model_card_has_the_digest(name):
+    digest = hashlib.sha256((ROOT / "models" / f"{name}.safetensors").read_bytes()).hexdigest()
+    assert f"`{digest}`" in (ROOT / "models" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_log_belongs_to_the_checkpoint(name):
+    metadata = read_metadata(ROOT / "models" / f"{name}.safetensors")
+    first, *epochs = map(json.loads, (ROOT / "models" / f"{name}.jsonl").read_text().splitlines())
+    assert first.items() >= metadata["training"].items()
+    assert len(epochs) == metadata["epochs"] == metadata["training"]["epochs"]
+    assert epochs[-1]["validation_accuracy"] == metadata["validation_accuracy"]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_checkpoint_scores_what_results_say(name, cifar10_dir):
+    network = load_checkpoint(ROOT / "models" / f"{name}.safetensors")
+    test, validation = (load_split("cifar10", split, cifar10_dir) for split in ("test", "validation"))
+    # Rounding differs between machines: a few images in ten thousand may fall on the other side.
+    assert accuracy(network, test) == pytest.approx(result(name)["clean_accuracy"], abs=0.001)
+    validation_accuracy = read_metadata(ROOT / "models" / f"{name}.safetensors")["validation_accuracy"]
+    assert accuracy(network, validation) == pytest.approx(validation_accuracy, abs=0.001)
+
+
+@pytest.mark.parametrize(("name", "floor"), [("cnn", 0.84), ("cnn-lstm", 0.82)])
+def test_baselines_are_better_than_the_study_and_fall_to_fgsm(name, floor):
+    report = result(name)
+    assert (report["dataset"], report["split"], report["examples"]) == ("cifar10", "test", 10_000)
+    assert report["clean_accuracy"] >= floor
+    assert {attack["setting"] for attack in report["attacks"]} == {"white_box"}
+    assert max(attack["accuracy"] for attack in report["attacks"]) < report["clean_accuracy"] - 0.3
+
+
+@pytest.mark.parametrize(("name", "study"), [("cnn-paper", 0.80374), ("cnn-lstm-paper", 0.79001)])
+def test_papers_recipe_reproduces_the_study(name, study):
+    assert result(name)["clean_accuracy"] == pytest.approx(study, abs=0.02)
+
+
+def crafted_as_in_the_study(network, images, labels, epsilon):
+    """FGSM with batch norm in training mode on batches of one."""
+    adversarial = []
+    network.train()
+    for image, label in zip(images.split(1), labels.split(1), strict=True):
+        image = image.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(F.cross_entropy(network(image), label), image)
+        adversarial.append((image + epsilon * gradient.sign()).clamp(0, 1).detach())
+    return torch.cat(adversarial)
+
+
+def test_fgsm_is_at_least_as_strong_as_the_studys_crafting(cifar10_dir):
+    path = ROOT / "models" / "cnn.safetensors"
+    test = load_split("cifar10", "test", cifar10_dir).first(500)
+    images, labels = test.images / 255, test.labels
+    ours = fgsm(load_checkpoint(path), images, labels, epsilon=0.1)
+    theirs = crafted_as_in_the_study(load_checkpoint(path), images, labels, 0.1)
+    network = load_checkpoint(path)
+    with torch.no_grad():
+        correct = [(network(adversarial).argmax(1) == labels).sum() for adversarial in (ours, theirs)]
+    assert correct[0] <= correct[1]
+
+
+@pytest.mark.skipif(not hasattr(os, "wait4"), reason="this system does not report a child's peak memory")
+def test_training_on_cifar10_learns_within_two_gibibytes(cifar10_dir, tmp_path):
+    output = tmp_path / "a.safetensors"
+    command = [sys.executable, ROOT / "train-cnn.py", "--epochs", "1", "--data-dir", cifar10_dir, "--output", output]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    assert usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) < 2 * 2**30
+    assert read_metadata(output)["validation_accuracy"] > 0.5
+
+
+# ---- README ----
+
+README = (ROOT / "README.md").read_text()
+EPSILONS = ("0.02", "0.04", "0.06", "0.08", "0.1")
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        ("CNN, ours", "cnn"),
+        ("CNN, the study's recipe", "cnn-paper"),
+        ("CNN-LSTM, ours", "cnn-lstm"),
+        ("CNN-LSTM, the study's recipe", "cnn-lstm-paper"),
+    ],
+)
+def test_readme_table_quotes_the_results(row, name):
+    report = result(name)
+    accuracies = {f"{attack['epsilon']:g}": attack["accuracy"] for attack in report["attacks"]}
+    expected = [report["clean_accuracy"], *(accuracies[epsilon] for epsilon in EPSILONS)]
+    (line,) = re.findall(rf"^\| \**{re.escape(row)}\** \|(.*)\|$", README, re.MULTILINE)
+    assert [cell.strip(" *") for cell in line.split("|")] == [f"{100 * value:.2f}" for value in expected]
+
+
+def test_readmes_files_exist():
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_readmes_python_runs(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    blocks = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(block, {})

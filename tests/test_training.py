@@ -1,0 +1,187 @@
+"""The training loop: it learns, repeats itself bit for bit, and loses nothing when it is interrupted."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from utils.checkpoints import load_checkpoint, read_metadata
+from utils.data import load_split
+from utils.recipes import RECIPES, Recipe
+from utils.training import TrainingError, cross_entropy, train
+
+RECIPE = replace(RECIPES["one-cycle"], epochs=3, lr=0.05)
+
+
+def run(digits, output, name="cnn", recipe=RECIPE, **options):
+    training = digits["train"].first(300)
+    return train(name, training, digits["validation"], recipe, output=output, width=4, quiet=True, **options)
+
+
+def interrupted_after(steps, loss=cross_entropy):
+    """A defence that behaves like `loss` for so many steps, then like Ctrl-C."""
+    done = 0
+
+    def defense(model, images, labels):
+        nonlocal done
+        done += 1
+        if done > steps:
+            raise KeyboardInterrupt
+        return loss(model, images, labels)
+
+    return defense
+
+
+def log(path):
+    """The log without what differs between two runs of the same training."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in lines]
+
+
+@pytest.mark.parametrize("name", ["cnn", "cnn-lstm", "small-cnn"])
+def test_it_learns(name, digits, trained):
+    metadata = read_metadata(trained(name))
+    assert metadata["validation_accuracy"] > 0.85
+    network = load_checkpoint(trained(name))
+    validation = digits["validation"]
+    with torch.no_grad():
+        predicted = network(validation.images / 255).argmax(1)
+    assert (predicted == validation.labels).float().mean().item() == pytest.approx(metadata["validation_accuracy"])
+
+
+def test_checkpoint_says_how_it_was_made(digits, tmp_path):
+    run(digits, tmp_path / "a.safetensors", seed=5)
+    metadata = read_metadata(tmp_path / "a.safetensors")
+    lines = log(tmp_path / "a.jsonl")
+    assert metadata["dataset"] == "digits"
+    assert metadata["class_names"] == list("0123456789")
+    assert metadata["training"]["seed"] == 5
+    assert metadata["training"]["lr"] == 0.05
+    assert metadata["epochs"] == 3
+    assert metadata["validation_accuracy"] == lines[-1]["validation_accuracy"]
+    assert lines[0].items() >= metadata["training"].items()
+    assert [line["epoch"] for line in lines[1:]] == [1, 2, 3]
+
+
+def test_normalisation_comes_from_the_training_images(digits, tmp_path):
+    network = run(digits, tmp_path / "a.safetensors", recipe=replace(RECIPE, epochs=1))
+    mean, std = digits["train"].first(300).channel_statistics()
+    torch.testing.assert_close(network.normalize.mean.flatten(), torch.tensor(mean))
+    torch.testing.assert_close(network.normalize.std.flatten(), torch.tensor(std))
+
+
+def test_same_seed_same_file_and_another_seed_another(digits, tmp_path):
+    files = []
+    for i, seed in enumerate((1, 1, 2)):
+        torch.rand(i)  # the state of the global generator must not matter
+        run(digits, tmp_path / f"{i}.safetensors", seed=seed)
+        files.append((tmp_path / f"{i}.safetensors").read_bytes())
+    assert files[0] == files[1]
+    assert files[0] != files[2]
+
+
+def noisy(model, images, labels):
+    """A defence that draws from torch's global generator, as random-start defences do."""
+    return cross_entropy(model, images + 0.1 * torch.rand_like(images), labels)
+
+
+@pytest.mark.parametrize("name", ["cnn", "cnn-lstm"])
+@pytest.mark.parametrize("recipe", ["one-cycle", "paper"])
+@pytest.mark.parametrize("steps", [1, 5, 8])  # in the first epoch, in the second, in the third
+def test_resumed_run_ends_bit_identical(name, recipe, steps, digits, tmp_path):
+    recipe = replace(RECIPES[recipe], epochs=3, batch_size=100)
+    whole, halves = tmp_path / "whole.safetensors", tmp_path / "halves.safetensors"
+    run(digits, whole, name, recipe, defense=noisy)
+    with pytest.raises(KeyboardInterrupt):
+        run(digits, halves, name, recipe, defense=interrupted_after(steps, noisy))
+    assert not halves.exists()
+    torch.rand(3)
+    run(digits, halves, name, recipe, defense=noisy, resume=True)
+    assert halves.read_bytes() == whole.read_bytes()
+    assert log(halves.with_suffix(".jsonl")) == log(whole.with_suffix(".jsonl"))
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "whole.safetensors", "whole.jsonl", "halves.safetensors", "halves.jsonl"
+    }  # fmt: skip
+
+
+def test_run_killed_between_its_last_writes_can_be_resumed(digits, tmp_path, monkeypatch):
+    output = tmp_path / "a.safetensors"
+    run(digits, tmp_path / "whole.safetensors")
+    monkeypatch.setattr("utils.training.save_checkpoint", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(digits, output)
+    monkeypatch.undo()
+    run(digits, output, resume=True)
+    assert output.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+def test_earlier_checkpoint_stays_until_the_new_one_is_finished(digits, tmp_path):
+    output = tmp_path / "a.safetensors"
+    run(digits, output)
+    before = output.read_bytes(), output.with_suffix(".jsonl").read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        run(digits, output, seed=1, defense=interrupted_after(4))
+    assert (output.read_bytes(), output.with_suffix(".jsonl").read_bytes()) == before
+
+
+def test_another_run_is_not_resumed(digits, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(digits, tmp_path / "a.safetensors", defense=interrupted_after(4))
+    with pytest.raises(TrainingError, match=r"lr 0\.05, not 0\.1.*seed 0, not 1"):
+        run(digits, tmp_path / "a.safetensors", recipe=replace(RECIPE, lr=0.1), seed=1, resume=True)
+
+
+def test_defence_is_a_loss(digits, tmp_path):
+    """It gets the training-mode network, float images in [0, 1] and labels; what it returns is minimised."""
+    calls = []
+
+    def defense(model, images, labels):
+        in_range = (images.min() >= 0 and images.max() <= 1).item()
+        calls.append((model.training, images.dtype, in_range, labels.dtype, len(images)))
+        return F.cross_entropy(model(images), (labels + 1) % 10)
+
+    network = run(digits, tmp_path / "a.safetensors", recipe=replace(RECIPES["paper"], epochs=8), defense=defense)
+    assert {call[:4] for call in calls} == {(True, torch.float32, True, torch.int64)}
+    assert sum(call[4] for call in calls) == 8 * 300
+    with torch.no_grad():
+        predicted = network(digits["train"].images[:300] / 255).argmax(1)
+    assert (predicted == (digits["train"].labels[:300] + 1) % 10).float().mean() > 0.8
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_loss_that_is_not_finite_stops_the_training_and_keeps_the_last_epoch(bad, digits, tmp_path):
+    output, done = tmp_path / "a.safetensors", 0
+
+    def defense(model, images, labels):
+        nonlocal done
+        done += 1
+        return cross_entropy(model, images, labels) * (bad if done > 3 else 1)
+
+    with pytest.raises(TrainingError, match=r"epoch 2.*--lr"):
+        run(digits, output, defense=defense)
+    assert not output.exists()
+    assert [line["epoch"] for line in log(output.with_suffix(".partial.jsonl"))[1:]] == [1]
+
+
+def test_one_cycle_rises_then_falls():
+    recipe = Recipe("sgd", 0.4, 0.25, 1, 1, 0, 0, 0)
+    assert [recipe.lr_at(x) for x in (0, 0.125, 0.25, 0.625, 1)] == pytest.approx([0, 0.2, 0.4, 0.2, 0])
+    assert {RECIPES["paper"].lr_at(x) for x in (0, 0.5, 0.999)} == {0.001}
+
+
+def test_cross_entropy_is_smoothed_by_the_recipe(digits):
+    logits, labels = torch.randn(4, 10), torch.randint(10, (4,))
+    loss = cross_entropy(lambda _: logits, None, labels, label_smoothing=0.1)
+    target = 0.9 * F.one_hot(labels, 10) + 0.01
+    torch.testing.assert_close(loss, -(target * logits.log_softmax(1)).sum(1).mean())
+
+
+def test_validation_images_are_not_learnt_from(digits, tmp_path):
+    """The weights are the same whatever the validation images are."""
+    reference = run(digits, tmp_path / "a.safetensors")
+    other = {**digits, "validation": load_split("digits", "test")}
+    network = run(other, tmp_path / "b.safetensors")
+    for name, tensor in reference.state_dict().items():
+        assert torch.equal(tensor, network.state_dict()[name])
