@@ -8,10 +8,9 @@ EPSILONS := 0.02 0.04 0.06 0.08 0.1 0.15 0.2
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-13s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/installed  ## train, attack and draw on scikit-learn's digits: no download, two minutes
-	@mkdir -p results/demo
 	$(RUN) train-cnn.py --dataset digits --epochs 20 --output results/demo/cnn-digits.safetensors --overwrite
 	$(RUN) test-cnn.py --dataset digits --checkpoint results/demo/cnn-digits.safetensors \
 		--epsilon $(EPSILONS) --json results/demo/cnn-digits.json --figures results/demo
@@ -31,6 +30,7 @@ format: $(VENV)/installed-dev  ## mend what can be mended by machine
 figures: $(VENV)/installed  ## draw README's pictures again from the shipped checkpoints, on CIFAR-10
 	$(RUN) test-cnn.py --json results/cnn.json --figures results/cnn
 	$(RUN) test-cnn-lstm.py --json results/cnn-lstm.json --figures results/cnn-lstm
+	cp results/cnn/examples.png .github/adversarial-examples-visualization.png
 
 constraints: $(VENV)/installed-dev  ## pin the newest versions that requirements*.txt admit
 	$(RUN) -m pip install uv

@@ -16,10 +16,10 @@ def check_epsilon(epsilon):
 
 def check_images_and_labels(images, labels):
     """Raise TypeError or ValueError, as `fgsm` documents, unless images and labels are fit to be attacked."""
-    if not images.is_floating_point():
-        raise TypeError(f"images must be floating point in [0, 1], not {images.dtype}")
-    if labels.dtype != torch.int64:
-        raise TypeError(f"labels must be int64, not {labels.dtype}")
+    if not (isinstance(images, torch.Tensor) and images.is_floating_point()):
+        raise TypeError(f"images must be a floating point tensor, not {getattr(images, 'dtype', type(images))}")
+    if not (isinstance(labels, torch.Tensor) and labels.dtype == torch.int64):
+        raise TypeError(f"labels must be an int64 tensor, not {getattr(labels, 'dtype', type(labels))}")
     if images.ndim != 4 or labels.shape != images.shape[:1]:
         raise ValueError(
             f"images must be (N, C, H, W) and labels (N,), not {tuple(images.shape)} and {tuple(labels.shape)}"
@@ -37,7 +37,7 @@ def input_gradient(model, images, labels):
     # Copies made outside inference mode, because autograd refuses tensors made inside it.
     with torch.inference_mode(False), torch.enable_grad(), evaluation_mode(model), _ready_for_gradients(model):
         inputs = images.detach().clone().requires_grad_()
-        logits = model(inputs)
+        logits = model(inputs.clone())  # a copy, for the model's first operation may be in place
         if logits.ndim != 2 or len(logits) != len(images):
             raise ValueError(f"the model must return (N, classes) with N={len(images)}, not {tuple(logits.shape)}")
         if labels.min() < 0 or labels.max() >= logits.shape[1]:
@@ -68,13 +68,12 @@ def evaluation_mode(model):
 def _ready_for_gradients(model):
     """Freeze the parameters, for the gradient of the input is wanted alone, and thaw them afterwards.
 
-    cuDNN refuses the backward pass of a recurrent layer in evaluation mode: a model that has one does without it.
+    cuDNN refuses the backward pass of a recurrent layer in evaluation mode: a model that has one does without it, and
+    so does a plain function, into which we cannot look.
     """
-    if not isinstance(model, nn.Module):
-        yield
-        return
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    trainable = [p for module in modules for p in module.parameters(recurse=False) if p.requires_grad]
+    recurrent = not modules or any(isinstance(module, nn.RNNBase) for module in modules)
     try:
         for parameter in trainable:
             parameter.requires_grad_(False)

@@ -14,28 +14,36 @@ def fgsm(model, images, labels, *, epsilon, targeted=False):
     model: any callable from images in [0, 1] to logits (N, K). If it is an nn.Module, the gradient is taken in
         evaluation mode; its mode, its parameters' requires_grad and their .grad are left as they were found.
     images: floating point (N, C, H, W) in [0, 1], in any memory format. labels: int64 (N,) in 0..K-1.
-    epsilon: L-infinity radius in pixel units, such as 8/255; 0 returns the images bit for bit.
+    epsilon: L-infinity radius in pixel units, such as 8/255; 0 returns the images bit for bit. Any radius above 1
+        is as good as 1, which reaches every image.
 
     Returns images of the same shape, dtype, device and memory format, each within epsilon of its original (to one
     rounding unit of the dtype) and inside [0, 1].
-    Raises TypeError if images are not floating point or labels not int64; ValueError if a shape does not fit, images
-    leave [0, 1], a label is no class of the model, epsilon is negative or not finite, or the gradient is not finite.
+    Raises TypeError if images are no floating point tensor or labels no int64 tensor; ValueError if a shape does not
+    fit, images leave [0, 1], a label is no class of the model, epsilon is negative or not finite, or the gradient is
+    not finite.
     """
     check_epsilon(epsilon)
     direction = fgsm_direction(model, images, labels)
-    if epsilon == 0:
-        return images.detach().clone()
-    return images.detach().add(direction, alpha=-epsilon if targeted else epsilon).clamp_(0, 1)
+    return step(images.detach(), -direction if targeted else direction, epsilon)
 
 
 def fgsm_direction(model, images, labels):
     """The sign of the input gradient of the cross-entropy: -1, 0 or 1, with the shape and dtype of images.
 
     It does not depend on epsilon, so one pass over a split serves every epsilon: fgsm(..., epsilon=e) equals
-    images.add(fgsm_direction(...), alpha=e).clamp(0, 1). Arguments and errors are those of `fgsm`.
+    step(images, fgsm_direction(...), e). Arguments and errors are those of `fgsm`.
     """
     check_images_and_labels(images, labels)
     if len(images) == 0:
         return torch.zeros_like(images)
     # Not in place: the gradient of a sum, say, is one number expanded over the image.
     return input_gradient(model, images, labels).sign()
+
+
+def step(images, direction, epsilon):
+    """images + epsilon * direction, clamped to [0, 1]: a new tensor; at epsilon 0 the images bit for bit."""
+    if epsilon == 0:
+        return images.clone()
+    # Beyond 1 every pixel is at its end of the range, and the dtype of the images might not hold epsilon.
+    return images.add(direction, alpha=min(float(epsilon), 1.0)).clamp_(0, 1)

@@ -52,7 +52,12 @@ def script():
     def run(name, *arguments, cwd=ROOT, **environment):
         return subprocess.run(
             [sys.executable, ROOT / name, *map(str, arguments)],
-            cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300, check=False,
-        )  # fmt: skip
+            cwd=cwd,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
 
     return run

@@ -1,5 +1,7 @@
 """Accuracies, their intervals and their pictures."""
 
+from dataclasses import replace
+
 import matplotlib.pyplot as plt
 import pytest
 import torch
@@ -50,9 +52,14 @@ def report(epsilons):
         for e in epsilons
     ]
     return {
-        "network": "cnn", "dataset": "digits", "split": "test", "examples": 300, "clean_accuracy": 0.9,
-        "clean_confidence_interval": [0.85, 0.95], "attacks": attacks,
-    }  # fmt: skip
+        "network": "cnn",
+        "dataset": "digits",
+        "split": "test",
+        "examples": 300,
+        "clean_accuracy": 0.9,
+        "clean_confidence_interval": [0.85, 0.95],
+        "attacks": attacks,
+    }
 
 
 @pytest.mark.parametrize("epsilons", [[0.1], [0.1, 0.02, 0.3], [0.0, 0.1]])
@@ -67,10 +74,10 @@ def test_accuracy_figure_draws_the_reports_points_in_order(epsilons):
 
 def test_examples_figure_shows_what_the_network_says(digits, trained):
     network = load_checkpoint(trained("cnn"))
-    figure = plotting.adversarial_examples(network, digits["test"], 0.1, rows=3)
+    figure = plotting.adversarial_examples(network, digits["test"], 0.1, columns=3)
     assert len(figure.axes) == 9
-    for row in range(3):
-        image, perturbation, adversarial = figure.axes[3 * row : 3 * row + 3]
+    for column in range(3):
+        image, perturbation, adversarial = figure.axes[column::3]
         shown = torch.from_numpy(image.images[0].get_array()).permute(2, 0, 1)[None].float()
         attacked = torch.from_numpy(adversarial.images[0].get_array()).permute(2, 0, 1)[None].float()
         assert (attacked - shown).abs().max() <= 0.1 + 1e-6
@@ -83,5 +90,15 @@ def test_examples_figure_shows_what_the_network_says(digits, trained):
 
 def test_examples_figure_copes_with_epsilon_zero_and_few_images(digits, trained, tmp_path):
     network = load_checkpoint(trained("cnn"))
-    plotting.save(plotting.adversarial_examples(network, digits["test"].first(5), 0, rows=4), tmp_path / "a.png")
+    plotting.save(plotting.adversarial_examples(network, digits["test"].first(5), 0, columns=4), tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_examples_figure_of_a_network_that_gets_nothing_right(digits):
+    only_ones = replace(digits["test"], labels=torch.ones_like(digits["test"].labels))
+    always_zero = torch.eye(10)[:1]
+    figure = plotting.adversarial_examples(
+        lambda images: always_zero + 0 * images.sum((1, 2, 3))[:, None], only_ones, 0.1, columns=4
+    )
+    assert len(figure.axes) == 12
+    plt.close(figure)

@@ -1,6 +1,7 @@
 """FGSM against its formula, and its promises over a table of models, dtypes, memory formats and sizes."""
 
 import copy
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -10,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from attacks import fgsm, fgsm_direction
+from attacks import fgsm, fgsm_direction, step
 from networks import CNN, CNNLSTM, SmallCNN
 
-EPSILONS = [0, 1e-4, 1 / 255, 8 / 255, 0.1, 0.9, 1.5]
+EPSILONS = [0, 1e-4, 1 / 255, Fraction(8, 255), 0.1, 0.9, 1.5, 1e300]
 
 
 class TinyLSTM(nn.Module):
@@ -109,7 +110,9 @@ def test_an_image_is_perturbed_alike_whatever_else_is_in_the_batch():
 def test_one_direction_serves_every_epsilon(epsilon):
     model, images, labels = model_and_images("cnn")
     direction = fgsm_direction(model, images, labels)
-    assert torch.equal(fgsm(model, images, labels, epsilon=epsilon), (images + epsilon * direction).clamp(0, 1))
+    adversarial = fgsm(model, images, labels, epsilon=epsilon)
+    assert torch.equal(adversarial, (images + float(epsilon) * direction).clamp(0, 1))
+    assert torch.equal(adversarial, step(images, direction, epsilon))
 
 
 # ---- the promises about the result ----
@@ -229,6 +232,14 @@ def test_gradient_is_taken_in_evaluation_mode_with_parameters_frozen():
     assert seen == [(False, False)]
 
 
+def test_model_may_begin_in_place():
+    model, images, labels = model_and_images("linear")
+    before = images.clone()
+    adversarial = fgsm(lambda x: model(x.sub_(0.5)), images, labels, epsilon=0.1)
+    assert torch.equal(adversarial, fgsm(lambda x: model(x - 0.5), images, labels, epsilon=0.1))
+    assert torch.equal(images, before)
+
+
 @pytest.mark.parametrize(("kind", "enabled"), [("lstm", False), ("cnn", True)])
 def test_cudnn_is_off_for_recurrent_models_alone_and_on_again_afterwards(kind, enabled):
     """In evaluation mode, cuDNN has no backward pass of an LSTM. Without a GPU, the switch itself is checked."""
@@ -239,6 +250,14 @@ def test_cudnn_is_off_for_recurrent_models_alone_and_on_again_afterwards(kind, e
     fgsm(model, images, labels, epsilon=0.1)
     assert seen == [enabled]
     assert torch.backends.cudnn.enabled
+
+
+def test_cudnn_is_off_for_plain_functions_which_may_hide_an_lstm():
+    model, images, labels = model_and_images("lstm")
+    seen = []
+    model.lstm.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.enabled))
+    fgsm(lambda x: model(x), images, labels, epsilon=0.1)
+    assert seen == [False]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
@@ -265,6 +284,8 @@ def _bad(**changes):
     ("change", "error", "message"),
     [
         (_bad(images=lambda x: (255 * x).to(torch.uint8)), TypeError, "floating point"),
+        (_bad(images=lambda x: x.numpy()), TypeError, "floating point"),
+        (_bad(labels=lambda y: y.tolist()), TypeError, "int64"),
         (_bad(images=lambda x: x * 255), ValueError, r"\[0, 1\]"),
         (_bad(images=lambda x: x - 0.5), ValueError, r"\[0, 1\]"),
         (_bad(images=lambda x: x.masked_fill(x < 0.5, float("nan"))), ValueError, r"\[0, 1\]"),

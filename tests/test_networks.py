@@ -75,9 +75,14 @@ def test_multiply_adds_by_hand():
     convolutions = sum(
         9 * channels_in * channels_out * side**2
         for channels_in, channels_out, side in [
-            (3, 32, 32), (32, 32, 16), (32, 64, 16), (64, 64, 8), (64, 64, 8), (64, 128, 4),
+            (3, 32, 32),
+            (32, 32, 16),
+            (32, 64, 16),
+            (64, 64, 8),
+            (64, 64, 8),
+            (64, 128, 4),
         ]
-    )  # fmt: skip
+    )
     assert multiply_adds(CNN()) == convolutions + 2048 * 10
     lstm = 16 * 4 * 64 * ((128 + 64) + 2 * (64 + 64))
     assert multiply_adds(CNNLSTM()) == convolutions + lstm + 64 * 10

@@ -10,12 +10,14 @@ import time
 import pytest
 from conftest import ROOT
 
+from utils.checkpoints import load_checkpoint, read_metadata, save_checkpoint
 from utils.cli import epsilon
 from utils.evaluation import wilson_interval
 
 SCRIPTS = ("train-cnn.py", "train-cnn-lstm.py", "test-cnn.py", "test-cnn-lstm.py")
 QUICK = ("--dataset", "digits", "--epochs", 2, "--width", 4)
-NO_NETWORK = {"https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}  # nothing listens there
+DEAD_PROXY = "http://127.0.0.1:9"  # nothing listens there
+NO_NETWORK = {"https_proxy": DEAD_PROXY, "HTTPS_PROXY": DEAD_PROXY, "no_proxy": "", "NO_PROXY": ""}
 
 
 @pytest.mark.parametrize("name", ["cnn", "cnn-lstm"])
@@ -28,22 +30,30 @@ def test_train_then_test(name, script, tmp_path):
 
     report_path, figures = tmp_path / "deep" / "out.json", tmp_path / "figures"
     tested = script(
-        f"test-{name}.py", "--checkpoint", output, "--attack", "fgsm", "--epsilon", "0.02", "8/255",
-        "--examples", 100, "--json", report_path, "--figures", figures,
-    )  # fmt: skip
+        f"test-{name}.py",
+        "--checkpoint",
+        output,
+        "--attack",
+        "fgsm",
+        "--epsilon",
+        "0.02",
+        "8/255",
+        "--examples",
+        100,
+        "--json",
+        report_path,
+        "--figures",
+        figures,
+    )
     assert tested.returncode == 0, tested.stderr
     report = json.loads(report_path.read_text())
     attacks = report.pop("attacks")
     clean = report.pop("clean_accuracy")
     assert report.pop("clean_confidence_interval") == pytest.approx(wilson_interval(round(clean * 100), 100))
-    assert report == {
-        "checkpoint": str(output), "network": name, "dataset": "digits", "split": "test", "examples": 100
-    }  # fmt: skip
+    assert report == {"checkpoint": str(output), "network": name, "dataset": "digits", "split": "test", "examples": 100}
     assert [attack["epsilon"] for attack in attacks] == [0.02, 8 / 255]
     for attack in attacks:
-        assert attack.keys() == {
-            "name", "setting", "source", "epsilon", "accuracy", "confidence_interval", "seconds"
-        }  # fmt: skip
+        assert attack.keys() == {"name", "setting", "source", "epsilon", "accuracy", "confidence_interval", "seconds"}
         assert (attack["name"], attack["setting"], attack["source"]) == ("fgsm", "white_box", None)
         low, high = attack["confidence_interval"]
         assert 0 <= low <= attack["accuracy"] <= high <= 1
@@ -56,13 +66,13 @@ def test_transfer(script, trained, tmp_path):
     source = trained("cnn-lstm")
     tested = script(
         "test-cnn.py", "--checkpoint", trained("cnn"), "--source", source, "--epsilon", 0.1, "--json", tmp_path / "o"
-    )  # fmt: skip
+    )
     assert tested.returncode == 0, tested.stderr
     (attack,) = json.loads((tmp_path / "o").read_text())["attacks"]
     assert (attack["setting"], attack["source"]) == ("transfer", str(source))
     white_box = script("test-cnn.py", "--checkpoint", trained("cnn"), "--epsilon", 0.1, "--json", tmp_path / "w")
     assert white_box.returncode == 0, white_box.stderr
-    assert json.loads((tmp_path / "w").read_text())["attacks"][0]["accuracy"] < attack["accuracy"]
+    assert json.loads((tmp_path / "w").read_text())["attacks"][0]["accuracy"] <= attack["accuracy"]
 
 
 def test_default_names_and_another_working_directory(script, tmp_path):
@@ -87,6 +97,7 @@ def test_existing_output_is_refused_unless_told(script, tmp_path):
         refused = script(name, *QUICK, "--output", output, *flags)
         assert_one_line(refused, message)
         assert output.read_bytes() == before
+    assert script("train-cnn.py", *QUICK, "--output", output, "--resume", "--quiet").stdout == ""
     finished = script("train-cnn.py", *QUICK, "--output", output, "--resume")
     assert (finished.returncode, "nothing to resume" in finished.stdout) == (0, True)
     assert script("train-cnn.py", *QUICK, "--output", output, "--overwrite", "--seed", 1).returncode == 0
@@ -102,8 +113,10 @@ def test_killed_run_resumes_to_the_bit_identical_end(signal_number, script, tmp_
 
     command = [sys.executable, ROOT / "train-cnn.py", *map(str, arguments), "--output", killed]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
     while not (tmp_path / "killed.partial.safetensors").exists():
         assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal_number)
     _, errors = process.communicate(timeout=60)
@@ -137,12 +150,15 @@ def test_help_explains_every_flag_and_ends_with_two_examples(name, script):
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_examples_in_help_are_valid(name, script):
-    """Every example's flags are accepted: the run gets as far as looking for its data or its checkpoint."""
+def test_examples_in_help_are_valid(name, script, tmp_path):
+    """The examples' flags are accepted, and a training does not run into a shipped checkpoint."""
     for line in script(name, "--help").stdout.split("examples:\n")[1].splitlines():
-        arguments = [a for a in line.split()[2:] if a not in ("--json", "out.json")]
-        checkpoint = "--output" if name.startswith("train") else "--checkpoint"
-        result = script(name, *arguments, checkpoint, "README.md/none.safetensors")
+        arguments = line.split()[2:]
+        if name.startswith("train"):
+            assert arguments[arguments.index("--output") + 1].startswith("runs/")
+        # The last value of a flag counts: the run gets as far as looking for its output's folder or its checkpoint.
+        file = "--output" if name.startswith("train") else "--checkpoint"
+        result = script(name, *arguments, file, "README.md/none.safetensors")
         assert_one_line(result, "README.md/none.safetensors")
 
 
@@ -163,7 +179,11 @@ def assert_one_line(result, *parts, status=2):
         ("train-cnn.py", ["--epochs", "0"], ["--epochs"]),
         ("train-cnn.py", ["--epochs", "many"], ["--epochs", "many"]),
         ("train-cnn.py", ["--batch-size", "-1"], ["--batch-size"]),
+        ("train-cnn.py", ["--batch-size", "99999999999999999999"], ["--batch-size"]),
+        ("train-cnn.py", ["--seed", "99999999999999999999"], ["--seed"]),
+        ("train-cnn.py", ["--seed", "-1"], ["--seed"]),
         ("train-cnn.py", ["--lr", "nan"], ["--lr"]),
+        ("train-cnn.py", ["--lr", "fast"], ["--lr", "fast"]),
         ("train-cnn.py", ["--lr", "0"], ["--lr"]),
         ("train-cnn.py", ["--width", "1.5"], ["--width"]),
         ("train-cnn.py", ["--width", "100000"], ["--width"]),
@@ -177,6 +197,8 @@ def assert_one_line(result, *parts, status=2):
         ("test-cnn.py", ["--epsilon", "8/0"], ["--epsilon", "8/0"]),
         ("test-cnn.py", ["--epsilon", "nan"], ["--epsilon", "nan"]),
         ("test-cnn.py", ["--epsilon", "1e999"], ["--epsilon", "1e999"]),
+        ("test-cnn.py", ["--epsilon", "1e99999999"], ["--epsilon", "1e99999999"]),
+        ("test-cnn.py", ["--epsilon", "8/255/2"], ["--epsilon", "8/255/2"]),
         ("test-cnn.py", ["--epsilon", "-8/255"], ["--epsilon"]),
         ("test-cnn.py", ["--attack", "magic"], ["magic", "fgsm"]),
         ("test-cnn.py", ["--split", "dev"], ["dev"]),
@@ -195,9 +217,24 @@ def test_bad_arguments_are_one_line_and_status_2(name, arguments, parts, script,
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dataset": "mnist"}, "'mnist'"),
+        ({"dataset": "\x1b[31m\nred"}, "\\x1b[31m\\nred"),
+        ({"class_names": list("abcdefghij")}, "other classes"),
+    ],
+)
+def test_checkpoint_of_foreign_data(changes, message, script, trained, tmp_path):
+    path = tmp_path / "a.safetensors"
+    metadata = {**read_metadata(trained("cnn")), **changes}
+    save_checkpoint(path, load_checkpoint(trained("cnn")), metadata)
+    assert_one_line(script("test-cnn.py", "--checkpoint", path), str(path), message)
+
+
 def test_checkpoint_of_the_wrong_network_data_set_or_source(script, trained):
     cnn, lstm = trained("cnn"), trained("cnn-lstm")
-    assert_one_line(script("test-cnn.py", "--checkpoint", lstm), str(lstm), "use test-cnn-lstm.py")
+    assert_one_line(script("test-cnn.py", "--checkpoint", lstm), str(lstm), "holds a cnn-lstm, not a cnn")
     assert_one_line(script("test-cnn.py", "--checkpoint", cnn, "--dataset", "cifar10"), str(cnn), "digits", "cifar10")
     assert_one_line(script("test-cnn.py", "--checkpoint", cnn, "--source", "none"), "none", "no such checkpoint")
 
@@ -220,9 +257,13 @@ def test_full_disk_is_one_line_and_keeps_the_earlier_checkpoint(tmp_path):
     result = subprocess.run(
         [sys.executable, ROOT / "train-cnn.py", *map(str, QUICK), "--output", output, "--overwrite", "--quiet"],
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)),
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert_one_line(result, "File too large", status=1)
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},  # a .pyc cut off at the limit would stay
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert_one_line(result, "File too large", str(output.with_suffix(".partial.safetensors")), status=1)
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
     assert output.read_bytes() == b"earlier"
 

@@ -1,5 +1,6 @@
 """The training loop: it learns, repeats itself bit for bit, and loses nothing when it is interrupted."""
 
+import functools
 import json
 from dataclasses import replace
 
@@ -24,6 +25,7 @@ def interrupted_after(steps, loss=cross_entropy):
     """A defence that behaves like `loss` for so many steps, then like Ctrl-C."""
     done = 0
 
+    @functools.wraps(loss)
     def defense(model, images, labels):
         nonlocal done
         done += 1
@@ -102,8 +104,11 @@ def test_resumed_run_ends_bit_identical(name, recipe, steps, digits, tmp_path):
     assert halves.read_bytes() == whole.read_bytes()
     assert log(halves.with_suffix(".jsonl")) == log(whole.with_suffix(".jsonl"))
     assert {path.name for path in tmp_path.iterdir()} == {
-        "whole.safetensors", "whole.jsonl", "halves.safetensors", "halves.jsonl"
-    }  # fmt: skip
+        "whole.safetensors",
+        "whole.jsonl",
+        "halves.safetensors",
+        "halves.jsonl",
+    }
 
 
 def test_run_killed_between_its_last_writes_can_be_resumed(digits, tmp_path, monkeypatch):
@@ -128,8 +133,8 @@ def test_earlier_checkpoint_stays_until_the_new_one_is_finished(digits, tmp_path
 
 def test_another_run_is_not_resumed(digits, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        run(digits, tmp_path / "a.safetensors", defense=interrupted_after(4))
-    with pytest.raises(TrainingError, match=r"lr 0\.05, not 0\.1.*seed 0, not 1"):
+        run(digits, tmp_path / "a.safetensors", defense=interrupted_after(4, noisy))
+    with pytest.raises(TrainingError, match=r"defense 'noisy', not None; lr 0\.05, not 0\.1; seed 0, not 1"):
         run(digits, tmp_path / "a.safetensors", recipe=replace(RECIPE, lr=0.1), seed=1, resume=True)
 
 

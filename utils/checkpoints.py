@@ -10,6 +10,7 @@ The state dict is stored as tensors, and what it takes to rebuild and judge the 
 
 import json
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -36,7 +37,8 @@ def load_checkpoint(path, device="cpu"):
     metadata = _checked(path, metadata)
     network_class, arguments = NETWORKS[metadata["network"]], metadata["arguments"]
     with torch.device("meta"):  # shapes alone, so that nothing is allocated before the file has proved to fit
-        expected = network_class(**arguments).state_dict()
+        network = network_class(**arguments)
+    expected = network.state_dict()
     for name in expected.keys() | tensors.keys():
         if name not in tensors or name not in expected:
             raise CheckpointError(f"{path}: tensor {name!r} is {'missing' if name in expected else 'unknown'}")
@@ -44,8 +46,7 @@ def load_checkpoint(path, device="cpu"):
             raise CheckpointError(f"{path}: tensor {name!r} does not fit a {metadata['network']} with {arguments}")
         if not tensors[name].isfinite().all():
             raise CheckpointError(f"{path}: tensor {name!r} holds NaN or infinity")
-    network = network_class(**arguments)
-    network.load_state_dict(tensors)
+    network.load_state_dict(tensors, assign=True)
     return network.to(device, memory_format=torch.channels_last).eval()
 
 
@@ -56,18 +57,16 @@ def read_metadata(path):
 
 def save_checkpoint(path, network, metadata):
     """Write network and metadata (the keys above but network, arguments and versions) to `path`, atomically."""
-    name = next(name for name, network_class in NETWORKS.items() if type(network) is network_class)
-    metadata = {"network": name, "arguments": network.arguments, **metadata, "versions": versions()}
+    names = {network_class: name for name, network_class in NETWORKS.items()}
+    if type(network) not in names:
+        raise TypeError(f"only {', '.join(NETWORKS)} can be saved, not a {type(network).__name__}")
+    metadata = {"network": names[type(network)], "arguments": network.arguments, **metadata, "versions": versions()}
     write_tensors(path, network.state_dict(), metadata)
 
 
 def versions():
-    """Library versions to store with a result."""
-    import numpy
-    import safetensors
-    import torchvision
-
-    return {library.__name__: library.__version__ for library in (torch, torchvision, numpy, safetensors)}
+    """Library versions to store with a result; torch's own string also names its CUDA build."""
+    return {"torch": torch.__version__, **{name: version(name) for name in ("torchvision", "numpy", "safetensors")}}
 
 
 def write_tensors(path, tensors, metadata):
@@ -78,7 +77,8 @@ def write_tensors(path, tensors, metadata):
 
 def read_tensors(path):
     """The (metadata, tensors) that `write_tensors` wrote. Raises CheckpointError."""
-    return _open(path, lambda file: {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (no dict)
+    # Cloned, because what get_tensor returns is a view of the file, which could then not be replaced on Windows.
+    return _open(path, lambda file: {name: file.get_tensor(name).clone() for name in file.keys()})  # noqa: SIM118
 
 
 def write_atomically(path, data):
@@ -113,7 +113,7 @@ def _open(path, read):
 
 
 def _checked(path, metadata):
-    """The metadata, once it is certain that a network can be built from it."""
+    """The metadata, once it is certain that a network can be built from it and its data set and classes named."""
     network, arguments = metadata.get("network"), metadata.get("arguments")
     if not isinstance(network, str) or network not in NETWORKS:
         raise CheckpointError(f"{path}: unknown network {network!r}")
@@ -121,4 +121,9 @@ def _checked(path, metadata):
         raise CheckpointError(f"{path}: arguments must be width and num_classes, not {arguments!r}")
     if not all(type(value) is int and 1 <= value <= LARGEST_WIDTH for value in arguments.values()):
         raise CheckpointError(f"{path}: width and num_classes must be in 1..{LARGEST_WIDTH}, not {arguments!r}")
+    names = metadata.get("class_names")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{path}: class_names must be a list of strings")
+    if len(names) != arguments["num_classes"] or not isinstance(metadata.get("dataset"), str):
+        raise CheckpointError(f"{path}: dataset must be a string and class_names one name for each class")
     return metadata

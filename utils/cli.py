@@ -6,13 +6,14 @@ Torch is imported where it is first needed, so that `--help` and mistakes are an
 import argparse
 import json
 from dataclasses import replace
-from fractions import Fraction
+from math import isfinite
 from pathlib import Path
 
-from utils import DATASETS, LARGEST_WIDTH, SPLITS, UserError
+from utils import DATASETS, EVALUATION_BATCH, LARGEST_WIDTH, SPLITS, UserError
 from utils.recipes import RECIPES
 
 PAPER_EPSILONS = [0.02, 0.04, 0.06, 0.08, 0.1]
+LARGEST_INT = 2**63 - 1  # torch's integers have 64 bits
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,17 +29,21 @@ def train_script(network):
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=f"Train the {network} network on clean images and save it as a safetensors checkpoint.",
         epilog=f"""examples:
-  python {script} --data-dir data --epochs 20
-  python {script} --dataset digits --epochs 5 --output runs/first-try.safetensors""",
+  python {script} --data-dir data --epochs 10 --output runs/{network}.safetensors
+  python {script} --dataset digits --epochs 5 --output runs/digits.safetensors""",
     )
     ours, paper = RECIPES["one-cycle"], RECIPES["paper"]
-    add_common_arguments(parser)
     option = parser.add_argument
+    option("--dataset", choices=DATASETS, default="cifar10", help="what to train on (default cifar10)")
+    option("--seed", type=seed, default=0, help="of initial weights, shuffling and augmentation (default 0)")
+    add_common_arguments(parser)
     option(
-        "--recipe", choices=RECIPES, default="one-cycle",
+        "--recipe",
+        choices=RECIPES,
+        default="one-cycle",
         help="the numbers that --epochs, --batch-size and --lr replace one by one: one-cycle (ours, the default: SGD, "
         "label smoothing, flips and shifts) or paper (the study's: Adam, flips alone)",
-    )  # fmt: skip
+    )
     option(
         "--epochs",
         type=positive_int,
@@ -50,58 +55,70 @@ def train_script(network):
     option("--lr", type=positive_float, help=f"highest learning rate (default {ours.lr}; paper {paper.lr})")
     option("--width", type=width, default=32, help="channels of the first convolution (default 32, the study's)")
     option(
-        "--output", type=Path, metavar="FILE",
+        "--output",
+        type=Path,
+        metavar="FILE",
         help=f"the checkpoint to write, its log beside it as .jsonl (default {default_checkpoint(network, 'cifar10')}, "
         f"for digits {default_checkpoint(network, 'digits')})",
-    )  # fmt: skip
+    )
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace the output, once the training is done")
     existing.add_argument(
-        "--resume", action="store_true",
+        "--resume",
+        action="store_true",
         help="continue an interrupted run, given the same flags, from its last finished epoch to the bit-identical "
         "end; if there is none, start it",
-    )  # fmt: skip
+    )
     option("--quiet", action="store_true", help="print errors alone")
     args = parser.parse_args()
-    args.dataset = args.dataset or "cifar10"
     args.output = args.output or default_checkpoint(network, args.dataset)
     replaced = {name: getattr(args, name) for name in ("epochs", "batch_size", "lr")}
     recipe = replace(RECIPES[args.recipe], **{name: value for name, value in replaced.items() if value is not None})
     run(
-        parser, lambda: train_command(network, args, recipe),
+        parser,
+        lambda: train_command(network, args, recipe),
         hint="; if an epoch was finished, it is saved: --resume continues after it",
-    )  # fmt: skip
+    )
 
 
 def train_command(network, args, recipe):
     if args.output.suffix != ".safetensors":
         raise UserError(f"--output {args.output}: a checkpoint's name ends in .safetensors")
-    partial = args.output.with_suffix(".partial.safetensors")
-    if not (args.overwrite or args.resume):
-        if partial.exists():
-            raise UserError(f"{partial} is an interrupted run: --resume continues it, --overwrite starts again")
-        if args.output.exists():
-            raise UserError(f"{args.output} exists: --overwrite replaces it, --output names another file")
-    check_writable(args.output)
 
     from utils.checkpoints import read_metadata
     from utils.data import load_split
-    from utils.training import check_same_arguments, train, training_arguments
+    from utils.training import PartialRun, check_same_arguments, train, training_arguments
 
+    partial = PartialRun(args.output)
+    existing = [path for path in (partial.state, partial.output, partial.log) if path.exists()]
+    if existing and not (args.overwrite or args.resume):
+        if partial.exists():
+            raise UserError(f"{partial.state} is an interrupted run: --resume continues it, --overwrite starts again")
+        raise UserError(f"{existing[0]} exists: --overwrite replaces it, --output names another file")
+    check_writable(args.output)
     device = pick_device(args.device)
-    if args.resume and args.output.exists() and not partial.exists():
-        wanted = training_arguments(network, args.dataset, recipe, width=args.width, seed=args.seed)
-        check_same_arguments(args.output, read_metadata(args.output).get("training"), wanted)
-        print(f"{args.output} is finished: nothing to resume")
-        return
     training = load_split(args.dataset, "train", args.data_dir)
     validation = load_split(args.dataset, "validation", args.data_dir)
+    if args.resume and args.output.exists() and not partial.exists():
+        wanted = training_arguments(network, training, recipe, width=args.width, seed=args.seed)
+        check_same_arguments(args.output, read_metadata(args.output).get("training"), wanted)
+        if not args.quiet:
+            print(f"{args.output} is finished: nothing to resume")
+        return
     if not args.quiet:
         print(f"training {network}, width {args.width}, on {len(training):,} {args.dataset} images, {device}")
     train(
-        network, training, validation, recipe, output=args.output,
-        width=args.width, seed=args.seed, device=device, resume=args.resume, quiet=args.quiet,
-    )  # fmt: skip
+        network,
+        training,
+        validation,
+        recipe,
+        output=args.output,
+        width=args.width,
+        seed=args.seed,
+        device=device,
+        resume=args.resume,
+        quiet=args.quiet,
+    )
     if not args.quiet:
         print(f"saved {args.output}")
 
@@ -115,28 +132,38 @@ def test_script(network):
         description=f"Test a {network} checkpoint on clean images and under attack, with 95 % Wilson intervals.",
         epilog=f"""examples:
   python {script} --data-dir data --attack fgsm --epsilon 0.02 8/255 --json out.json
-  python {script} --dataset digits --epsilon 0.1 --source models/cnn-digits.safetensors""",
+  python {script} --checkpoint runs/digits.safetensors --split validation --figures runs/digits""",
     )
-    add_common_arguments(parser)
     option = parser.add_argument
+    option("--dataset", choices=DATASETS, help="what to test on (default: what the checkpoint was trained on)")
+    option("--seed", type=seed, default=0, help="of an attack's random numbers; FGSM has none (default 0)")
+    add_common_arguments(parser)
     option(
-        "--checkpoint", type=Path, metavar="FILE",
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
         help=f"the network to test (default {default_checkpoint(network, 'cifar10')}, "
         f"for digits {default_checkpoint(network, 'digits')})",
-    )  # fmt: skip
+    )
     option("--attack", nargs="+", choices=["fgsm"], default=["fgsm"], help="attacks to run (default fgsm)")
     option(
-        "--epsilon", nargs="+", type=epsilon, default=PAPER_EPSILONS, metavar="E",
+        "--epsilon",
+        nargs="+",
+        type=epsilon,
+        default=PAPER_EPSILONS,
+        metavar="E",
         help="L-infinity radii in pixel units, such as 0.02 or 8/255 (default: the study's, 0.02 to 0.1)",
-    )  # fmt: skip
+    )
     option(
-        "--source", type=Path, metavar="CHECKPOINT",
+        "--source",
+        type=Path,
+        metavar="CHECKPOINT",
         help="craft the examples on this checkpoint's gradient and transfer them (default: on the tested network's "
         "own, white-box)",
-    )  # fmt: skip
+    )
     option("--split", choices=SPLITS, default="test", help="the images to test on (default test)")
     option("--examples", type=positive_int, metavar="N", help="test on the first N images alone (default all)")
-    option("--batch-size", type=positive_int, default=250, help="images at once (default 250)")
+    option("--batch-size", type=positive_int, default=EVALUATION_BATCH, help="images at once (default %(default)s)")
     option("--json", type=Path, metavar="FILE", help="write the figures to this file")
     option("--figures", type=Path, metavar="FOLDER", help="draw accuracy.png and examples.png into this folder")
     args = parser.parse_args()
@@ -149,48 +176,60 @@ def test_command(network_name, args):
         if path:
             check_writable(path)
 
+    import torch
+
     from utils.checkpoints import load_checkpoint, read_metadata, write_atomically
     from utils.data import load_split
     from utils.evaluation import evaluate_fgsm, multiply_adds
 
-    import torch  # isort: skip
-
     device = pick_device(args.device)
     torch.manual_seed(args.seed)
-    metadata = read_metadata(args.checkpoint)
-    dataset = args.dataset or metadata.get("dataset")
-    if metadata["network"] != network_name:
-        raise UserError(f"{args.checkpoint} holds a {metadata['network']}: use test-{metadata['network']}.py")
-    for path in filter(None, (args.checkpoint, args.source)):
-        if read_metadata(path).get("dataset") != dataset:
-            raise UserError(f"{path} was trained on {read_metadata(path).get('dataset')}, not on {dataset}")
+    checkpoints = {path: read_metadata(path) for path in (args.checkpoint, args.source) if path}
+    dataset = args.dataset or checkpoints[args.checkpoint]["dataset"]
+    if dataset not in DATASETS:
+        raise UserError(f"{args.checkpoint} was trained on {dataset!r}, which is none of {', '.join(DATASETS)}")
+    if checkpoints[args.checkpoint]["network"] != network_name:
+        raise UserError(f"{args.checkpoint} holds a {checkpoints[args.checkpoint]['network']}, not a {network_name}")
+    for path, metadata in checkpoints.items():
+        if metadata["dataset"] != dataset:
+            raise UserError(f"{path} was trained on {metadata['dataset']!r}, not on {dataset}")
     network = load_checkpoint(args.checkpoint, device)
     source = load_checkpoint(args.source, device) if args.source else None
     split = load_split(dataset, args.split, args.data_dir).first(args.examples).to(device)
+    for path, metadata in checkpoints.items():
+        if metadata["class_names"] != list(split.class_names):
+            raise UserError(f"{path} tells other classes apart than {dataset} has")
 
     parameters = sum(parameter.numel() for parameter in network.parameters())
     print(
         f"{args.checkpoint}: {network_name}, width {network.arguments['width']}, {parameters:,} parameters, "
         f"{multiply_adds(network):,} multiply-adds an image\n"
-        f"{dataset} {args.split} split, {len(split):,} images, {device}"
+        f"{dataset} {split.name} split, {len(split):,} images, {device}"
     )
     clean, *attacked = evaluate_fgsm(
         network, split, args.epsilon, source=source, batch_size=args.batch_size, progress=True
     )
     report = {
-        "checkpoint": str(args.checkpoint), "network": network_name, "dataset": dataset, "split": args.split,
-        "examples": len(split), "clean_accuracy": clean.accuracy,
+        "checkpoint": str(args.checkpoint),
+        "network": network_name,
+        "dataset": dataset,
+        "split": split.name,
+        "examples": len(split),
+        "clean_accuracy": clean.accuracy,
         "clean_confidence_interval": clean.confidence_interval,
         "attacks": [
             {
-                "name": "fgsm", "setting": "transfer" if args.source else "white_box",
-                "source": str(args.source) if args.source else None, "epsilon": result.epsilon,
-                "accuracy": result.accuracy, "confidence_interval": result.confidence_interval,
+                "name": "fgsm",
+                "setting": "transfer" if args.source else "white_box",
+                "source": str(args.source) if args.source else None,
+                "epsilon": result.epsilon,
+                "accuracy": result.accuracy,
+                "confidence_interval": result.confidence_interval,
                 "seconds": round(result.seconds, 3),
             }
             for result in attacked
         ],
-    }  # fmt: skip
+    }
     print_table(clean, report["attacks"])
     if args.json:
         write_atomically(args.json, (json.dumps(report, indent=2) + "\n").encode())
@@ -198,7 +237,7 @@ def test_command(network_name, args):
         from utils import plotting
 
         plotting.save(plotting.accuracy_against_epsilon(report), args.figures / "accuracy.png")
-        broken = [result.epsilon for result in attacked if result.accuracy < 0.5]
+        broken = [result.epsilon for result in attacked if result.epsilon and result.accuracy < 0.5]
         shown = min(broken, default=max(args.epsilon))  # the smallest radius that fools the network more often than not
         plotting.save(
             plotting.adversarial_examples(network, split, shown, source=source), args.figures / "examples.png"
@@ -218,16 +257,18 @@ def print_table(clean, attacks):
 
 def add_common_arguments(parser):
     option = parser.add_argument
-    option("--dataset", choices=DATASETS, help="default cifar10; digits needs no download")
     option(
-        "--data-dir", type=Path, metavar="FOLDER",
+        "--data-dir",
+        type=Path,
+        metavar="FOLDER",
         help="holds the data sets, downloaded into it on first use (default $DATA_DIR, else data)",
-    )  # fmt: skip
+    )
     option(
-        "--device", choices=("auto", "cuda", "mps", "cpu"), default="auto",
+        "--device",
+        choices=("auto", "cuda", "mps", "cpu"),
+        default="auto",
         help="default auto: the first there is of cuda, mps, cpu",
-    )  # fmt: skip
-    option("--seed", type=int, default=0, help="of all random numbers (default 0)")
+    )
 
 
 def default_checkpoint(network, dataset):
@@ -236,34 +277,46 @@ def default_checkpoint(network, dataset):
 
 def epsilon(text):
     """An L-infinity radius: a decimal number or a fraction such as 8/255, at least 0."""
+    numerator, _, denominator = text.partition("/")
     try:
-        value = float(Fraction(text))
-    except (ValueError, ZeroDivisionError, OverflowError):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number and no fraction such as 8/255") from None
+        value = float(numerator) / float(denominator or 1)
+    except (ValueError, ZeroDivisionError):
+        value = float("nan")
+    if not isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number and no fraction such as 8/255")
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text} is negative, and a radius is not")
     return value
 
 
-def positive_int(text):
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1")
-    return value
-
-
-def width(text):
-    value = positive_int(text)
-    if value > LARGEST_WIDTH:
-        raise argparse.ArgumentTypeError(f"{text} is above {LARGEST_WIDTH}")
-    return value
-
-
 def positive_float(text):
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not above 0 and finite")
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not (isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
     return value
+
+
+def whole_number(low, high):
+    """An argparse type: a whole number from low to high."""
+
+    def parse(text):
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {low} to {high}")
+        return value
+
+    return parse
+
+
+positive_int = whole_number(1, LARGEST_INT)
+seed = whole_number(0, LARGEST_INT)
+width = whole_number(1, LARGEST_WIDTH)
 
 
 def pick_device(name):

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass, replace
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
@@ -40,15 +41,11 @@ class Split:
         values = torch.arange(256, dtype=torch.float64) / 255
         mean, std = [], []
         for channel in range(3):
-            histogram = torch.bincount(self.images[:, channel].flatten(), minlength=256).double().cpu()
+            histogram = torch.bincount(self.images[:, channel].flatten(), minlength=256).cpu().double()
             probability = histogram / histogram.sum()
             mean.append((probability @ values).item())
             std.append((probability @ (values - mean[-1]) ** 2).sqrt().item())
         return mean, std
-
-
-def default_data_dir():
-    return os.environ.get("DATA_DIR") or "data"
 
 
 def load_split(dataset, split, data_dir=None):
@@ -63,7 +60,7 @@ def load_split(dataset, split, data_dir=None):
         raise ValueError(f"dataset must be one of {DATASETS} and split one of {SPLITS}, not {dataset!r} and {split!r}")
     if dataset == "digits":
         return _digits(split)
-    return _cifar10(split, Path(default_data_dir() if data_dir is None else data_dir))
+    return _cifar10(split, Path(data_dir or os.environ.get("DATA_DIR") or "data"))
 
 
 def _cifar10(split, data_dir):
@@ -72,17 +69,20 @@ def _cifar10(split, data_dir):
 
     folder = data_dir / CIFAR10.base_folder
     archive = data_dir / CIFAR10.filename
-    present = [(folder / name, md5) for name, md5 in CIFAR10.train_list + CIFAR10.test_list if (folder / name).exists()]
+    published = [*CIFAR10.train_list, *CIFAR10.test_list, [CIFAR10.meta["filename"], CIFAR10.meta["md5"]]]
+    present = [(folder / name, md5) for name, md5 in published if (folder / name).exists()]
     for path, md5 in present:
         if not check_integrity(path, md5):
             raise DataError(
                 f"{path} is damaged: its MD5 checksum is not that of CIFAR-10's published file; "
-                f"delete it and put an intact copy there, or delete {folder} to download all of it again"
+                f"put an intact copy there, or delete {folder} to download all of it again"
             )
-    complete = len(present) == len(CIFAR10.train_list + CIFAR10.test_list)
+    if present and len(present) < len(published):
+        missing = next(folder / name for name, _ in published if not (folder / name).exists())
+        raise DataError(f"{missing} is missing: put it there, or delete {folder} to download all of it again")
     try:
-        dataset = CIFAR10(data_dir, train=split != "test", download=not complete)
-    except (OSError, RuntimeError) as error:
+        dataset = CIFAR10(data_dir, train=split != "test", download=not present)
+    except (OSError, RuntimeError, HTTPException) as error:
         raise DataError(
             f"CIFAR-10 was looked for in {folder.resolve()} and {archive.resolve()} and could not be downloaded "
             f"({' '.join(str(error).split())}); pass --data-dir with the folder that holds {CIFAR10.base_folder}, "

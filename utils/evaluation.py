@@ -8,11 +8,10 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from attacks import fgsm_direction
+from attacks import fgsm_direction, step
 from attacks.core import evaluation_mode
+from utils import EVALUATION_BATCH
 from utils.data import batches
-
-BATCH_SIZE = 250
 
 
 @dataclass(frozen=True)
@@ -51,12 +50,12 @@ def count_correct(network, images, labels):
         return (network(images).argmax(1) == labels).sum().item()
 
 
-def accuracy(network, split, batch_size=BATCH_SIZE):
+def accuracy(network, split):
     """The fraction of a split's images that the network, in evaluation mode, classifies correctly."""
-    return evaluate_fgsm(network, split, [], batch_size=batch_size)[0].accuracy
+    return evaluate_fgsm(network, split, [])[0].accuracy
 
 
-def evaluate_fgsm(network, split, epsilons, *, source=None, batch_size=BATCH_SIZE, progress=False):
+def evaluate_fgsm(network, split, epsilons, *, source=None, batch_size=EVALUATION_BATCH, progress=False):
     """Accuracy on the clean images and under FGSM at each epsilon, in one pass over the split.
 
     source: the network whose gradient crafts the examples; None means `network` itself, a white-box attack.
@@ -77,15 +76,14 @@ def evaluate_fgsm(network, split, epsilons, *, source=None, batch_size=BATCH_SIZ
                 crafting = time.perf_counter() - start
             for i, epsilon in enumerate(epsilons, start=1):
                 start = time.perf_counter()
-                adversarial = images.add(direction, alpha=epsilon).clamp_(0, 1)
-                correct[i] += count_correct(network, adversarial, labels)
+                correct[i] += count_correct(network, step(images, direction, epsilon), labels)
                 seconds[i] += crafting + time.perf_counter() - start
             bar.update(len(labels))
     return [Result(*row) for row in zip([0.0, *epsilons], correct, [len(split)] * len(correct), seconds, strict=True)]
 
 
-def multiply_adds(network, shape=(3, 32, 32)):
-    """Multiply-adds of one image's forward pass in convolutions, LSTMs and linear layers (the rest is negligible)."""
+def multiply_adds(network):
+    """Multiply-adds of one 3 x 32 x 32 image's forward pass, in its convolutions, LSTMs and linear layers."""
     total = 0
 
     def count(module, inputs, output):
@@ -100,7 +98,7 @@ def multiply_adds(network, shape=(3, 32, 32)):
 
     hooks = [module.register_forward_hook(count) for module in network.modules()]
     with torch.no_grad(), evaluation_mode(network):
-        network(torch.zeros(1, *shape, device=next(network.parameters()).device))
+        network(torch.zeros(1, 3, 32, 32, device=next(network.parameters()).device))
     for hook in hooks:
         hook.remove()
     return total

@@ -5,6 +5,7 @@ import numpy as np
 import torch
 
 from attacks import fgsm
+from attacks.core import evaluation_mode
 from utils.data import batches
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
@@ -22,45 +23,41 @@ def accuracy_against_epsilon(report):
     axes.fill_between(radius, 100 * low, 100 * high, color=BLUE, alpha=0.2, linewidth=0, label="95 % Wilson interval")
     axes.plot(radius, 100 * accuracy, color=BLUE, marker="o", label=f"{report['network']}, {setting} FGSM")
     axes.axhline(10, color=GREY, linestyle=":", label="chance (10 classes)")
-    axes.set(
-        xlabel="epsilon (L-infinity radius, pixels in [0, 1])", ylabel="accuracy (%)", ylim=(0, 100),
-        title=f"FGSM against {report['network']}: {report['examples']:,} {report['dataset']} {report['split']} images",
-    )  # fmt: skip
-    axes.set_xlim(left=0)
+    images = f"{report['examples']:,} {report['dataset']} {report['split']} images"
+    axes.set_title(f"FGSM against {report['network']}: {images}")
+    axes.set_xlabel("epsilon (L-infinity radius, pixels in [0, 1])")
+    axes.set_ylabel("accuracy (%)")
+    axes.set(xlim=(0, None), ylim=(0, 100))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     return figure
 
 
-def adversarial_examples(network, split, epsilon, *, source=None, rows=4):
-    """Image, perturbation and adversarial image with predictions and confidences, a row for each of `rows` images.
+def adversarial_examples(network, split, epsilon, *, source=None, columns=5):
+    """Image, perturbation and adversarial image with predictions and confidences, a column for each of some images.
 
-    They are the split's first images that the network classifies correctly, each of another class; whether the
-    attack then succeeds has no part in the choice.
+    They are the split's first images that the network classifies correctly, each of another class (of all images,
+    if it gets none right); whether the attack then succeeds has no part in the choice.
     """
-    images, labels = _first_correct(network, split, rows)
+    images, labels = _first_correct(network, split, columns)
     adversarial = fgsm(network if source is None else source, images, labels, epsilon=epsilon)
     perturbation = (adversarial - images) / (2 * epsilon) + 0.5 if epsilon else torch.full_like(images, 0.5)
-
-    figure, axes = plt.subplots(len(images), 3, figsize=(6.6, 2.35 * len(images)), layout="constrained", squeeze=False)
     magnified = f"magnified {0.5 / epsilon:.0f} times" if epsilon else "none"
-    for row, panels in zip(axes, zip(images, perturbation, adversarial, strict=True), strict=True):
-        for axis, panel in zip(row, panels, strict=True):
-            axis.imshow(panel.permute(1, 2, 0).clamp(0, 1).cpu().numpy(), interpolation="nearest")
-            axis.set(xticks=[], yticks=[])
-    for row, (before, after, label) in enumerate(
-        zip(_predictions(network, images), _predictions(network, adversarial), labels.tolist(), strict=True)
-    ):
-        for column, (predicted, confidence) in ((0, before), (2, after)):
-            axes[row, column].set_xlabel(
-                f"{split.class_names[predicted]}, {100 * confidence:.1f} %",
-                color=GREEN if predicted == label else ORANGE,
-            )
-        axes[row, 1].set_xlabel(magnified, color=GREY)
-    axes[0, 0].set_title("image")
-    axes[0, 1].set_title("perturbation")
-    axes[0, 2].set_title("adversarial image")
-    figure.suptitle(f"FGSM, epsilon = {_pixels(epsilon)}")
+
+    figure, axes = plt.subplots(3, len(images), figsize=(1.8 * len(images) + 0.6, 6.6), squeeze=False)
+    figure.set_layout_engine("constrained")
+    for column, panels in enumerate(zip(images, perturbation, adversarial, strict=True)):
+        for row, panel in enumerate(panels):
+            axes[row, column].imshow(panel.permute(1, 2, 0).clamp(0, 1).cpu().numpy(), interpolation="nearest")
+            axes[row, column].set(xticks=[], yticks=[])
+        axes[1, column].set_xlabel(magnified, color=GREY)
+    for row, shown in ((0, images), (2, adversarial)):
+        for axis, label, (predicted, confidence) in zip(axes[row], labels, _predictions(network, shown), strict=True):
+            color = GREEN if predicted == label else ORANGE
+            axis.set_xlabel(f"{split.class_names[predicted]}, {100 * confidence:.1f} %", color=color)
+    for axis, name in zip(axes[:, 0], ("image", "perturbation", "adversarial image"), strict=True):
+        axis.set_ylabel(name)
+    figure.suptitle(f"FGSM, epsilon = {_pixels(epsilon)}: what the network sees, and how sure it is")
     return figure
 
 
@@ -71,21 +68,24 @@ def _pixels(epsilon):
 
 
 def _first_correct(network, split, count):
+    """The first correctly classified image of each of `count` classes, or the first images if there is none."""
     found = {}
     for images, labels in batches(split, 100):
-        with torch.no_grad():
+        with torch.no_grad(), evaluation_mode(network):
             correct = network(images).argmax(1) == labels
         for index in correct.nonzero().flatten().tolist():
             found.setdefault(labels[index].item(), (images[index], labels[index]))
         if len(found) >= count:
             break
+    if not found:
+        return next(batches(split.first(count), count))
     images, labels = zip(*list(found.values())[:count], strict=True)
     return torch.stack(images), torch.stack(labels)
 
 
 def _predictions(network, images):
     """(class, confidence) of each image."""
-    with torch.no_grad():
+    with torch.no_grad(), evaluation_mode(network):
         confidence, predicted = network(images).softmax(1).max(1)
     return list(zip(predicted.tolist(), confidence.tolist(), strict=True))
 

@@ -23,7 +23,25 @@ class Recipe:
 
 RECIPES = {
     # Chosen on the validation images; models/README.md has what was tried.
-    "one-cycle": Recipe("sgd", 0.2, 0.25, epochs=20, batch_size=128, weight_decay=5e-4, label_smoothing=0.1, shift=2),
+    "one-cycle": Recipe(
+        optimizer="sgd",
+        lr=0.2,
+        warmup=0.25,
+        epochs=20,
+        batch_size=128,
+        weight_decay=5e-4,
+        label_smoothing=0.1,
+        shift=2,
+    ),
     # The study's own, so that its figures can be reproduced.
-    "paper": Recipe("adam", 0.001, None, epochs=10, batch_size=64, weight_decay=0, label_smoothing=0, shift=0),
+    "paper": Recipe(
+        optimizer="adam",
+        lr=0.001,
+        warmup=None,
+        epochs=10,
+        batch_size=64,
+        weight_decay=0,
+        label_smoothing=0,
+        shift=0,
+    ),
 }

@@ -1,6 +1,7 @@
 """The training loop: one for every network, data set and defence."""
 
 import json
+import math
 import time
 from dataclasses import asdict
 from functools import partial
@@ -22,16 +23,27 @@ class TrainingError(UserError):
 
 
 def train(
-    name, training, validation, recipe, *,
-    output, width=32, seed=0, device="cpu", defense=None, resume=False, quiet=False,
-):  # fmt: skip
+    name,
+    training,
+    validation,
+    recipe,
+    *,
+    output,
+    width=32,
+    seed=0,
+    device="cpu",
+    defense=None,
+    resume=False,
+    quiet=False,
+):
     """Train a fresh network of that `name` (a key of NETWORKS) and save it to `output`, a .safetensors file.
 
     training, validation: Splits. Nothing is learnt from the validation images; each epoch's accuracy on them is
         printed and logged. recipe: a Recipe.
     defense: a loss, defense(model, images, labels) -> scalar, with images in [0, 1]; None means cross-entropy with
         the recipe's label smoothing.
-    resume: continue an interrupted run, if there is one, from its last finished epoch to the bit-identical end.
+    resume: continue an interrupted run, if there is one, from its last finished epoch, to the bit-identical end on
+        the same machine's CPU with the same number of threads.
 
     While it runs, `output` is left alone: progress is kept in <stem>.partial.safetensors and <stem>.partial.jsonl
     beside it. At the end the checkpoint is written, the log becomes <stem>.jsonl and the partial files are gone.
@@ -52,7 +64,7 @@ def train(
     loss_function = defense or partial(cross_entropy, label_smoothing=recipe.label_smoothing)
     augmentation = {"flip": training.dataset != "digits", "shift": recipe.shift}  # a mirrored digit is another sign
 
-    arguments = training_arguments(name, training.dataset, recipe, width=width, seed=seed)
+    arguments = training_arguments(name, training, recipe, width=width, seed=seed, defense=defense)
     run = PartialRun(output)
     epochs = run.restore(arguments, network, optimizer, generator) if resume and run.exists() else []
     steps = -(-len(training) // recipe.batch_size)
@@ -62,8 +74,11 @@ def train(
         network.train()
         bar = tqdm(
             training_batches(training, recipe.batch_size, generator, **augmentation),
-            desc=f"epoch {epoch}/{recipe.epochs}", total=steps, leave=False, disable=True if quiet else None,
-        )  # fmt: skip
+            desc=f"epoch {epoch}/{recipe.epochs}",
+            total=steps,
+            leave=False,
+            disable=True if quiet else None,
+        )
         for step, (images, labels) in enumerate(bar):
             lr = recipe.lr_at((epoch - 1 + step / steps) / recipe.epochs)
             for group in optimizer.param_groups:
@@ -77,12 +92,17 @@ def train(
                 bar.set_postfix(loss=f"{loss.item():.3f}", **_last_accuracy(epochs))
         seconds = time.perf_counter() - start
         mean_loss = total_loss.item() / len(training)
-        if mean_loss - mean_loss != 0:  # NaN or infinite
+        if not math.isfinite(mean_loss):
             raise TrainingError(f"the loss became {mean_loss} in epoch {epoch}; a lower --lr may help")
-        epochs.append({
-            "epoch": epoch, "loss": mean_loss, "validation_accuracy": accuracy(network, validation),
-            "seconds": round(seconds, 2), "images_per_second": round(len(training) / seconds),
-        })  # fmt: skip
+        epochs.append(
+            {
+                "epoch": epoch,
+                "loss": mean_loss,
+                "validation_accuracy": accuracy(network, validation),
+                "seconds": round(seconds, 2),
+                "images_per_second": round(len(training) / seconds),
+            }
+        )
         run.save(arguments, epochs, network, optimizer, generator)
         if not quiet:
             print(
@@ -100,9 +120,17 @@ def cross_entropy(model, images, labels, label_smoothing=0.0):
     return F.cross_entropy(model(images), labels, label_smoothing=label_smoothing)
 
 
-def training_arguments(name, dataset, recipe, *, width, seed):
-    """All that the weights depend on besides library versions, as stored in the checkpoint and checked by --resume."""
-    return {"network": name, "width": width, "dataset": dataset, "seed": seed, **asdict(recipe)}
+def training_arguments(name, training, recipe, *, width, seed, defense=None):
+    """What was asked of a training: stored in its checkpoint, and compared before a run is resumed."""
+    return {
+        "network": name,
+        "width": width,
+        "dataset": training.dataset,
+        "examples": len(training),
+        "defense": defense and defense.__name__,
+        "seed": seed,
+        **asdict(recipe),
+    }
 
 
 class PartialRun:
@@ -111,41 +139,49 @@ class PartialRun:
     def __init__(self, output):
         self.output = Path(output)
         self.log = self.output.with_suffix(".jsonl")
-        self.partial_state = self.output.with_suffix(".partial.safetensors")
+        self.state = self.output.with_suffix(".partial.safetensors")
         self.partial_log = self.output.with_suffix(".partial.jsonl")
 
     def exists(self):
-        return self.partial_state.exists()
+        return self.state.exists()
 
     def save(self, arguments, epochs, network, optimizer, generator):
         tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{key}": tensor for key, tensor in state.items()}
-        tensors |= {"generator.batches": generator.get_state(), "generator.torch": torch.get_rng_state()}
-        write_tensors(self.partial_state, tensors, {"arguments": arguments, "epochs": epochs})
+        tensors |= {"generator.batches": generator.get_state(), "generator.cpu": torch.get_rng_state()}
+        if device_module := _device_module(network):
+            tensors["generator.device"] = device_module.get_rng_state()
+        write_tensors(self.state, tensors, {"arguments": arguments, "epochs": epochs})
         self._write_log(self.partial_log, arguments, epochs)
 
     def restore(self, arguments, network, optimizer, generator):
         """Put network, optimiser and generators where the run left them; returns the finished epochs' log entries."""
-        metadata, tensors = read_tensors(self.partial_state)
-        check_same_arguments(self.partial_state, metadata.get("arguments"), arguments)
+        metadata, tensors = read_tensors(self.state)
+        check_same_arguments(self.state, metadata.get("arguments"), arguments)
         network.load_state_dict(_below("network.", tensors))
         for index, parameter in enumerate(network.parameters()):
             for key, tensor in _below(f"optimizer.{index}.", tensors).items():
-                same_layout = tensor.shape == parameter.shape and tensor.ndim
-                optimizer.state[parameter][key] = torch.empty_like(parameter).copy_(tensor) if same_layout else tensor
+                # In the parameter's memory layout, as before: another order of operations would round differently.
+                like = torch.empty_like(parameter) if tensor.shape == parameter.shape else torch.empty_like(tensor)
+                optimizer.state[parameter][key] = like.detach().copy_(tensor)
         generator.set_state(tensors["generator.batches"])
-        torch.set_rng_state(tensors["generator.torch"])
+        torch.set_rng_state(tensors["generator.cpu"])
+        if device_module := _device_module(network):
+            device_module.set_rng_state(tensors["generator.device"])
         return metadata["epochs"]
 
     def finish(self, arguments, epochs, network, training):
         metadata = {
-            "dataset": training.dataset, "class_names": training.class_names, "training": arguments,
-            "epochs": len(epochs), "validation_accuracy": epochs[-1]["validation_accuracy"],
-        }  # fmt: skip
+            "dataset": training.dataset,
+            "class_names": training.class_names,
+            "training": arguments,
+            "epochs": len(epochs),
+            "validation_accuracy": epochs[-1]["validation_accuracy"],
+        }
         save_checkpoint(self.output, network, metadata)
         self._write_log(self.log, arguments, epochs)
-        self.partial_state.unlink(missing_ok=True)
+        self.state.unlink(missing_ok=True)
         self.partial_log.unlink(missing_ok=True)
 
     def _write_log(self, path, arguments, epochs):
@@ -163,6 +199,12 @@ def check_same_arguments(path, found, wanted):
     ]
     if differences:
         raise TrainingError(f"{path} is of another training: {'; '.join(differences)}")
+
+
+def _device_module(network):
+    """torch.cuda or torch.mps, whose generator a defence may draw from; None on the CPU."""
+    device = next(network.parameters()).device
+    return None if device.type == "cpu" else torch.get_device_module(device)
 
 
 def _below(prefix, tensors):
