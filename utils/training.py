@@ -127,7 +127,7 @@ def training_arguments(name, training, recipe, *, width, seed, defense=None):
         "width": width,
         "dataset": training.dataset,
         "examples": len(training),
-        "defense": defense and defense.__name__,
+        "defense": defense and getattr(defense, "__name__", type(defense).__name__),
         "seed": seed,
         **asdict(recipe),
     }
@@ -164,7 +164,7 @@ class PartialRun:
             for key, tensor in _below(f"optimizer.{index}.", tensors).items():
                 # In the parameter's memory layout, as before: another order of operations would round differently.
                 like = torch.empty_like(parameter) if tensor.shape == parameter.shape else torch.empty_like(tensor)
-                optimizer.state[parameter][key] = like.detach().copy_(tensor)
+                optimizer.state[parameter][key] = like.copy_(tensor)
         generator.set_state(tensors["generator.batches"])
         torch.set_rng_state(tensors["generator.cpu"])
         if device_module := _device_module(network):
