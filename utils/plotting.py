@@ -57,7 +57,7 @@ def adversarial_examples(network, split, epsilon, *, source=None, columns=5):
             axis.set_xlabel(f"{split.class_names[predicted]}, {100 * confidence:.1f} %", color=color)
     for axis, name in zip(axes[:, 0], ("image", "perturbation", "adversarial image"), strict=True):
         axis.set_ylabel(name)
-    figure.suptitle(f"FGSM, epsilon = {_pixels(epsilon)}: what the network sees, and how sure it is")
+    figure.suptitle(f"FGSM, epsilon = {_pixels(epsilon)}: what the network says, and how sure it is")
     return figure
 
 
