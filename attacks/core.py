@@ -38,6 +38,8 @@ def input_gradient(model, images, labels):
     with torch.inference_mode(False), torch.enable_grad(), evaluation_mode(model), _ready_for_gradients(model):
         inputs = images.detach().clone().requires_grad_()
         logits = model(inputs.clone())  # a copy, for the model's first operation may be in place
+        if not logits.requires_grad:
+            raise ValueError("the model's output does not depend on the images, or hides how: there is no gradient")
         if logits.ndim != 2 or len(logits) != len(images):
             raise ValueError(f"the model must return (N, classes) with N={len(images)}, not {tuple(logits.shape)}")
         if labels.min() < 0 or labels.max() >= logits.shape[1]:

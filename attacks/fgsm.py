@@ -21,7 +21,7 @@ def fgsm(model, images, labels, *, epsilon, targeted=False):
     rounding unit of the dtype) and inside [0, 1].
     Raises TypeError if images are no floating point tensor or labels no int64 tensor; ValueError if a shape does not
     fit, images leave [0, 1], a label is no class of the model, epsilon is negative or not finite, or the gradient is
-    not finite.
+    missing or not finite.
     """
     check_epsilon(epsilon)
     direction = fgsm_direction(model, images, labels)

@@ -112,7 +112,13 @@ def test_killed_run_resumes_to_the_bit_identical_end(signal_number, script, tmp_
     assert script("train-cnn.py", *arguments, "--output", whole).returncode == 0
 
     command = [sys.executable, ROOT / "train-cnn.py", *map(str, arguments), "--output", killed]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a background job ignores it
+    )
     deadline = time.monotonic() + 120
     while not (tmp_path / "killed.partial.safetensors").exists():
         assert process.poll() is None, "it ended before it could be killed"
@@ -158,8 +164,9 @@ def test_examples_in_help_are_valid(name, script, tmp_path):
             assert arguments[arguments.index("--output") + 1].startswith("runs/")
         # The last value of a flag counts: the run gets as far as looking for its output's folder or its checkpoint.
         file = "--output" if name.startswith("train") else "--checkpoint"
-        result = script(name, *arguments, file, "README.md/none.safetensors")
-        assert_one_line(result, "README.md/none.safetensors")
+        (tmp_path / "a").touch()
+        result = script(name, *arguments, file, "a/none.safetensors", cwd=tmp_path)
+        assert_one_line(result, "none.safetensors")
 
 
 def assert_one_line(result, *parts, status=2):
@@ -199,6 +206,8 @@ def assert_one_line(result, *parts, status=2):
         ("test-cnn.py", ["--epsilon", "1e999"], ["--epsilon", "1e999"]),
         ("test-cnn.py", ["--epsilon", "1e99999999"], ["--epsilon", "1e99999999"]),
         ("test-cnn.py", ["--epsilon", "8/255/2"], ["--epsilon", "8/255/2"]),
+        ("test-cnn.py", ["--epsilon", "8/", "255"], ["--epsilon", "8/"]),
+        ("test-cnn.py", ["--epsilon", "8/inf"], ["--epsilon", "8/inf"]),
         ("test-cnn.py", ["--epsilon", "-8/255"], ["--epsilon"]),
         ("test-cnn.py", ["--attack", "magic"], ["magic", "fgsm"]),
         ("test-cnn.py", ["--split", "dev"], ["dev"]),
@@ -207,6 +216,7 @@ def assert_one_line(result, *parts, status=2):
         ("test-cnn.py", ["--checkpoint", "README.md"], ["README.md", "damaged or not"]),
         ("test-cnn.py", ["--json", "README.md/out.json"], ["README.md/out.json", "cannot be written"]),
         ("test-cnn.py", ["--json", "utils"], ["utils", "cannot be written"]),
+        ("test-cnn.py", ["--json", os.devnull], [os.devnull, "cannot be written"]),
         ("test-cnn.py", ["--figures", "README.md"], ["README.md", "cannot be written"]),
     ],
 )

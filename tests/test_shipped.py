@@ -17,15 +17,11 @@ from utils.checkpoints import load_checkpoint, read_metadata
 from utils.data import load_split
 from utils.evaluation import accuracy
 
-SHIPPED = sorted(path.stem for path in (ROOT / "models").glob("*.safetensors") if "digits" not in path.stem)
+SHIPPED = ("cnn", "cnn-lstm")
 
 
 def result(name):
     return json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def test_both_baselines_are_shipped():
-    assert {"cnn", "cnn-lstm"} <= set(SHIPPED)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -80,14 +76,18 @@ def crafted_as_in_the_study(network, images, labels, epsilon):
 
 def test_fgsm_is_at_least_as_strong_as_the_studys_crafting(cifar10_dir):
     path = ROOT / "models" / "cnn.safetensors"
-    test = load_split("cifar10", "test", cifar10_dir).first(500)
+    test = load_split("cifar10", "test", cifar10_dir).first(1000)
     images, labels = test.images / 255, test.labels
     ours = fgsm(load_checkpoint(path), images, labels, epsilon=0.1)
     theirs = crafted_as_in_the_study(load_checkpoint(path), images, labels, 0.1)
     network = load_checkpoint(path)
     with torch.no_grad():
-        correct = [(network(adversarial).argmax(1) == labels).sum() for adversarial in (ours, theirs)]
-    assert correct[0] <= correct[1]
+        accuracies = [(network(x).argmax(1) == labels).float().mean().item() for x in (ours, theirs)]
+    print(
+        "accuracy on the first 1,000 test images under FGSM at 0.1: crafted in evaluation mode {:.1%}, "
+        "in training mode on batches of one {:.1%}".format(*accuracies)
+    )
+    assert accuracies[0] <= accuracies[1]
 
 
 # Run by a process of its own, because a child's peak includes that of the process it was forked from.
@@ -130,12 +130,13 @@ def test_readme_table_quotes_the_results(row, name):
     assert [cell.strip(" *") for cell in line.split("|")] == [f"{100 * value:.2f}" for value in expected]
 
 
-def test_readmes_files_exist():
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "models" / "README.md"], ids=lambda page: page.parent.name)
+def test_linked_files_exist(page):
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
 
 
-def test_readmes_python_runs(monkeypatch, capsys):
+def test_readmes_python_runs(monkeypatch):
     monkeypatch.chdir(ROOT)
     blocks = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
     assert blocks

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from utils.checkpoints import load_checkpoint, read_metadata
+from utils.checkpoints import CheckpointError, load_checkpoint, read_metadata, read_tensors, write_tensors
 from utils.data import load_split
 from utils.recipes import RECIPES, Recipe
 from utils.training import TrainingError, cross_entropy, train
@@ -136,6 +136,17 @@ def test_another_run_is_not_resumed(digits, tmp_path):
         run(digits, tmp_path / "a.safetensors", defense=interrupted_after(4, noisy))
     with pytest.raises(TrainingError, match=r"defense 'noisy', not None; lr 0\.05, not 0\.1; seed 0, not 1"):
         run(digits, tmp_path / "a.safetensors", recipe=replace(RECIPE, lr=0.1), seed=1, resume=True)
+
+
+@pytest.mark.parametrize("lost", ["network.", "optimizer.3.", "generator.batches"])
+def test_state_that_lacks_something_is_named(lost, digits, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(digits, tmp_path / "a.safetensors", defense=interrupted_after(4, noisy))
+    state = tmp_path / "a.partial.safetensors"
+    metadata, tensors = read_tensors(state)
+    write_tensors(state, {name: t for name, t in tensors.items() if not name.startswith(lost)}, metadata)
+    with pytest.raises(CheckpointError, match=r"a\.partial\.safetensors does not hold the state"):
+        run(digits, tmp_path / "a.safetensors", defense=noisy, resume=True)
 
 
 def test_defence_is_a_loss(digits, tmp_path):

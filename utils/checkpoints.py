@@ -83,7 +83,7 @@ def read_tensors(path):
 
 def write_atomically(path, data):
     """Write bytes so that `path` holds, whatever happens, either what it held before or all of `data`."""
-    path = Path(path)
+    path = Path(path).resolve()  # what a link points to is replaced, not the link
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:

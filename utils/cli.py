@@ -32,7 +32,10 @@ def train_script(network):
   python {script} --data-dir data --epochs 10 --output runs/{network}.safetensors
   python {script} --dataset digits --epochs 5 --output runs/digits.safetensors""",
     )
-    ours, paper = RECIPES["one-cycle"], RECIPES["paper"]
+
+    def defaults(field):
+        return ", ".join(f"{name} {getattr(recipe, field)}" for name, recipe in RECIPES.items())
+
     option = parser.add_argument
     option("--dataset", choices=DATASETS, default="cifar10", help="what to train on (default cifar10)")
     option("--seed", type=seed, default=0, help="of initial weights, shuffling and augmentation (default 0)")
@@ -42,17 +45,15 @@ def train_script(network):
         choices=RECIPES,
         default="one-cycle",
         help="the numbers that --epochs, --batch-size and --lr replace one by one: one-cycle (ours, the default: SGD, "
-        "label smoothing, flips and shifts) or paper (the study's: Adam, flips alone)",
+        "label smoothing, flips and shifts), short (likewise, four epochs) or paper (the study's: Adam, flips alone)",
     )
     option(
         "--epochs",
         type=positive_int,
-        help=f"passes over the training images (default {ours.epochs}; paper {paper.epochs})",
+        help=f"passes over the training images (default {defaults('epochs')})",
     )
-    option(
-        "--batch-size", type=positive_int, help=f"images a step (default {ours.batch_size}; paper {paper.batch_size})"
-    )
-    option("--lr", type=positive_float, help=f"highest learning rate (default {ours.lr}; paper {paper.lr})")
+    option("--batch-size", type=positive_int, help=f"images a step (default {defaults('batch_size')})")
+    option("--lr", type=positive_float, help=f"highest learning rate (default {defaults('lr')})")
     option("--width", type=width, default=32, help="channels of the first convolution (default 32, the study's)")
     option(
         "--output",
@@ -66,8 +67,8 @@ def train_script(network):
     existing.add_argument(
         "--resume",
         action="store_true",
-        help="continue an interrupted run, given the same flags, from its last finished epoch to the bit-identical "
-        "end; if there is none, start it",
+        help="continue an interrupted run, given the same flags, from its last finished epoch (to the "
+        "bit-identical end on the same CPU with as many threads); if there is none, start it",
     )
     option("--quiet", action="store_true", help="print errors alone")
     args = parser.parse_args()
@@ -277,9 +278,10 @@ def default_checkpoint(network, dataset):
 
 def epsilon(text):
     """An L-infinity radius: a decimal number or a fraction such as 8/255, at least 0."""
-    numerator, _, denominator = text.partition("/")
+    numerator, slash, denominator = text.partition("/")
     try:
-        value = float(numerator) / float(denominator or 1)
+        value, divisor = float(numerator), float(denominator if slash else 1)
+        value = value / divisor if isfinite(divisor) else divisor
     except (ValueError, ZeroDivisionError):
         value = float("nan")
     if not isfinite(value):
@@ -334,8 +336,8 @@ def check_writable(path):
     """Raise UserError unless a file can be made at `path`; its folder is made if it is missing."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise IsADirectoryError("it is a folder")
+        if path.exists() and not path.is_file():
+            raise OSError("it is there and no file")
         probe = path.with_name(f".{path.name}.tmp")
         probe.touch()
         probe.unlink()

@@ -10,6 +10,7 @@ from utils.data import batches
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
+TITLES = {"cnn": "CNN", "cnn-lstm": "CNN-LSTM", "small-cnn": "small CNN", "cifar10": "CIFAR-10"}
 
 
 def accuracy_against_epsilon(report):
@@ -21,10 +22,10 @@ def accuracy_against_epsilon(report):
 
     figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
     axes.fill_between(radius, 100 * low, 100 * high, color=BLUE, alpha=0.2, linewidth=0, label="95 % Wilson interval")
-    axes.plot(radius, 100 * accuracy, color=BLUE, marker="o", label=f"{report['network']}, {setting} FGSM")
+    axes.plot(radius, 100 * accuracy, color=BLUE, marker="o", clip_on=False, label=f"{setting} FGSM")
     axes.axhline(10, color=GREY, linestyle=":", label="chance (10 classes)")
-    images = f"{report['examples']:,} {report['dataset']} {report['split']} images"
-    axes.set_title(f"FGSM against {report['network']}: {images}")
+    network, dataset = (TITLES.get(report[key], report[key]) for key in ("network", "dataset"))
+    axes.set_title(f"FGSM against the {network}: {report['examples']:,} {dataset} {report['split']} images")
     axes.set_xlabel("epsilon (L-infinity radius, pixels in [0, 1])")
     axes.set_ylabel("accuracy (%)")
     axes.set(xlim=(0, None), ylim=(0, 100))

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from networks import NETWORKS
 from utils import UserError
-from utils.checkpoints import read_tensors, save_checkpoint, versions, write_atomically, write_tensors
+from utils.checkpoints import CheckpointError, read_tensors, save_checkpoint, versions, write_atomically, write_tensors
 from utils.data import training_batches
 from utils.evaluation import accuracy
 
@@ -159,17 +159,28 @@ class PartialRun:
         """Put network, optimiser and generators where the run left them; returns the finished epochs' log entries."""
         metadata, tensors = read_tensors(self.state)
         check_same_arguments(self.state, metadata.get("arguments"), arguments)
+        try:
+            self._restore(tensors, network, optimizer, generator)
+            return metadata["epochs"]
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"{self.state} does not hold the state of this training ({reason})") from error
+
+    def _restore(self, tensors, network, optimizer, generator):
         network.load_state_dict(_below("network.", tensors))
         for index, parameter in enumerate(network.parameters()):
-            for key, tensor in _below(f"optimizer.{index}.", tensors).items():
+            state = _below(f"optimizer.{index}.", tensors)
+            if not state:
+                raise ValueError("no optimiser state")
+            for key, tensor in state.items():
                 # In the parameter's memory layout, as before: another order of operations would round differently.
                 like = torch.empty_like(parameter) if tensor.shape == parameter.shape else torch.empty_like(tensor)
                 optimizer.state[parameter][key] = like.copy_(tensor)
         generator.set_state(tensors["generator.batches"])
         torch.set_rng_state(tensors["generator.cpu"])
-        if device_module := _device_module(network):
+        # A run that was begun on another device goes on, but not bit for bit.
+        if (device_module := _device_module(network)) and "generator.device" in tensors:
             device_module.set_rng_state(tensors["generator.device"])
-        return metadata["epochs"]
 
     def finish(self, arguments, epochs, network, training):
         metadata = {
@@ -181,8 +192,8 @@ class PartialRun:
         }
         save_checkpoint(self.output, network, metadata)
         self._write_log(self.log, arguments, epochs)
-        self.state.unlink(missing_ok=True)
         self.partial_log.unlink(missing_ok=True)
+        self.state.unlink(missing_ok=True)  # last, for as long as it is there --resume comes back here
 
     def _write_log(self, path, arguments, epochs):
         first = {**arguments, "threads": torch.get_num_threads(), "versions": versions()}
