@@ -266,7 +266,7 @@ def test_full_disk_is_one_line_and_keeps_the_earlier_checkpoint(tmp_path):
     output.write_bytes(b"earlier")
     result = subprocess.run(
         [sys.executable, ROOT / "train-cnn.py", *map(str, QUICK), "--output", output, "--overwrite", "--quiet"],
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},  # a .pyc cut off at the limit would stay
         capture_output=True,
         text=True,
