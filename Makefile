@@ -34,7 +34,7 @@ figures: $(VENV)/installed  ## draw README's pictures again from the shipped che
 
 constraints: $(VENV)/installed-dev  ## pin the newest versions that requirements*.txt admit
 	$(RUN) -m pip install uv
-	(echo "# The versions that are tested, for each Python from 3.10 on. Made by: make constraints"; \
+	(echo "# Pinned versions, for every Python from 3.10 on. Made by: make constraints"; \
 	 $(RUN) -m uv pip compile --quiet --universal --upgrade --python-version 3.10 --no-annotate --no-header \
 	 requirements-dev.txt) > constraints.txt
 
