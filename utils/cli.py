@@ -17,20 +17,41 @@ LARGEST_INT = 2**63 - 1  # torch's integers have 64 bits
 
 
 class Parser(argparse.ArgumentParser):
+    """A script's parser, with the flags that all scripts share; a mistake is answered in one line."""
+
+    def __init__(self, script, description, examples):
+        super().__init__(
+            prog=script,
+            description=description,
+            epilog="\n".join(["examples:", *(f"  python {script} {example}" for example in examples)]),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        self.add_argument(
+            "--data-dir",
+            type=Path,
+            metavar="FOLDER",
+            help="holds the data sets, downloaded into it on first use (default $DATA_DIR, else data)",
+        )
+        self.add_argument(
+            "--device",
+            choices=("auto", "cuda", "mps", "cpu"),
+            default="auto",
+            help="default auto: the first there is of cuda, mps, cpu",
+        )
+
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message} (--help explains every flag)\n")
 
 
 def train_script(network):
     """Train the network of that name as the command line says; the body of train-*.py."""
-    script = f"train-{network}.py"
     parser = Parser(
-        prog=script,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=f"Train the {network} network on clean images and save it as a safetensors checkpoint.",
-        epilog=f"""examples:
-  python {script} --data-dir data --epochs 10 --output runs/{network}.safetensors
-  python {script} --dataset digits --epochs 5 --output runs/digits.safetensors""",
+        f"train-{network}.py",
+        f"Train the {network} network on clean images and save it as a safetensors checkpoint.",
+        [
+            f"--data-dir data --epochs 10 --output runs/{network}.safetensors",
+            "--dataset digits --epochs 5 --output runs/digits.safetensors",
+        ],
     )
 
     def defaults(field):
@@ -39,7 +60,6 @@ def train_script(network):
     option = parser.add_argument
     option("--dataset", choices=DATASETS, default="cifar10", help="what to train on (default cifar10)")
     option("--seed", type=seed, default=0, help="of initial weights, shuffling and augmentation (default 0)")
-    add_common_arguments(parser)
     option(
         "--recipe",
         choices=RECIPES,
@@ -59,8 +79,7 @@ def train_script(network):
         "--output",
         type=Path,
         metavar="FILE",
-        help=f"the checkpoint to write, its log beside it as .jsonl (default {default_checkpoint(network, 'cifar10')}, "
-        f"for digits {default_checkpoint(network, 'digits')})",
+        help=f"the checkpoint to write, its log beside it as .jsonl ({default_checkpoints(network)})",
     )
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace the output, once the training is done")
@@ -126,25 +145,22 @@ def train_command(network, args, recipe):
 
 def test_script(network):
     """Test a checkpoint of the network of that name as the command line says; the body of test-*.py."""
-    script = f"test-{network}.py"
     parser = Parser(
-        prog=script,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=f"Test a {network} checkpoint on clean images and under attack, with 95 % Wilson intervals.",
-        epilog=f"""examples:
-  python {script} --data-dir data --attack fgsm --epsilon 0.02 8/255 --json out.json
-  python {script} --checkpoint runs/digits.safetensors --split validation --figures runs/digits""",
+        f"test-{network}.py",
+        f"Test a {network} checkpoint on clean images and under attack, with 95 % Wilson intervals.",
+        [
+            "--data-dir data --attack fgsm --epsilon 0.02 8/255 --json out.json",
+            "--checkpoint runs/digits.safetensors --split validation --figures runs/digits",
+        ],
     )
     option = parser.add_argument
     option("--dataset", choices=DATASETS, help="what to test on (default: what the checkpoint was trained on)")
     option("--seed", type=seed, default=0, help="of an attack's random numbers; FGSM has none (default 0)")
-    add_common_arguments(parser)
     option(
         "--checkpoint",
         type=Path,
         metavar="FILE",
-        help=f"the network to test (default {default_checkpoint(network, 'cifar10')}, "
-        f"for digits {default_checkpoint(network, 'digits')})",
+        help=f"the network to test ({default_checkpoints(network)})",
     )
     option("--attack", nargs="+", choices=["fgsm"], default=["fgsm"], help="attacks to run (default fgsm)")
     option(
@@ -210,6 +226,8 @@ def test_command(network_name, args):
     clean, *attacked = evaluate_fgsm(
         network, split, args.epsilon, source=source, batch_size=args.batch_size, progress=True
     )
+    setting = "transfer" if args.source else "white_box"
+    print_table([("clean", "", clean), *(("fgsm", setting, result) for result in attacked)])
     report = {
         "checkpoint": str(args.checkpoint),
         "network": network_name,
@@ -221,7 +239,7 @@ def test_command(network_name, args):
         "attacks": [
             {
                 "name": "fgsm",
-                "setting": "transfer" if args.source else "white_box",
+                "setting": setting,
                 "source": str(args.source) if args.source else None,
                 "epsilon": result.epsilon,
                 "accuracy": result.accuracy,
@@ -231,7 +249,6 @@ def test_command(network_name, args):
             for result in attacked
         ],
     }
-    print_table(clean, report["attacks"])
     if args.json:
         write_atomically(args.json, (json.dumps(report, indent=2) + "\n").encode())
     if args.figures:
@@ -245,35 +262,21 @@ def test_command(network_name, args):
         )
 
 
-def print_table(clean, attacks):
-    rows = [("clean", "", 0, clean.accuracy, clean.confidence_interval, clean.seconds)]
-    rows += [
-        (a["name"], a["setting"], a["epsilon"], a["accuracy"], a["confidence_interval"], a["seconds"]) for a in attacks
-    ]
+def print_table(rows):
+    """Print a row for each (attack, setting, Result)."""
     print(f"\n{'attack':8}{'setting':11}{'epsilon':>8}{'accuracy':>10}{'95 % interval':>17}{'seconds':>9}")
-    for name, setting, radius, accuracy, (low, high), seconds in rows:
-        interval = f"{low:.2%} - {high:.2%}"
-        print(f"{name:8}{setting:11}{radius:8.4f}{accuracy:10.2%}{interval:>17}{seconds:9.1f}")
-
-
-def add_common_arguments(parser):
-    option = parser.add_argument
-    option(
-        "--data-dir",
-        type=Path,
-        metavar="FOLDER",
-        help="holds the data sets, downloaded into it on first use (default $DATA_DIR, else data)",
-    )
-    option(
-        "--device",
-        choices=("auto", "cuda", "mps", "cpu"),
-        default="auto",
-        help="default auto: the first there is of cuda, mps, cpu",
-    )
+    for name, setting, result in rows:
+        interval = "{:.2%} - {:.2%}".format(*result.confidence_interval)
+        print(f"{name:8}{setting:11}{result.epsilon:8.4f}{result.accuracy:10.2%}{interval:>17}{result.seconds:9.1f}")
 
 
 def default_checkpoint(network, dataset):
     return Path("models") / (f"{network}.safetensors" if dataset == "cifar10" else f"{network}-{dataset}.safetensors")
+
+
+def default_checkpoints(network):
+    """What `--help` says of the default."""
+    return f"default {default_checkpoint(network, 'cifar10')}, for digits {default_checkpoint(network, 'digits')}"
 
 
 def epsilon(text):

@@ -88,7 +88,7 @@ def train(
             loss.backward()
             optimizer.step()
             total_loss += loss.detach() * len(labels)
-            if step % 20 == 0:  # seldom, for reading the loss makes a GPU wait
+            if step % 20 == 0 and not bar.disable:  # seldom, for reading the loss makes a GPU wait
                 bar.set_postfix(loss=f"{loss.item():.3f}", **_last_accuracy(epochs))
         seconds = time.perf_counter() - start
         mean_loss = total_loss.item() / len(training)
