@@ -2,19 +2,18 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
-EPSILONS := 0.02 0.04 0.06 0.08 0.1 0.15 0.2
 
-.PHONY: help demo test lint format figures constraints clean
+.PHONY: help demo study test lint format figures constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-13s %s\n", $$1, $$2 }' Makefile
 
-demo: $(VENV)/installed  ## train, attack and draw on scikit-learn's digits: no download, two minutes
-	$(RUN) train-cnn.py --dataset digits --epochs 20 --output results/demo/cnn-digits.safetensors --overwrite
-	$(RUN) test-cnn.py --dataset digits --checkpoint results/demo/cnn-digits.safetensors \
-		--epsilon $(EPSILONS) --json results/demo/cnn-digits.json --figures results/demo
-	@echo "see results/demo/accuracy.png and results/demo/examples.png"
+demo: $(VENV)/installed  ## the whole study on scikit-learn's digits: no download, two minutes
+	$(RUN) study.py --dataset digits
+
+study: $(VENV)/installed  ## the whole study on CIFAR-10, or what remains of it: hours on two cores
+	$(RUN) study.py
 
 test: $(VENV)/installed-dev  ## run the test suite (on CIFAR-10 too, where DATA_DIR or data/ holds it)
 	$(RUN) -m pytest

@@ -9,3 +9,8 @@ LARGEST_WIDTH = 1024  # about 200 million parameters; a checkpoint that asks for
 
 class UserError(Exception):
     """Something the user can mend: its message is one line that says what is wrong and what to do."""
+
+
+def checkpoint_stem(stem, epsilon):
+    """The name of a network retrained on the FGSM examples of the one called `stem`; of that one if epsilon is None."""
+    return stem if epsilon is None else f"{stem}-fgsm-augment-{epsilon:g}"

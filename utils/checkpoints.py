@@ -8,6 +8,7 @@ The state dict is stored as tensors, and what it takes to rebuild and judge the 
 `safetensors.torch.load_file` reads the tensors without this project.
 """
 
+import hashlib
 import json
 import os
 from importlib.metadata import version
@@ -62,6 +63,16 @@ def save_checkpoint(path, network, metadata):
         raise TypeError(f"only {', '.join(NETWORKS)} can be saved, not a {type(network).__name__}")
     metadata = {"network": names[type(network)], "arguments": network.arguments, **metadata, "versions": versions()}
     write_tensors(path, network.state_dict(), metadata)
+
+
+def file_digest(path):
+    """SHA-256 of a file, in hexadecimal. Raises CheckpointError if it cannot be read."""
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such checkpoint") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from error
 
 
 def versions():

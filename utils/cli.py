@@ -9,10 +9,10 @@ from dataclasses import replace
 from math import isfinite
 from pathlib import Path
 
-from utils import DATASETS, EVALUATION_BATCH, LARGEST_WIDTH, SPLITS, UserError
+from utils import DATASETS, EVALUATION_BATCH, LARGEST_WIDTH, SPLITS, UserError, checkpoint_stem
+from utils.paper import EPSILONS
 from utils.recipes import RECIPES
 
-PAPER_EPSILONS = [0.02, 0.04, 0.06, 0.08, 0.1]
 LARGEST_INT = 2**63 - 1  # torch's integers have 64 bits
 
 
@@ -47,10 +47,10 @@ def train_script(network):
     """Train the network of that name as the command line says; the body of train-*.py."""
     parser = Parser(
         f"train-{network}.py",
-        f"Train the {network} network on clean images and save it as a safetensors checkpoint.",
+        f"Train the {network} network, with or without a defence, and save it as a safetensors checkpoint.",
         [
             f"--data-dir data --epochs 10 --output runs/{network}.safetensors",
-            "--dataset digits --epochs 5 --output runs/digits.safetensors",
+            f"--defense fgsm-augment --epsilon 0.2 --epochs 10 --output runs/{network}-fgsm-augment-0.2.safetensors",
         ],
     )
 
@@ -65,7 +65,22 @@ def train_script(network):
         choices=RECIPES,
         default="one-cycle",
         help="the numbers that --epochs, --batch-size and --lr replace one by one: one-cycle (ours, the default: SGD, "
-        "label smoothing, flips and shifts), short (likewise, four epochs) or paper (the study's: Adam, flips alone)",
+        "label smoothing, flips and shifts), long (likewise, 80 epochs: the shipped baselines'), short (four epochs) "
+        "or paper (the study's: Adam, flips alone)",
+    )
+    option(
+        "--defense",
+        choices=["none", "fgsm-augment"],
+        default="none",
+        help="fgsm-augment, the study's: train on the clean images and on as many FGSM examples of a trained network "
+        "(default none: on the clean images alone)",
+    )
+    option("--epsilon", type=radius, metavar="E", help="L-infinity radius of fgsm-augment, such as 0.2 or 8/255")
+    option(
+        "--source",
+        type=Path,
+        metavar="CHECKPOINT",
+        help=f"the network whose gradient fgsm-augment takes ({default_checkpoints(network)})",
     )
     option(
         "--epochs",
@@ -79,7 +94,8 @@ def train_script(network):
         "--output",
         type=Path,
         metavar="FILE",
-        help=f"the checkpoint to write, its log beside it as .jsonl ({default_checkpoints(network)})",
+        help=f"the checkpoint to write, its log beside it as .jsonl ({default_checkpoints(network)}; with a defence, "
+        "its name and epsilon are added)",
     )
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace the output, once the training is done")
@@ -91,7 +107,12 @@ def train_script(network):
     )
     option("--quiet", action="store_true", help="print errors alone")
     args = parser.parse_args()
-    args.output = args.output or default_checkpoint(network, args.dataset)
+    if args.defense == "none" and (args.epsilon or args.source):
+        parser.error("--epsilon and --source belong to --defense fgsm-augment")
+    if args.defense != "none" and not args.epsilon:
+        parser.error(f"--defense {args.defense} needs --epsilon")
+    args.source = args.source or default_checkpoint(network, args.dataset)
+    args.output = args.output or default_checkpoint(network, args.dataset, args.epsilon)
     replaced = {name: getattr(args, name) for name in ("epochs", "batch_size", "lr")}
     recipe = replace(RECIPES[args.recipe], **{name: value for name, value in replaced.items() if value is not None})
     run(
@@ -105,6 +126,7 @@ def train_command(network, args, recipe):
     if args.output.suffix != ".safetensors":
         raise UserError(f"--output {args.output}: a checkpoint's name ends in .safetensors")
 
+    from utils.adversarial import AugmentedSplit, adversarial_set
     from utils.checkpoints import read_metadata
     from utils.data import load_split
     from utils.training import PartialRun, check_same_arguments, train, training_arguments
@@ -117,8 +139,13 @@ def train_command(network, args, recipe):
         raise UserError(f"{existing[0]} exists: --overwrite replaces it, --output names another file")
     check_writable(args.output)
     device = pick_device(args.device)
+    if args.defense == "fgsm-augment":
+        read_metadata(args.source)  # before a download, that is
     training = load_split(args.dataset, "train", args.data_dir)
     validation = load_split(args.dataset, "validation", args.data_dir)
+    if args.defense == "fgsm-augment":
+        signs = adversarial_set(args.source, training, device=device, progress=not args.quiet)
+        training = AugmentedSplit(training, signs.direction, args.epsilon, signs.manifest["source_sha256"])
     if args.resume and args.output.exists() and not partial.exists():
         wanted = training_arguments(network, training, recipe, width=args.width, seed=args.seed)
         check_same_arguments(args.output, read_metadata(args.output).get("training"), wanted)
@@ -126,7 +153,8 @@ def train_command(network, args, recipe):
             print(f"{args.output} is finished: nothing to resume")
         return
     if not args.quiet:
-        print(f"training {network}, width {args.width}, on {len(training):,} {args.dataset} images, {device}")
+        defended = f", {args.defense} at {args.epsilon:g}" if args.epsilon else ""
+        print(f"training {network}, width {args.width}, on {len(training):,} {args.dataset} images{defended}, {device}")
     train(
         network,
         training,
@@ -167,7 +195,7 @@ def test_script(network):
         "--epsilon",
         nargs="+",
         type=epsilon,
-        default=PAPER_EPSILONS,
+        default=list(EPSILONS[1:]),
         metavar="E",
         help="L-infinity radii in pixel units, such as 0.02 or 8/255 (default: the study's, 0.02 to 0.1)",
     )
@@ -262,6 +290,81 @@ def test_command(network_name, args):
         )
 
 
+def study_script():
+    """Do the whole study, or what remains of it, as the command line says; the body of study.py."""
+    parser = Parser(
+        "study.py",
+        "The whole study, both networks: baselines, the four networks retrained on each one's FGSM examples, their "
+        "accuracies under transferred and white-box FGSM, the study's own recipe, and three seeds. What is done is "
+        "skipped, what was interrupted goes on.",
+        ["--data-dir data", "--dataset digits"],
+    )
+    option = parser.add_argument
+    option("--dataset", choices=DATASETS, default="cifar10", help="what to train and test on (default cifar10)")
+    option("--epochs", type=positive_int, help="of every training, for a quick look (default: each recipe's)")
+    option("--width", type=width, default=32, help="channels of the first convolution (default 32, the study's)")
+    option(
+        "--models",
+        type=Path,
+        metavar="FOLDER",
+        help="the ten networks of the tables; a baseline that is there is taken as it is (default models, for digits "
+        "results/demo)",
+    )
+    option(
+        "--scratch",
+        type=Path,
+        metavar="FOLDER",
+        help="the networks of the study's own recipe and of the seeds (default runs/study, for digits results/demo)",
+    )
+    option(
+        "--results",
+        type=Path,
+        metavar="FOLDER",
+        help="study.json, tables.md and, in study/, the figures (default results, for digits results/demo)",
+    )
+    option("--overwrite", action="store_true", help="train again what was trained with other arguments")
+    option("--quiet", action="store_true", help="print errors alone")
+    args = parser.parse_args()
+    digits = args.dataset == "digits"
+    args.models = args.models or Path("results/demo" if digits else "models")
+    args.scratch = args.scratch or Path("results/demo" if digits else "runs/study")
+    args.results = args.results or Path("results/demo" if digits else "results")
+    run(parser, lambda: study_command(args), hint="; what is finished is kept: the same command goes on after it")
+
+
+def study_command(args):
+    for folder in (args.models, args.scratch, args.results, args.results / "study"):
+        check_writable(folder / "study.json")
+
+    from utils import plotting, tables
+    from utils.checkpoints import write_atomically
+    from utils.study import Study
+
+    study = Study(
+        args.dataset,
+        models=args.models,
+        scratch=args.scratch,
+        report=args.results / "study.json",
+        data_dir=args.data_dir,
+        width=args.width,
+        epochs=args.epochs,
+        device=pick_device(args.device),
+        overwrite=args.overwrite,
+        quiet=args.quiet,
+    )
+    report = study.run()
+    write_atomically(args.results / "tables.md", tables.document(report).encode())
+    for name, figure in plotting.study_figures(report).items():
+        plotting.save(figure, args.results / "study" / f"{name}.png")
+    for name in tables.networks(report):
+        baseline, retrained, split = study.pair(name)
+        figure = plotting.side_by_side(baseline, retrained, split, 0.1, plotting.TITLES[name])
+        plotting.save(figure, args.results / "study" / f"{name}-side-by-side.png")
+    if not args.quiet:
+        print(tables.summary(report))
+        print(f"\nsee {args.results / 'tables.md'} and the figures in {args.results / 'study'}")
+
+
 def print_table(rows):
     """Print a row for each (attack, setting, Result)."""
     print(f"\n{'attack':8}{'setting':11}{'epsilon':>8}{'accuracy':>10}{'95 % interval':>17}{'seconds':>9}")
@@ -270,8 +373,10 @@ def print_table(rows):
         print(f"{name:8}{setting:11}{result.epsilon:8.4f}{result.accuracy:10.2%}{interval:>17}{result.seconds:9.1f}")
 
 
-def default_checkpoint(network, dataset):
-    return Path("models") / (f"{network}.safetensors" if dataset == "cifar10" else f"{network}-{dataset}.safetensors")
+def default_checkpoint(network, dataset, epsilon=None):
+    """Where a network is kept that was trained on clean images, or with fgsm-augment at `epsilon`."""
+    stem = checkpoint_stem(network if dataset == "cifar10" else f"{network}-{dataset}", epsilon)
+    return Path("models") / f"{stem}.safetensors"
 
 
 def default_checkpoints(network):
@@ -291,6 +396,14 @@ def epsilon(text):
         raise argparse.ArgumentTypeError(f"{text!r} is no number and no fraction such as 8/255")
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text} is negative, and a radius is not")
+    return value
+
+
+def radius(text):
+    """An epsilon to train with, and so above 0."""
+    value = epsilon(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError("a radius of 0 changes no image")
     return value
 
 

@@ -1,5 +1,6 @@
 """CIFAR-10 and digits as tensors: a split is one uint8 tensor on the device, batched and augmented by indexing."""
 
+import hashlib
 import os
 from dataclasses import dataclass, replace
 from http.client import HTTPException
@@ -25,6 +26,7 @@ class Split:
     images: torch.Tensor
     labels: torch.Tensor
     class_names: tuple
+    defense = None  # what a training on this data alone defends against
 
     def __len__(self):
         return len(self.labels)
@@ -35,6 +37,17 @@ class Split:
     def first(self, examples):
         """The first `examples` images (all of them if there are fewer)."""
         return replace(self, images=self.images[:examples], labels=self.labels[:examples])
+
+    def take(self, index):
+        """The images at positions `index` (a tensor), float32 in [0, 1], channels_last; and their labels."""
+        return to_unit_range(self.images[index]), self.labels[index]
+
+    def digest(self):
+        """SHA-256 of images and labels, in hexadecimal."""
+        digest = hashlib.sha256()
+        for tensor in (self.images, self.labels):
+            digest.update(tensor.cpu().contiguous().numpy())
+        return digest.hexdigest()
 
     def channel_statistics(self):
         """Mean and standard deviation of each channel in [0, 1], exactly, from a histogram of its 256 values."""
@@ -126,6 +139,8 @@ def batches(split, batch_size):
 def training_batches(split, batch_size, generator, *, flip, shift):
     """Yield (images, labels) once through the split: shuffled, each image flipped and shifted at random.
 
+    split: a Split, or anything else with a length and a method `take`. Its images are flipped and shifted as they
+    are taken, so a perturbation moves with the image that it was made for.
     flip: whether to flip horizontally with probability 1/2. shift: up to so many pixels along each axis, the border
     reflected. generator: a torch.Generator on the CPU, so that the order is the same on every device; the whole
     epoch's random numbers are drawn at once and sent to the device once.
@@ -134,10 +149,10 @@ def training_batches(split, batch_size, generator, *, flip, shift):
     order = torch.randperm(count, generator=generator)
     flipped = torch.rand(count, generator=generator) < (0.5 if flip else 0)
     shifts = torch.randint(-shift, shift + 1, (count, 2), generator=generator)
-    parts = (tensor.to(split.images.device).split(batch_size) for tensor in (order, flipped, shifts))
+    parts = (tensor.to(split.labels.device).split(batch_size) for tensor in (order, flipped, shifts))
     for chosen, batch_flipped, batch_shifts in zip(*parts, strict=True):
-        images = flip_and_shift(split.images[chosen], batch_flipped, batch_shifts)
-        yield to_unit_range(images), split.labels[chosen]
+        images, labels = split.take(chosen)
+        yield flip_and_shift(images, batch_flipped, batch_shifts), labels
 
 
 def flip_and_shift(images, flipped, shifts):

@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from attacks import fgsm_direction, step
 from attacks.core import evaluation_mode
 from utils import EVALUATION_BATCH
+from utils.allocator import keep_freed_memory
 from utils.data import batches
 
 
@@ -55,28 +56,36 @@ def accuracy(network, split):
     return evaluate_fgsm(network, split, [])[0].accuracy
 
 
-def evaluate_fgsm(network, split, epsilons, *, source=None, batch_size=EVALUATION_BATCH, progress=False):
+def evaluate_fgsm(
+    network, split, epsilons, *, source=None, direction=None, batch_size=EVALUATION_BATCH, progress=False
+):
     """Accuracy on the clean images and under FGSM at each epsilon, in one pass over the split.
 
     source: the network whose gradient crafts the examples; None means `network` itself, a white-box attack.
+    direction: crafted already, the int8 tensor of an AdversarialSet over this split; then there is no gradient to take.
     Returns a Result for the clean images and then one for each epsilon. An attack's seconds are those of crafting the
     direction, which all epsilons share, and of its own forward pass: what it would take alone.
     """
+    keep_freed_memory()
     correct = [0] * (1 + len(epsilons))
     seconds = [0.0] * (1 + len(epsilons))
     bar = tqdm(total=len(split), unit="image", desc="evaluating", leave=False, disable=None if progress else True)
     with bar, evaluation_mode(network):
+        crafted = iter(() if direction is None else direction.split(batch_size))
         for images, labels in batches(split, batch_size):
             start = time.perf_counter()
             correct[0] += count_correct(network, images, labels)
             seconds[0] += time.perf_counter() - start
             if epsilons:
                 start = time.perf_counter()
-                direction = fgsm_direction(network if source is None else source, images, labels)
+                if direction is None:
+                    signs = fgsm_direction(network if source is None else source, images, labels)
+                else:
+                    signs = next(crafted).to(images)
                 crafting = time.perf_counter() - start
             for i, epsilon in enumerate(epsilons, start=1):
                 start = time.perf_counter()
-                correct[i] += count_correct(network, step(images, direction, epsilon), labels)
+                correct[i] += count_correct(network, step(images, signs, epsilon), labels)
                 seconds[i] += crafting + time.perf_counter() - start
             bar.update(len(labels))
     return [Result(*row) for row in zip([0.0, *epsilons], correct, [len(split)] * len(correct), seconds, strict=True)]

@@ -3,14 +3,17 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.lines import Line2D
 
 from attacks import fgsm
 from attacks.core import evaluation_mode
 from utils.data import batches
+from utils.paper import EPSILONS, PRINTED
+from utils.tables import TITLES, networks, part, tested_images, trained_on
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
-TITLES = {"cnn": "CNN", "cnn-lstm": "CNN-LSTM", "small-cnn": "small CNN", "cifar10": "CIFAR-10"}
+BLUE, ORANGE, GREEN, SKY, GREY = "#0072B2", "#D55E00", "#009E73", "#56B4E9", "#666666"
+TESTING = "testing epsilon (L-infinity radius, pixels in [0, 1])"
 
 
 def accuracy_against_epsilon(report):
@@ -24,8 +27,7 @@ def accuracy_against_epsilon(report):
     axes.fill_between(radius, 100 * low, 100 * high, color=BLUE, alpha=0.2, linewidth=0, label="95 % Wilson interval")
     axes.plot(radius, 100 * accuracy, color=BLUE, marker="o", clip_on=False, label=f"{setting} FGSM")
     axes.axhline(10, color=GREY, linestyle=":", label="chance (10 classes)")
-    network, dataset = (TITLES.get(report[key], report[key]) for key in ("network", "dataset"))
-    axes.set_title(f"FGSM against the {network}: {report['examples']:,} {dataset} {report['split']} images")
+    axes.set_title(f"FGSM against the {TITLES[report['network']]}: {tested_images(report)}")
     axes.set_xlabel("epsilon (L-infinity radius, pixels in [0, 1])")
     axes.set_ylabel("accuracy (%)")
     axes.set(xlim=(0, None), ylim=(0, 100))
@@ -60,6 +62,160 @@ def adversarial_examples(network, split, epsilon, *, source=None, columns=5):
         axis.set_ylabel(name)
     figure.suptitle(f"FGSM, epsilon = {_pixels(epsilon)}: what the network says, and how sure it is")
     return figure
+
+
+def study_figures(report):
+    """Every figure of a study's report, {name: Figure}."""
+    figures = {"networks": networks_compared(report)}
+    for network in networks(report):
+        figures[f"{network}-transfer"] = transfer_accuracy(report, network)
+        figures[f"{network}-change"] = change_against_baseline(report, network)
+        figures[f"{network}-white-box"] = transfer_and_white_box(report, network)
+    return figures
+
+
+def transfer_accuracy(report, network):
+    """Accuracy against testing epsilon, a line for each training epsilon: ours solid, the study's dashed."""
+    figure, axes = plt.subplots(figsize=(7.6, 4.6), layout="constrained")
+    for entry in part(report, "study", network):
+        style = _style(entry["training_epsilon"])
+        _line_with_interval(axes, entry["transfer"], style)
+        if report["dataset"] == "cifar10":
+            axes.plot(EPSILONS, PRINTED[network][entry["training_epsilon"]], **{**style, "linestyle": "--"}, alpha=0.7)
+    axes.set_title(f"{TITLES[network]}: FGSM examples crafted on the baseline ({tested_images(report)})")
+    _finish(figure, [axes], report, network)
+    axes.set(ylabel="accuracy (%)", ylim=(0, 100))
+    return figure
+
+
+def change_against_baseline(report, network):
+    """What retraining adds to the baseline's accuracy, in percentage points: ours solid, the study's dashed."""
+    baseline, *retrained = part(report, "study", network)
+    figure, axes = plt.subplots(figsize=(7.6, 4.6), layout="constrained")
+    for entry in retrained:
+        epsilon, style = entry["training_epsilon"], _style(entry["training_epsilon"])
+        axes.plot(EPSILONS, _percent(entry["transfer"]) - _percent(baseline["transfer"]), **style)
+        if report["dataset"] == "cifar10":
+            theirs = np.subtract(PRINTED[network][epsilon], PRINTED[network][None])
+            axes.plot(EPSILONS, theirs, **{**style, "linestyle": "--"}, alpha=0.7)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_title(f"{TITLES[network]}: change of accuracy by retraining, examples crafted on the baseline")
+    _finish(figure, [axes], report, network, baseline=False)
+    axes.set(ylabel="change against the baseline (percentage points)")
+    return figure
+
+
+def networks_compared(report):
+    """CNN beside CNN-LSTM, a panel for each training epsilon, with 95 % intervals."""
+    names = networks(report)
+    trainings = [entry["training_epsilon"] for entry in part(report, "study", names[0])]
+    figure, panels = plt.subplots(1, len(trainings), figsize=(11, 3.6), sharey=True, layout="constrained")
+    for axes, epsilon in zip(panels, trainings, strict=True):
+        for name, color, marker in zip(names, (BLUE, ORANGE), "os", strict=False):
+            (entry,) = (e for e in part(report, "study", name) if e["training_epsilon"] == epsilon)
+            _line_with_interval(axes, entry["transfer"], {"color": color, "marker": marker, "label": TITLES[name]})
+        axes.set_title(trained_on(epsilon), fontsize="medium")
+        axes.grid(alpha=0.3)
+        axes.set(ylim=(0, 100))
+    panels[0].set_ylabel("accuracy (%)")
+    figure.supxlabel(TESTING, fontsize="medium")
+    figure.suptitle(f"FGSM examples crafted on each network's own baseline ({tested_images(report)})")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False)
+    return figure
+
+
+def transfer_and_white_box(report, network):
+    """The same networks under examples crafted on the baseline (left) and through their own gradient (right)."""
+    figure, panels = plt.subplots(1, 2, figsize=(9.6, 4.6), sharey=True, layout="constrained")
+    titles = ("transfer: crafted on the baseline", "white-box: crafted on the network itself")
+    for axes, setting, title in zip(panels, ("transfer", "white_box"), titles, strict=True):
+        for entry in part(report, "study", network):
+            _line_with_interval(axes, entry[setting], _style(entry["training_epsilon"]))
+        axes.set_title(title, fontsize="medium")
+    figure.suptitle(f"{TITLES[network]} under FGSM: who crafts the examples decides ({tested_images(report)})")
+    _finish(figure, panels, report, network, theirs=False)
+    panels[0].set(ylabel="accuracy (%)", ylim=(0, 100))
+    return figure
+
+
+def side_by_side(baseline, retrained, split, epsilon, name, columns=5):
+    """What a baseline and a network retrained on its FGSM examples say of clean images and under both attacks.
+
+    A row for the images, one for the examples crafted on the baseline and one for those crafted on the retrained
+    network; they are chosen as in `adversarial_examples`.
+    """
+    images, labels = _first_correct(baseline, split, columns)
+    rows = {
+        "clean image": images,
+        "crafted on\nthe baseline": fgsm(baseline, images, labels, epsilon=epsilon),
+        "crafted on the\nretrained network": fgsm(retrained, images, labels, epsilon=epsilon),
+    }
+    figure, axes = plt.subplots(3, len(images), figsize=(1.9 * len(images) + 0.8, 7.4), squeeze=False)
+    figure.set_layout_engine("constrained")
+    for row, (label, shown) in zip(axes, rows.items(), strict=True):
+        row[0].set_ylabel(label)
+        said = [_predictions(network, shown) for network in (baseline, retrained)]
+        for axis, image, truth, *predictions in zip(row, shown, labels.tolist(), *said, strict=True):
+            axis.imshow(image.permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            for line, (who, (predicted, confidence)) in enumerate(
+                zip(("baseline", "retrained"), predictions, strict=True)
+            ):
+                text = f"{who}: {split.class_names[predicted]}, {100 * confidence:.0f} %"
+                color, weight = (GREEN, "normal") if predicted == truth else (ORANGE, "bold")
+                axis.annotate(
+                    text,
+                    (0.5, -0.03 - 0.11 * line),
+                    xycoords="axes fraction",
+                    ha="center",
+                    va="top",
+                    color=color,
+                    weight=weight,
+                    fontsize="small",
+                )
+    figure.suptitle(
+        f"{name}: FGSM at epsilon = {_pixels(epsilon)} through the baseline, and through the network that was "
+        "retrained on it\n(green: right; orange and bold: wrong)",
+        fontsize="medium",
+    )
+    return figure
+
+
+def _line_with_interval(axes, results, style):
+    low, high = 100 * np.array([result["confidence_interval"] for result in results]).T
+    radius = [result["epsilon"] for result in results]
+    axes.fill_between(radius, low, high, color=style["color"], alpha=0.2, linewidth=0)
+    axes.plot(radius, _percent(results), clip_on=False, **style)
+
+
+def _finish(figure, panels, report, network, *, baseline=True, theirs=True):
+    """Axis titles, grid, and a legend beside the panels: a colour for each training epsilon, a dash for the study."""
+    for axes in panels:
+        axes.set_xlabel(TESTING)
+        axes.grid(alpha=0.3)
+    shown = [entry["training_epsilon"] for entry in part(report, "study", network)]
+    handles = [
+        Line2D([], [], label=trained_on(epsilon), **_style(epsilon))
+        for epsilon in shown
+        if baseline or epsilon is not None
+    ]
+    if theirs and report["dataset"] == "cifar10":
+        handles += [
+            Line2D([], [], color="black", label="ours"),
+            Line2D([], [], color="black", linestyle="--", alpha=0.7, label="the study's, as printed"),
+        ]
+    figure.legend(handles=handles, loc="outside right center", frameon=False, title="trained on")
+
+
+def _style(epsilon):
+    """Colour and marker of a training epsilon; both, so that a print without colours can be read too."""
+    styles = {None: ("black", "o"), 0.005: (SKY, "v"), 0.01: (BLUE, "s"), 0.015: (GREEN, "^"), 0.2: (ORANGE, "D")}
+    color, marker = styles[epsilon]
+    return {"color": color, "marker": marker, "markersize": 5}
+
+
+def _percent(results):
+    return 100 * np.array([result["accuracy"] for result in results])
 
 
 def _pixels(epsilon):

@@ -33,6 +33,17 @@ RECIPES = {
         label_smoothing=0.1,
         shift=2,
     ),
+    # The shipped baselines': four times as long, and so many epochs want more augmentation against overfitting.
+    "long": Recipe(
+        optimizer="sgd",
+        lr=0.2,
+        warmup=0.25,
+        epochs=80,
+        batch_size=128,
+        weight_decay=5e-4,
+        label_smoothing=0.1,
+        shift=4,
+    ),
     # For a first impression: past the study's accuracy in four epochs. So few need less augmentation and more decay.
     "short": Recipe(
         optimizer="sgd",

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from networks import NETWORKS
 from utils import UserError
+from utils.allocator import keep_freed_memory
 from utils.checkpoints import CheckpointError, read_tensors, save_checkpoint, versions, write_atomically, write_tensors
 from utils.data import training_batches
 from utils.evaluation import accuracy
@@ -38,7 +39,7 @@ def train(
 ):
     """Train a fresh network of that `name` (a key of NETWORKS) and save it to `output`, a .safetensors file.
 
-    training, validation: Splits. Nothing is learnt from the validation images; each epoch's accuracy on them is
+    training: Split or AugmentedSplit. validation: Split; nothing is learnt from it, and each epoch's accuracy on it is
         printed and logged. recipe: a Recipe.
     defense: a loss, defense(model, images, labels) -> scalar, with images in [0, 1]; None means cross-entropy with
         the recipe's label smoothing.
@@ -50,6 +51,7 @@ def train(
     Returns the network in evaluation mode. Raises TrainingError if a run of other arguments is there to be resumed,
     or the loss is no longer finite.
     """
+    keep_freed_memory()
     torch.manual_seed(seed)
     mean, std = training.channel_statistics()
     network = NETWORKS[name](width, len(training.class_names), mean, std).to(device, memory_format=torch.channels_last)
@@ -127,7 +129,7 @@ def training_arguments(name, training, recipe, *, width, seed, defense=None):
         "width": width,
         "dataset": training.dataset,
         "examples": len(training),
-        "defense": defense and getattr(defense, "__name__", type(defense).__name__),
+        "defense": getattr(defense, "__name__", type(defense).__name__) if defense else training.defense,
         "seed": seed,
         **asdict(recipe),
     }
@@ -144,6 +146,13 @@ class PartialRun:
 
     def exists(self):
         return self.state.exists()
+
+    def arguments(self):
+        """What the run was started with."""
+        return read_tensors(self.state)[0].get("arguments")
+
+    def finished_epochs(self):
+        return len(read_tensors(self.state)[0]["epochs"]) if self.exists() else 0
 
     def save(self, arguments, epochs, network, optimizer, generator):
         tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}

@@ -1,0 +1,152 @@
+"""The study's report as tables: Markdown for results/tables.md and README, plain text for a terminal."""
+
+import statistics
+
+from utils.paper import EPSILONS, PRINTED, REMEASURED
+
+TITLES = {"cnn": "CNN", "cnn-lstm": "CNN-LSTM", "small-cnn": "small CNN", "cifar10": "CIFAR-10"}
+
+
+def document(report):
+    """results/tables.md: every table of the report, each under its heading."""
+    opening = (
+        "# Tables of the study\n\n"
+        f"Made by `python study.py` from study.json: accuracy in percent on {tested_images(report)}, by testing epsilon "
+        "(L-infinity, pixels in [0, 1]; 0: clean). In brackets, 95 % Wilson intervals: they cover the sampling of the "
+        "test images, not how a figure moves from one training to the next (Table 5)."
+    )
+    titled = {
+        f"Table {number}: {TITLES[name]}, transferred FGSM": transfer_table(report, name)
+        for number, name in enumerate(networks(report), start=1)
+    }
+    titled |= {
+        "Table 3: white-box FGSM, through each network's own gradient": white_box_table(report),
+        "Table 4: the study's own recipe, transferred FGSM": reproduction_table(report),
+        "Table 5: three seeds of the short recipe, CNN, transferred FGSM": spread_table(report),
+    }
+    if report["dataset"] == "cifar10":
+        titled["Retrained cells below the study's"] = misses_text(report)
+    return "\n\n".join([opening, *(f"## {title}\n\n{text}" for title, text in titled.items())]) + "\n"
+
+
+def networks(report):
+    """The architectures of the study proper, in order."""
+    return list(dict.fromkeys(entry["network"] for entry in part(report, "study")))
+
+
+def part(report, name, network=None):
+    """The entries of one part of the report: "study", "reproduction" or "spread"."""
+    return [e for e in report["networks"] if e["part"] == name and network in (None, e["network"])]
+
+
+def transfer_table(report, network):
+    """The study's Table 1 (CNN) or 2 (CNN-LSTM): ours with its interval; below, the printed and the re-measured."""
+    note = "In each cell: ours (95 % interval)"
+    if report["dataset"] == "cifar10":
+        note += "; below, the study's as printed / its checkpoints measured again with the attack done right"
+    rows = []
+    for entry in part(report, "study", network):
+        cells = [with_interval(result) for result in entry["transfer"]]
+        if report["dataset"] == "cifar10":
+            theirs = zip(*(table[network][entry["training_epsilon"]] for table in (PRINTED, REMEASURED)), strict=True)
+            cells = [f"{cell}<br>{a:g} / {b:g}" for cell, (a, b) in zip(cells, theirs, strict=True)]
+        rows.append([trained_on(entry["training_epsilon"]), *cells])
+    return f"{note}.\n\n" + markdown([f"{TITLES[network]} trained on", *columns()], rows)
+
+
+def white_box_table(report):
+    rows = [
+        [
+            f"{TITLES[entry['network']]}, {trained_on(entry['training_epsilon'])}",
+            *map(with_interval, entry["white_box"]),
+        ]
+        for entry in part(report, "study")
+    ]
+    return markdown(["trained on", *columns()], rows)
+
+
+def reproduction_table(report):
+    rows = []
+    for entry in part(report, "reproduction"):
+        label = f"{TITLES[entry['network']]}, {trained_on(entry['training_epsilon'])}"
+        rows.append([f"{label}: ours", *map(with_interval, entry["transfer"])])
+        if report["dataset"] == "cifar10":
+            for name, table in (("as printed", PRINTED), ("measured again", REMEASURED)):
+                theirs = table[entry["network"]][entry["training_epsilon"]]
+                rows.append([f"{label}: {name}", *(f"{value:g}" for value in theirs)])
+    return markdown(["trained on", *columns()], rows)
+
+
+def spread_table(report):
+    rows = []
+    for epsilon in dict.fromkeys(entry["training_epsilon"] for entry in part(report, "spread")):
+        entries = [e for e in part(report, "spread") if e["training_epsilon"] == epsilon]
+        rows += [
+            [f"{trained_on(epsilon)}, seed {e['seed']}", *(percent(result["accuracy"]) for result in e["transfer"])]
+            for e in entries
+        ]
+        columns_of_seeds = list(zip(*([100 * r["accuracy"] for r in e["transfer"]] for e in entries), strict=True))
+        if len(entries) > 1:
+            spread = [f"{max(c) - min(c):.2f} / {statistics.stdev(c):.2f}" for c in columns_of_seeds]
+            rows.append([f"{trained_on(epsilon)}: range / standard deviation", *spread])
+    return markdown(["CNN trained on", *columns()], rows)
+
+
+def misses(report):
+    """(entry, result, best) of the retrained cells below `best`, the higher of the study's printed and re-measured."""
+    found = []
+    for entry in part(report, "study"):
+        epsilon, network = entry["training_epsilon"], entry["network"]
+        if epsilon is not None:
+            theirs = zip(PRINTED[network][epsilon], REMEASURED[network][epsilon], strict=True)
+            for result, figures in zip(entry["transfer"], theirs, strict=True):
+                if 100 * result["accuracy"] < max(figures):
+                    found.append((entry, result, max(figures)))
+    return found
+
+
+def misses_text(report):
+    found = [
+        f"- {TITLES[entry['network']]}, {trained_on(entry['training_epsilon'])}, at {result['epsilon']:g}: "
+        f"{percent(result['accuracy'])} against {best:g}"
+        for entry, result, best in misses(report)
+    ]
+    return "\n".join(found) or "None: each is at or above both the printed and the re-measured figure."
+
+
+def summary(report):
+    """The study proper as plain text: transferred and white-box accuracy of every network."""
+    lines = []
+    for setting, title in (("transfer", "FGSM through the baseline"), ("white_box", "FGSM through its own gradient")):
+        lines += ["", f"{title}: accuracy in percent, by testing epsilon"]
+        lines.append(f"{'network':10}{'trained on':16}" + "".join(f"{epsilon:>8g}" for epsilon in EPSILONS))
+        for entry in part(report, "study"):
+            cells = "".join(f"{100 * result['accuracy']:8.2f}" for result in entry[setting])
+            lines.append(f"{TITLES[entry['network']]:10}{trained_on(entry['training_epsilon']):16}{cells}")
+    return "\n".join(lines)
+
+
+def tested_images(report):
+    return f"{report['examples']:,} {TITLES.get(report['dataset'], report['dataset'])} {report['split']} images"
+
+
+def trained_on(epsilon):
+    return "clean images" if epsilon is None else f"epsilon {epsilon:g}"
+
+
+def columns():
+    return [f"{epsilon:g}" for epsilon in EPSILONS]
+
+
+def percent(accuracy):
+    return f"{100 * accuracy:.2f}"
+
+
+def with_interval(result):
+    low, high = result["confidence_interval"]
+    return f"**{percent(result['accuracy'])}** ({percent(low)}–{percent(high)})"
+
+
+def markdown(header, rows):
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
