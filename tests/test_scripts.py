@@ -14,7 +14,7 @@ from utils.checkpoints import load_checkpoint, read_metadata, save_checkpoint
 from utils.cli import epsilon
 from utils.evaluation import wilson_interval
 
-SCRIPTS = ("train-cnn.py", "train-cnn-lstm.py", "test-cnn.py", "test-cnn-lstm.py")
+SCRIPTS = ("train-cnn.py", "train-cnn-lstm.py", "test-cnn.py", "test-cnn-lstm.py", "study.py")
 QUICK = ("--dataset", "digits", "--epochs", 2, "--width", 4)
 DEAD_PROXY = "http://127.0.0.1:9"  # nothing listens there
 NO_NETWORK = {"https_proxy": DEAD_PROXY, "HTTPS_PROXY": DEAD_PROXY, "no_proxy": "", "NO_PROXY": ""}
@@ -73,6 +73,38 @@ def test_transfer(script, trained, tmp_path):
     white_box = script("test-cnn.py", "--checkpoint", trained("cnn"), "--epsilon", 0.1, "--json", tmp_path / "w")
     assert white_box.returncode == 0, white_box.stderr
     assert json.loads((tmp_path / "w").read_text())["attacks"][0]["accuracy"] <= attack["accuracy"]
+
+
+def test_retrain_on_adversarial_examples(script, tmp_path):
+    """The study's defence from a shell: the default source and name, the set kept and used again, --resume."""
+    assert script("train-cnn.py", *QUICK, "--quiet", cwd=tmp_path).returncode == 0
+    defended = (*QUICK, "--defense", "fgsm-augment", "--epsilon", "8/255")
+    trained = script("train-cnn.py", *defended, cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    assert "2,394 digits images, fgsm-augment at 0.0313725" in trained.stdout
+    output = tmp_path / "models" / "cnn-digits-fgsm-augment-0.0313725.safetensors"
+    assert read_metadata(output)["training"]["defense"]["epsilon"] == 8 / 255
+    (kept,) = (tmp_path / "data" / "adversarial").iterdir()
+    assert kept.name == "digits-train-fgsm-cnn-digits.safetensors"
+    made = kept.stat().st_mtime_ns
+    assert "nothing to resume" in script("train-cnn.py", *defended, "--resume", cwd=tmp_path).stdout
+    assert kept.stat().st_mtime_ns == made
+
+    other = script("train-cnn.py", *QUICK, "--seed", 1, "--quiet", "--overwrite", cwd=tmp_path)
+    assert other.returncode == 0
+    refused = script("train-cnn.py", *defended, "--resume", "--quiet", cwd=tmp_path)
+    assert refused.returncode == 2
+    stale, error = refused.stderr.splitlines()
+    assert f"{kept.name} is of another source: it is built again" in stale
+    assert "source_sha256" in error
+
+
+def test_retraining_with_no_or_a_foreign_source(script, trained, tmp_path):
+    defended = (*QUICK, "--defense", "fgsm-augment", "--epsilon", 0.2, "--output", tmp_path / "a.safetensors")
+    assert_one_line(script("train-cnn.py", *defended, cwd=tmp_path), "models/cnn-digits.safetensors", "no such")
+    foreign = (*defended, "--source", ROOT / "models" / "cnn.safetensors")
+    assert_one_line(script("train-cnn.py", *foreign, cwd=tmp_path), "trained on 'cifar10', not on digits")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_default_names_and_another_working_directory(script, tmp_path):
@@ -147,9 +179,11 @@ def test_help_explains_every_flag_and_ends_with_two_examples(name, script):
     flags, examples = shown.stdout.split("examples:\n")
     assert [line.startswith(f"  python {name} ") for line in examples.splitlines()] == [True, True]
     wanted = {
-        "train": "dataset data-dir epochs batch-size lr width recipe output overwrite resume seed device quiet",
+        "train": "dataset data-dir epochs batch-size lr width recipe defense epsilon source output overwrite resume "
+        "seed device quiet",
+        "study": "dataset data-dir epochs width models scratch results overwrite device quiet",
         "test": "checkpoint attack epsilon source split examples dataset data-dir device batch-size seed json figures",
-    }[name.split("-")[0]]
+    }[name.removesuffix(".py").split("-")[0]]
     explained = flags.split("options:")[1]
     for flag in wanted.split():
         assert f"  --{flag} " in explained
@@ -160,6 +194,9 @@ def test_examples_in_help_are_valid(name, script, tmp_path):
     """The examples' flags are accepted, and a training does not run into a shipped checkpoint."""
     for line in script(name, "--help").stdout.split("examples:\n")[1].splitlines():
         arguments = line.split()[2:]
+        if name == "study.py":  # which has no one file to stop at
+            assert_one_line(script(name, *arguments, "--models", ROOT / "README.md"), "README.md", "cannot be written")
+            continue
         if name.startswith("train"):
             assert arguments[arguments.index("--output") + 1].startswith("runs/")
         # The last value of a flag counts: the run gets as far as looking for its output's folder or its checkpoint.
@@ -198,6 +235,17 @@ def assert_one_line(result, *parts, status=2):
         ("train-cnn.py", ["--output", "README.md/a.safetensors"], ["README.md/a.safetensors", "cannot be written"]),
         ("train-cnn.py", ["--resume", "--overwrite"], ["--overwrite"]),
         ("train-cnn.py", ["--no-such-flag"], ["--no-such-flag"]),
+        ("train-cnn.py", ["--defense", "magic"], ["magic", "fgsm-augment"]),
+        ("train-cnn.py", ["--defense", "fgsm-augment"], ["fgsm-augment needs --epsilon"]),
+        ("train-cnn.py", ["--defense", "fgsm-augment", "--epsilon", "0"], ["--epsilon", "0 changes no image"]),
+        ("train-cnn.py", ["--defense", "fgsm-augment", "--epsilon", "-1"], ["--epsilon", "-1"]),
+        ("train-cnn.py", ["--epsilon", "0.2"], ["--epsilon", "--defense fgsm-augment"]),
+        ("train-cnn.py", ["--source", "models/cnn.safetensors"], ["--source", "--defense fgsm-augment"]),
+        ("study.py", ["--dataset", "mnist"], ["mnist", "digits"]),
+        ("study.py", ["--epochs", "0"], ["--epochs"]),
+        ("study.py", ["--models", "README.md"], ["README.md", "cannot be written"]),
+        ("study.py", ["--results", "README.md"], ["README.md", "cannot be written"]),
+        ("study.py", ["--scratch", "README.md"], ["README.md", "cannot be written"]),
         ("train-cnn.py", ["--device", "quantum"], ["quantum"]),
         ("test-cnn.py", ["--epsilon", "-1"], ["--epsilon", "-1"]),
         ("test-cnn.py", ["--epsilon", "abc"], ["--epsilon", "abc"]),

@@ -72,8 +72,8 @@ def train_script(network):
         "--defense",
         choices=["none", "fgsm-augment"],
         default="none",
-        help="fgsm-augment, the study's: train on the clean images and on as many FGSM examples of a trained network "
-        "(default none: on the clean images alone)",
+        help="fgsm-augment, the study's: train on the clean images and on as many FGSM examples of a trained network, "
+        "without label smoothing (default none: on the clean images alone)",
     )
     option("--epsilon", type=radius, metavar="E", help="L-infinity radius of fgsm-augment, such as 0.2 or 8/255")
     option(
@@ -115,6 +115,7 @@ def train_script(network):
     args.output = args.output or default_checkpoint(network, args.dataset, args.epsilon)
     replaced = {name: getattr(args, name) for name in ("epochs", "batch_size", "lr")}
     recipe = replace(RECIPES[args.recipe], **{name: value for name, value in replaced.items() if value is not None})
+    recipe = recipe if args.defense == "none" else recipe.with_defense()
     run(
         parser,
         lambda: train_command(network, args, recipe),

@@ -1,6 +1,6 @@
 """Training recipes: the numbers a training depends on, apart from network, data and seed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,10 @@ class Recipe:
         if self.warmup is None:
             return self.lr
         return self.lr * min(progress / self.warmup, (1 - progress) / (1 - self.warmup))
+
+    def with_defense(self):
+        """The same without label smoothing: a defence brings its own loss, the study's plain cross-entropy."""
+        return replace(self, label_smoothing=0)
 
 
 RECIPES = {

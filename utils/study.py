@@ -47,7 +47,7 @@ class Line:
         return self.folder / (checkpoint_stem(self.stem, epsilon) + ".safetensors")
 
     def recipe(self, epsilon=None):
-        return self.baseline_recipe if epsilon is None else self.retrained_recipe
+        return self.baseline_recipe if epsilon is None else self.retrained_recipe.with_defense()
 
 
 def lines(dataset, models, scratch, epochs=None):
@@ -55,24 +55,19 @@ def lines(dataset, models, scratch, epochs=None):
 
     epochs: replaces every recipe's, for a quick look.
     """
-    if dataset == "digits":  # so few images need fewer steps
-        study = replace(RECIPES["one-cycle"], epochs=15), replace(RECIPES["one-cycle"], epochs=8)
-        paper = replace(RECIPES["paper"], epochs=5)
-    else:
-        study = RECIPES["long"], replace(RECIPES["one-cycle"], epochs=8)
-        paper = RECIPES["paper"]
-    recipes = {"study": study, "paper": (paper, paper), "short": (RECIPES["short"], RECIPES["short"])}
+    digits = dataset == "digits"  # so few images need fewer steps
+    baseline, retrained, paper, short = (RECIPES[name] for name in ("long", "one-cycle", "paper", "short"))
+    baseline = replace(retrained, epochs=15) if digits else baseline
+    retrained = replace(retrained, epochs=8)
+    paper = replace(paper, epochs=5) if digits else paper
     if epochs:
-        recipes = {name: tuple(replace(recipe, epochs=epochs) for recipe in pair) for name, pair in recipes.items()}
+        baseline, retrained, paper, short = (replace(r, epochs=epochs) for r in (baseline, retrained, paper, short))
     both = ("cnn", "cnn-lstm")
     strongest = TRAINING_EPSILONS[-1:]
     return [
-        *(Line("study", name, *recipes["study"], TRAINING_EPSILONS, 0, models, name) for name in both),
-        *(Line("reproduction", name, *recipes["paper"], strongest, 0, scratch, f"{name}-paper") for name in both),
-        *(
-            Line("spread", "cnn", *recipes["short"], strongest, seed, scratch, f"cnn-short-seed-{seed}")
-            for seed in SPREAD_SEEDS
-        ),
+        *(Line("study", name, baseline, retrained, TRAINING_EPSILONS, 0, models, name) for name in both),
+        *(Line("reproduction", name, paper, paper, strongest, 0, scratch, f"{name}-paper") for name in both),
+        *(Line("spread", "cnn", short, short, strongest, s, scratch, f"cnn-short-seed-{s}") for s in SPREAD_SEEDS),
     ]
 
 

@@ -11,9 +11,9 @@ def document(report):
     """results/tables.md: every table of the report, each under its heading."""
     opening = (
         "# Tables of the study\n\n"
-        f"Made by `python study.py` from study.json: accuracy in percent on {tested_images(report)}, by testing epsilon "
-        "(L-infinity, pixels in [0, 1]; 0: clean). In brackets, 95 % Wilson intervals: they cover the sampling of the "
-        "test images, not how a figure moves from one training to the next (Table 5)."
+        f"Made by `python study.py` from study.json: accuracy in percent on {tested_images(report)}, by testing "
+        "epsilon (L-infinity, pixels in [0, 1]; 0: clean). In brackets, 95 % Wilson intervals: they cover the sampling "
+        "of the test images, not how a figure moves from one training to the next (Table 5)."
     )
     titled = {
         f"Table {number}: {TITLES[name]}, transferred FGSM": transfer_table(report, name)

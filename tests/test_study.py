@@ -1,0 +1,337 @@
+"""The study as one command: it does what remains, survives being killed, and its tables and figures are the JSON's."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from utils import UserError, plotting, tables
+from utils.checkpoints import load_checkpoint, read_metadata
+from utils.evaluation import evaluate_fgsm, wilson_interval
+from utils.paper import EPSILONS, PRINTED, REMEASURED, TRAINING_EPSILONS
+from utils.recipes import RECIPES
+from utils.study import Study, duration, lines, read_report
+from utils.training import train
+
+QUICK = ("--dataset", "digits", "--epochs", 1, "--width", 4)
+
+
+def without_times(value):
+    """The JSON value without its time fields."""
+    if isinstance(value, dict):
+        return {key: without_times(v) for key, v in value.items() if not key.endswith("seconds")}
+    return [without_times(v) for v in value] if isinstance(value, list) else value
+
+
+@pytest.fixture(scope="module")
+def finished(script, tmp_path_factory):
+    """A folder in which the study was run on digits without being interrupted, and how long that took."""
+    folder = tmp_path_factory.mktemp("study")
+    start = time.monotonic()
+    result = script("study.py", *QUICK, cwd=folder)
+    assert result.returncode == 0, result.stderr
+    return folder, time.monotonic() - start, result.stdout
+
+
+@pytest.fixture(scope="module")
+def report(finished):
+    return read_report(finished[0] / "results/demo/study.json")
+
+
+def study(folder, monkeypatch, **options):
+    """The study of `finished`, ready to go on in this process."""
+    monkeypatch.chdir(folder)
+    demo = folder / "results" / "demo"
+    arguments = {"models": demo, "scratch": demo, "report": demo / "study.json", "width": 4, "epochs": 1, "quiet": True}
+    return Study("digits", **{**arguments, **options})
+
+
+def test_it_does_the_whole_of_it(finished, report):
+    trained = [(e["part"], e["network"], e["training_epsilon"], e["seed"]) for e in report["networks"]]
+    assert trained == [
+        *(("study", name, epsilon, 0) for name in ("cnn", "cnn-lstm") for epsilon in (None, *TRAINING_EPSILONS)),
+        *(("reproduction", name, epsilon, 0) for name in ("cnn", "cnn-lstm") for epsilon in (None, 0.2)),
+        *(("spread", "cnn", epsilon, seed) for seed in (0, 1, 2) for epsilon in (None, 0.2)),
+    ]
+    demo = finished[0] / "results/demo"
+    for entry in report["networks"]:
+        training = read_metadata(demo / f"{entry['name']}.safetensors")["training"]
+        assert entry["training"] == training
+        assert training["examples"] == 1197 * (1 if entry["training_epsilon"] is None else 2)
+        if entry["training_epsilon"] is not None:
+            source = entry["name"].split("-fgsm-augment")[0]
+            (baseline,) = (e for e in report["networks"] if e["name"] == source)
+            assert training["defense"]["source_sha256"] == baseline["sha256"]
+    assert {path.suffix for path in demo.iterdir() if path.is_file()} == {".safetensors", ".jsonl", ".json", ".md"}
+    assert len(list((demo / "study").iterdir())) == 9
+
+
+def test_it_says_what_remains_and_for_how_long(finished):
+    started = [line for line in finished[2].splitlines() if line.startswith("[")]
+    assert len(started) == 20
+    for number, line in enumerate(started, start=1):
+        assert re.fullmatch(
+            rf"\[{number}/20\] training \S+\.safetensors; for all that remains, about \d+ (s|min)", line
+        )
+
+
+def test_figures_are_those_of_the_evaluation(finished, report, digits):
+    demo = finished[0] / "results/demo"
+    (entry,) = (e for e in report["networks"] if e["name"] == "cnn-fgsm-augment-0.2")
+    network, baseline = (load_checkpoint(demo / f"{name}.safetensors") for name in (entry["name"], "cnn"))
+    for setting, source in (("transfer", baseline), ("white_box", None)):
+        results = evaluate_fgsm(network, digits["test"], EPSILONS[1:], source=source)
+        assert [row["epsilon"] for row in entry[setting]] == list(EPSILONS)
+        assert [row["accuracy"] for row in entry[setting]] == pytest.approx([r.accuracy for r in results], abs=0.004)
+        for row in entry[setting]:
+            assert row["confidence_interval"] == pytest.approx(wilson_interval(round(row["accuracy"] * 300), 300))
+
+
+def test_baseline_is_its_own_source(report):
+    for entry in report["networks"]:
+        if entry["training_epsilon"] is None:
+            assert entry["transfer"] == entry["white_box"]
+
+
+def test_finished_study_has_nothing_left_to_do(finished, report, monkeypatch):
+    assert study(finished[0], monkeypatch).todo == []
+
+
+@pytest.mark.parametrize("lost", ["cnn", "cnn-lstm-fgsm-augment-0.01"])
+def test_lost_checkpoint_of_the_tables_is_made_again(lost, finished, monkeypatch, tmp_path):
+    path = finished[0] / "results/demo" / f"{lost}.safetensors"
+    before = path.read_bytes()
+    path.rename(tmp_path / "lost")
+    try:
+        again = study(finished[0], monkeypatch)
+        assert lost in [line.path(epsilon).stem for line, epsilon in again.todo]
+        report_before = without_times(read_report(again.path))
+        assert without_times(again.run()) == report_before
+        assert path.read_bytes() == before
+    finally:
+        path.write_bytes(before)
+
+
+def test_checkpoints_that_are_not_shipped_may_be_gone(finished, monkeypatch, tmp_path):
+    demo = finished[0] / "results/demo"
+    gone = [path for path in demo.iterdir() if re.match(r"cnn-(lstm-)?(paper|short).*", path.name)]
+    assert len(gone) == 20
+    for path in gone:
+        path.rename(tmp_path / path.name)
+    try:
+        assert study(finished[0], monkeypatch).todo == []
+    finally:
+        for path in gone:
+            (tmp_path / path.name).rename(path)
+
+
+def test_what_was_trained_otherwise_is_refused_unless_told_to_overwrite(script, finished, monkeypatch):
+    folder = finished[0]
+    path = folder / "results/demo/cnn-fgsm-augment-0.005.safetensors"
+    before = path.read_bytes()
+    refused = script("study.py", *QUICK[:2], "--epochs", 2, "--width", 4, cwd=folder)
+    assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
+    assert f"{path.relative_to(folder)} is of another training: epochs 1, not 2; --overwrite" in refused.stderr
+    assert path.read_bytes() == before
+    todo = study(folder, monkeypatch, epochs=2, overwrite=True).todo
+    assert len(todo) == 18  # all but the two baselines, which are taken as they are
+
+
+def test_baseline_that_is_there_is_taken_as_it_is(digits, monkeypatch, tmp_path):
+    demo = tmp_path / "results" / "demo"
+    demo.mkdir(parents=True)
+    recipe = replace(RECIPES["paper"], epochs=1, lr=0.005)
+    train("cnn", digits["train"], digits["validation"], recipe, output=demo / "cnn.safetensors", width=4, quiet=True)
+    before = (demo / "cnn.safetensors").read_bytes()
+    taken = study(tmp_path, monkeypatch)
+    taken.todo = taken.todo[:2]
+    entries = taken.run()["networks"]
+    assert (demo / "cnn.safetensors").read_bytes() == before
+    assert [e["name"] for e in entries] == ["cnn", "cnn-fgsm-augment-0.005"]
+    assert entries[0]["training"]["lr"] == 0.005
+
+
+def test_baseline_of_another_network_or_data_set_is_refused(finished, monkeypatch, tmp_path):
+    demo = tmp_path / "results" / "demo"
+    demo.mkdir(parents=True)
+    (demo / "cnn.safetensors").write_bytes((finished[0] / "results/demo/cnn-lstm.safetensors").read_bytes())
+    with pytest.raises(UserError, match=r"cnn\.safetensors is no cnn trained on digits"):
+        study(tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"networks": [1]}', b"\xff", b"[" * 100_000])
+def test_foreign_report_is_refused(content, monkeypatch, tmp_path):
+    demo = tmp_path / "results" / "demo"
+    demo.mkdir(parents=True)
+    (demo / "study.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"study\.json is no report of a study"):
+        study(tmp_path, monkeypatch)
+    assert (demo / "study.json").read_bytes() == content
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+def test_study_killed_at_random_points_ends_with_the_same_report(finished, report, tmp_path):
+    _, seconds, _ = finished
+    draw = random.Random(0)
+    command = [sys.executable, str(ROOT / "study.py"), *map(str, QUICK)]
+    killed = 0
+    while killed < 3:
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        try:
+            process.communicate(timeout=draw.uniform(0.2, 0.5) * seconds)
+            pytest.fail("it ended before it could be killed")
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.communicate(timeout=60)
+            killed += 1
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=300)
+    assert without_times(read_report(tmp_path / "results/demo/study.json")) == without_times(report)
+    for path in (finished[0] / "results/demo").glob("*.safetensors"):
+        assert (tmp_path / "results/demo" / path.name).read_bytes() == path.read_bytes()
+    assert not list((tmp_path / "results/demo").glob("*.partial.*"))
+
+
+def test_names_of_the_shipped_checkpoints(tmp_path):
+    models, scratch = tmp_path / "models", tmp_path / "runs"
+    paths = [line.path(e) for line in lines("cifar10", models, scratch) for e in (None, *line.training_epsilons)]
+    shipped = [path.name for path in paths if path.parent == models]
+    assert len(shipped) == 10
+    assert "cnn-fgsm-augment-0.2.safetensors" in shipped
+    assert "cnn-lstm-fgsm-augment-0.015.safetensors" in shipped
+    assert len(set(paths)) == len(paths) == 20
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (89, "89 s"), (91, "2 min"), (3500, "58 min"), (3599, "1 h 00 min"), (6000, "1 h 40 min")],
+)
+def test_duration(seconds, text):
+    assert duration(seconds) == text
+
+
+def fabricated(retrained=0.99):
+    """A report with the shape of the real one, for CIFAR-10: the study's accuracies, the retrained ones replaced."""
+
+    def rows(accuracies):
+        return [
+            {"epsilon": e, "accuracy": a, "confidence_interval": [max(0, a - 0.01), min(1, a + 0.01)]}
+            for e, a in zip(EPSILONS, accuracies, strict=True)
+        ]
+
+    networks = [
+        {
+            "part": part,
+            "name": f"{name}-{part}-{epsilon}-{seed}",
+            "network": name,
+            "training_epsilon": epsilon,
+            "seed": seed,
+            "transfer": rows([0.5] * 6 if epsilon is None else [retrained] * 6),
+            "white_box": rows([0.25] * 6),
+        }
+        for part, names, epsilons, seeds in [
+            ("study", ("cnn", "cnn-lstm"), (None, *TRAINING_EPSILONS), (0,)),
+            ("reproduction", ("cnn", "cnn-lstm"), (None, 0.2), (0,)),
+            ("spread", ("cnn",), (None, 0.2), (0, 1, 2)),
+        ]
+        for name in names
+        for seed in seeds
+        for epsilon in epsilons
+    ]
+    return {"dataset": "cifar10", "split": "test", "examples": 10_000, "networks": networks}
+
+
+def test_tables_hold_ours_the_printed_and_the_remeasured():
+    text = tables.document(fabricated())
+    for name in ("cnn", "cnn-lstm"):
+        table = tables.transfer_table(fabricated(), name)
+        assert table in text
+        for epsilon in (None, *TRAINING_EPSILONS):
+            row = next(line for line in table.splitlines() if line.startswith(f"| {tables.trained_on(epsilon)} |"))
+            ours = "50.00** (49.00–51.00)" if epsilon is None else "99.00** (98.00–100.00)"
+            assert row.count(f"**{ours}") == 6
+            for printed, measured in zip(PRINTED[name][epsilon], REMEASURED[name][epsilon], strict=True):
+                assert f"<br>{printed:g} / {measured:g} |" in row
+    assert text.count("**25.00** (24.00–26.00)") == 60
+
+
+def test_spread_is_range_and_standard_deviation():
+    report = fabricated()
+    for entry in report["networks"]:
+        if entry["part"] == "spread":
+            for row in entry["transfer"]:
+                row["accuracy"] = 0.80 + 0.01 * entry["seed"]
+    assert tables.spread_table(report).count("2.00 / 1.00") == 12
+
+
+def test_cells_below_the_study_are_named():
+    assert tables.misses(fabricated()) == []
+    assert "None" in tables.misses_text(fabricated())
+    report = fabricated()
+    (entry,) = (e for e in report["networks"] if e["name"] == "cnn-study-0.2-0")
+    entry["transfer"][5]["accuracy"] = 0.76  # above the printed 75.488, below the re-measured 78.35
+    assert tables.misses_text(report) == "- CNN, epsilon 0.2, at 0.1: 76.00 against 78.35"
+
+
+def test_paper_tables_are_whole():
+    for table in (PRINTED, REMEASURED):
+        for rows in table.values():
+            assert list(rows) == [None, *TRAINING_EPSILONS]
+            assert {len(row) for row in rows.values()} == {len(EPSILONS)}
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "digits"])
+def test_figures_draw_ours_solid_and_the_papers_dashed(dataset):
+    report = {**fabricated(), "dataset": dataset}
+    figure = plotting.transfer_accuracy(report, "cnn")
+    drawn = figure.axes[0].get_lines()
+    solid = [line for line in drawn if line.get_linestyle() == "-"]
+    dashed = [line for line in drawn if line.get_linestyle() == "--"]
+    assert [line.get_ydata().tolist() for line in solid] == [[50] * 6] + [[99] * 6] * 4
+    expected = list(PRINTED["cnn"].values()) if dataset == "cifar10" else []
+    assert [tuple(line.get_ydata()) for line in dashed] == expected
+    change = plotting.change_against_baseline(report, "cnn-lstm").axes[0].get_lines()
+    assert [line.get_ydata()[0] for line in change if line.get_linestyle() == "-"][:4] == [49] * 4
+    plt.close("all")
+
+
+def test_every_figure_has_titles_units_and_a_legend_beside_the_data(tmp_path):
+    for name, figure in plotting.study_figures(fabricated()).items():
+        assert figure.axes[0].get_ylabel().endswith(("(%)", "(percentage points)"))
+        plotting.save(figure, tmp_path / f"{name}.png")
+        (legend,) = figure.legends
+        box = legend.get_window_extent()
+        assert not any(box.overlaps(axes.get_window_extent()) for axes in figure.axes), name
+        labels = [axes.get_xlabel() for axes in figure.axes] + [figure.get_supxlabel()]
+        assert any("L-infinity" in label for label in labels)
+        assert figure.get_suptitle() or figure.axes[0].get_title()
+    assert len(list(tmp_path.iterdir())) == 7
+
+
+def test_side_by_side_shows_both_networks_on_both_attacks(digits, trained):
+    baseline, retrained = (load_checkpoint(trained(name)) for name in ("cnn", "cnn-lstm"))
+    figure = plotting.side_by_side(baseline, retrained, digits["test"], 0.1, "CNN", columns=3)
+    assert len(figure.axes) == 9
+    texts = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert [text.split(":")[0] for text in texts] == ["baseline", "retrained"] * 9
+    shown = np.array([axes.images[0].get_array() for axes in figure.axes])
+    for attacked in (shown[3:6], shown[6:]):
+        assert np.abs(attacked - shown[:3]).max() == pytest.approx(0.1, abs=1e-6)
+    plt.close(figure)
+
+
+def test_report_is_json_with_final_newline(finished):
+    text = (finished[0] / "results/demo/study.json").read_text()
+    assert text.endswith("}\n")
+    assert json.loads(text)["threads"] >= 1
+    markdown = (finished[0] / "results/demo/tables.md").read_text()
+    assert markdown == tables.document(json.loads(text))
