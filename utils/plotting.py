@@ -82,7 +82,7 @@ def transfer_accuracy(report, network):
         _line_with_interval(axes, entry["transfer"], style)
         if report["dataset"] == "cifar10":
             axes.plot(EPSILONS, PRINTED[network][entry["training_epsilon"]], **{**style, "linestyle": "--"}, alpha=0.7)
-    axes.set_title(f"{TITLES[network]}: FGSM examples crafted on the baseline ({tested_images(report)})")
+    figure.suptitle(f"{TITLES[network]}: FGSM examples crafted on the baseline ({tested_images(report)})")
     _finish(figure, [axes], report, network)
     axes.set(ylabel="accuracy (%)", ylim=(0, 100))
     return figure
@@ -99,7 +99,7 @@ def change_against_baseline(report, network):
             theirs = np.subtract(PRINTED[network][epsilon], PRINTED[network][None])
             axes.plot(EPSILONS, theirs, **{**style, "linestyle": "--"}, alpha=0.7)
     axes.axhline(0, color="black", linewidth=0.8)
-    axes.set_title(f"{TITLES[network]}: change of accuracy by retraining, examples crafted on the baseline")
+    figure.suptitle(f"{TITLES[network]}: what retraining changes under FGSM examples crafted on the baseline")
     _finish(figure, [axes], report, network, baseline=False)
     axes.set(ylabel="change against the baseline (percentage points)")
     return figure
@@ -120,7 +120,7 @@ def networks_compared(report):
     panels[0].set_ylabel("accuracy (%)")
     figure.supxlabel(TESTING, fontsize="medium")
     figure.suptitle(f"FGSM examples crafted on each network's own baseline ({tested_images(report)})")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     return figure
 
 
