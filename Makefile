@@ -38,7 +38,7 @@ constraints: $(VENV)/installed-dev  ## pin the newest versions that requirements
 	 requirements-dev.txt) > constraints.txt
 
 clean:  ## remove the environment and the demo's output
-	rm -rf $(VENV) results/demo
+	rm -rf $(VENV) results/demo data/adversarial/digits-*
 
 $(VENV)/installed: requirements.txt constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=...")'

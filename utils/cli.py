@@ -353,6 +353,8 @@ def study_command(args):
         overwrite=args.overwrite,
         quiet=args.quiet,
     )
+    if not (study.todo or args.quiet):
+        print("every network is trained and tested: nothing remains but tables and figures")
     report = study.run()
     write_atomically(args.results / "tables.md", tables.document(report).encode())
     for name, figure in plotting.study_figures(report).items():
