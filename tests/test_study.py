@@ -203,7 +203,7 @@ def test_study_killed_at_random_points_ends_with_the_same_report(finished, repor
 
 def test_names_of_the_shipped_checkpoints(tmp_path):
     models, scratch = tmp_path / "models", tmp_path / "runs"
-    paths = [line.path(e) for line in lines("cifar10", models, scratch) for e in (None, *line.training_epsilons)]
+    paths = [line.path(e) for line in lines("cifar10", models, scratch) for e in line.recipes]
     shipped = [path.name for path in paths if path.parent == models]
     assert len(shipped) == 10
     assert "cnn-fgsm-augment-0.2.safetensors" in shipped

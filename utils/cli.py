@@ -50,7 +50,7 @@ def train_script(network):
         f"Train the {network} network, with or without a defence, and save it as a safetensors checkpoint.",
         [
             f"--data-dir data --epochs 10 --output runs/{network}.safetensors",
-            f"--defense fgsm-augment --epsilon 0.2 --epochs 10 --output runs/{network}-fgsm-augment-0.2.safetensors",
+            f"--defense fgsm-augment --epsilon 0.2 --output runs/{network}-fgsm-augment-0.2.safetensors",
         ],
     )
 
@@ -65,8 +65,8 @@ def train_script(network):
         choices=RECIPES,
         default="one-cycle",
         help="the numbers that --epochs, --batch-size and --lr replace one by one: one-cycle (ours, the default: SGD, "
-        "label smoothing, flips and shifts), long (likewise, 80 epochs: the shipped baselines'), short (four epochs) "
-        "or paper (the study's: Adam, flips alone)",
+        "label smoothing, flips and shifts), long (likewise, 80 epochs: the shipped baselines'), retrain (for "
+        "fgsm-augment at small radii: flips alone), short (four epochs) or paper (the study's: Adam, flips alone)",
     )
     option(
         "--defense",

@@ -33,13 +33,11 @@ SPREAD_SEEDS = (0, 1, 2)
 
 @dataclass(frozen=True)
 class Line:
-    """A baseline and the networks retrained on its FGSM examples, one for each of training_epsilons."""
+    """A baseline and the networks retrained on its FGSM examples."""
 
     part: str  # "study", "reproduction" or "spread"
     network: str
-    baseline_recipe: Recipe
-    retrained_recipe: Recipe
-    training_epsilons: tuple
+    recipes: dict  # training epsilon (None: the baseline) -> Recipe
     seed: int
     folder: Path
     stem: str  # of the baseline's file; the retrained networks' begin with it
@@ -47,28 +45,30 @@ class Line:
     def path(self, epsilon=None):
         return self.folder / (checkpoint_stem(self.stem, epsilon) + ".safetensors")
 
-    def recipe(self, epsilon=None):
-        return self.baseline_recipe if epsilon is None else self.retrained_recipe.with_defense()
-
 
 def lines(dataset, models, scratch, epochs=None):
     """The study's lines. models: folder of the ten networks of its tables; scratch: of those that are not shipped.
 
     epochs: replaces every recipe's, for a quick look.
     """
-    digits = dataset == "digits"  # so few images need fewer steps
-    baseline, retrained, paper, short = (RECIPES[name] for name in ("long", "one-cycle", "paper", "short"))
-    baseline = replace(retrained, epochs=15) if digits else baseline
-    retrained = replace(retrained, epochs=8)
-    paper = replace(paper, epochs=5) if digits else paper
+    baseline, paper, short = (RECIPES[name] for name in ("long", "paper", "short"))
+    small, large = RECIPES["retrain"], RECIPES["one-cycle"]  # at 0.2 there is more to learn
+    if dataset == "digits":  # so few images need fewer steps
+        baseline, large, paper = (replace(recipe, epochs=n) for recipe, n in ((large, 15), (large, 8), (paper, 5)))
     if epochs:
-        baseline, retrained, paper, short = (replace(r, epochs=epochs) for r in (baseline, retrained, paper, short))
+        baseline, small, large, paper, short = (
+            replace(recipe, epochs=epochs) for recipe in (baseline, small, large, paper, short)
+        )
+
+    def recipes(baseline, retrained):
+        return {None: baseline, **{epsilon: recipe.with_defense() for epsilon, recipe in retrained.items()}}
+
+    whole = recipes(baseline, {epsilon: large if epsilon == 0.2 else small for epsilon in TRAINING_EPSILONS})
     both = ("cnn", "cnn-lstm")
-    strongest = TRAINING_EPSILONS[-1:]
     return [
-        *(Line("study", name, baseline, retrained, TRAINING_EPSILONS, 0, models, name) for name in both),
-        *(Line("reproduction", name, paper, paper, strongest, 0, scratch, f"{name}-paper") for name in both),
-        *(Line("spread", "cnn", short, short, strongest, s, scratch, f"cnn-short-seed-{s}") for s in SPREAD_SEEDS),
+        *(Line("study", name, whole, 0, models, name) for name in both),
+        *(Line("reproduction", name, recipes(paper, {0.2: paper}), 0, scratch, f"{name}-paper") for name in both),
+        *(Line("spread", "cnn", recipes(short, {0.2: short}), s, scratch, f"cnn-short-seed-{s}") for s in SPREAD_SEEDS),
     ]
 
 
@@ -104,13 +104,13 @@ class Study:
             (line, epsilon)
             for line in self.lines
             if not self._line_is_done(line)
-            for epsilon in (None, *line.training_epsilons)
+            for epsilon in line.recipes
             if not (self._is_trained(line, epsilon) and self._is_tested(line, epsilon))
         ]
 
     def run(self):
         """Do what remains, in order, and return the report. It may be interrupted anywhere and run again."""
-        total = sum(1 + len(line.training_epsilons) for line in self.lines)
+        total = sum(len(line.recipes) for line in self.lines)
         for index, (line, epsilon) in enumerate(self.todo):
             trained = self._is_trained(line, epsilon)
             self._say(
@@ -127,7 +127,7 @@ class Study:
     def pair(self, network):
         """The baseline and the network retrained on the largest epsilon, and the test split, to be looked at."""
         (line,) = (line for line in self.lines if (line.part, line.network) == ("study", network))
-        paths = line.path(), line.path(max(line.training_epsilons))
+        paths = line.path(), line.path(max(TRAINING_EPSILONS))
         return *(load_checkpoint(path, self.device) for path in paths), self.splits["test"].to(self.device)
 
     def _say(self, text):
@@ -144,7 +144,7 @@ class Study:
             "networks": [
                 self.entries[line.path(epsilon).stem]
                 for line in self.lines
-                for epsilon in (None, *line.training_epsilons)
+                for epsilon in line.recipes
                 if self._is_tested(line, epsilon)
             ],
         }
@@ -154,11 +154,11 @@ class Study:
         training = self.splits["train"]
         if epsilon is not None:
             training = AugmentedSplit(training, None, epsilon, source_sha256)  # no need of its images
-        return training_arguments(line.network, training, line.recipe(epsilon), width=self.width, seed=line.seed)
+        return training_arguments(line.network, training, line.recipes[epsilon], width=self.width, seed=line.seed)
 
     def _line_is_done(self, line):
         """Whether every network of a line that is not shipped has been tested, be its checkpoint still there or not."""
-        return line.part != "study" and all(self._is_tested(line, e) for e in (None, *line.training_epsilons))
+        return line.part != "study" and all(self._is_tested(line, e) for e in line.recipes)
 
     def _is_tested(self, line, epsilon):
         """Whether the report has the figures of the checkpoint that is there, or that would be there."""
@@ -214,7 +214,7 @@ class Study:
             line.network,
             training,
             self.splits["validation"],
-            line.recipe(epsilon),
+            line.recipes[epsilon],
             output=path,
             width=self.width,
             seed=line.seed,
@@ -258,7 +258,7 @@ class Study:
                 self.speeds[line.network] = training_speed(line.network, self.width, self.device)
             images = 5 * len(self.splits["test"])  # both evaluations, in terms of training steps
             if not self._is_trained(line, epsilon):
-                epochs = line.recipe(epsilon).epochs - PartialRun(line.path(epsilon)).finished_epochs()
+                epochs = line.recipes[epsilon].epochs - PartialRun(line.path(epsilon)).finished_epochs()
                 images += epochs * len(self.splits["train"]) * (1 if epsilon is None else 2)
             seconds += images / self.speeds[line.network]
         return seconds
