@@ -25,7 +25,7 @@ from utils.checkpoints import file_digest, load_checkpoint, read_metadata, versi
 from utils.data import load_split
 from utils.evaluation import evaluate_fgsm
 from utils.paper import EPSILONS, TRAINING_EPSILONS
-from utils.recipes import RECIPES, Recipe
+from utils.recipes import RECIPES
 from utils.training import PartialRun, check_same_arguments, cross_entropy, train, training_arguments
 
 SPREAD_SEEDS = (0, 1, 2)
