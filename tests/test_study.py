@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,13 +18,14 @@ from conftest import ROOT
 
 from utils import UserError, plotting, tables
 from utils.checkpoints import load_checkpoint, read_metadata
+from utils.data import training_batches
 from utils.evaluation import evaluate_fgsm, wilson_interval
 from utils.paper import EPSILONS, PRINTED, REMEASURED, TRAINING_EPSILONS
 from utils.recipes import RECIPES
-from utils.study import Study, duration, lines, read_report
-from utils.training import train
+from utils.study import Study, duration, lines, read_log, read_report
+from utils.training import PartialRun, train
 
-QUICK = ("--dataset", "digits", "--epochs", 1, "--width", 4)
+QUICK = ("--dataset", "digits", "--epochs", 2, "--width", 4)  # two, so that a training can be killed halfway
 
 
 def without_times(value):
@@ -35,12 +37,11 @@ def without_times(value):
 
 @pytest.fixture(scope="module")
 def finished(script, tmp_path_factory):
-    """A folder in which the study was run on digits without being interrupted, and how long that took."""
+    """A folder in which the study was run on digits without being interrupted, and what it said."""
     folder = tmp_path_factory.mktemp("study")
-    start = time.monotonic()
     result = script("study.py", *QUICK, cwd=folder)
     assert result.returncode == 0, result.stderr
-    return folder, time.monotonic() - start, result.stdout
+    return folder, result.stdout
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def study(folder, monkeypatch, **options):
     """The study of `finished`, ready to go on in this process."""
     monkeypatch.chdir(folder)
     demo = folder / "results" / "demo"
-    arguments = {"models": demo, "scratch": demo, "report": demo / "study.json", "width": 4, "epochs": 1, "quiet": True}
+    arguments = {"models": demo, "scratch": demo, "report": demo / "study.json", "width": 4, "epochs": 2, "quiet": True}
     return Study("digits", **{**arguments, **options})
 
 
@@ -77,7 +78,7 @@ def test_it_does_the_whole_of_it(finished, report):
 
 
 def test_it_says_what_remains_and_for_how_long(finished):
-    started = [line for line in finished[2].splitlines() if line.startswith("[")]
+    started = [line for line in finished[1].splitlines() if line.startswith("[")]
     assert len(started) == 20
     for number, line in enumerate(started, start=1):
         assert re.fullmatch(
@@ -107,19 +108,33 @@ def test_finished_study_has_nothing_left_to_do(finished, report, monkeypatch):
     assert study(finished[0], monkeypatch).todo == []
 
 
-@pytest.mark.parametrize("lost", ["cnn", "cnn-lstm-fgsm-augment-0.01"])
-def test_lost_checkpoint_of_the_tables_is_made_again(lost, finished, monkeypatch, tmp_path):
+def test_lost_checkpoint_of_the_tables_is_made_again(finished, monkeypatch, tmp_path):
+    lost = "cnn-lstm-fgsm-augment-0.01"
     path = finished[0] / "results/demo" / f"{lost}.safetensors"
     before = path.read_bytes()
     path.rename(tmp_path / "lost")
     try:
         again = study(finished[0], monkeypatch)
-        assert lost in [line.path(epsilon).stem for line, epsilon in again.todo]
+        assert [line.path(epsilon).stem for line, epsilon in again.todo] == [lost]
         report_before = without_times(read_report(again.path))
         assert without_times(again.run()) == report_before
         assert path.read_bytes() == before
     finally:
         path.write_bytes(before)
+
+
+def test_lost_baseline_is_not_replaced_by_another_unasked(finished, monkeypatch, tmp_path):
+    """The networks retrained on its examples would have to be trained again too, after hours on CIFAR-10."""
+    path = finished[0] / "results/demo/cnn.safetensors"
+    path.rename(tmp_path / "lost")
+    try:
+        with pytest.raises(
+            UserError, match=r"cnn-fgsm-augment-0\.005\.safetensors is there, but not .*cnn\.safetensors"
+        ):
+            study(finished[0], monkeypatch)
+        assert len(study(finished[0], monkeypatch, overwrite=True).todo) == 5
+    finally:
+        (tmp_path / "lost").rename(path)
 
 
 def test_checkpoints_that_are_not_shipped_may_be_gone(finished, monkeypatch, tmp_path):
@@ -139,11 +154,11 @@ def test_what_was_trained_otherwise_is_refused_unless_told_to_overwrite(script, 
     folder = finished[0]
     path = folder / "results/demo/cnn-fgsm-augment-0.005.safetensors"
     before = path.read_bytes()
-    refused = script("study.py", *QUICK[:2], "--epochs", 2, "--width", 4, cwd=folder)
+    refused = script("study.py", *QUICK[:2], "--epochs", 3, "--width", 4, cwd=folder)
     assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
-    assert f"{path.relative_to(folder)} is of another training: epochs 1, not 2; --overwrite" in refused.stderr
+    assert f"{path.relative_to(folder)} is of another training: epochs 2, not 3; --overwrite" in refused.stderr
     assert path.read_bytes() == before
-    todo = study(folder, monkeypatch, epochs=2, overwrite=True).todo
+    todo = study(folder, monkeypatch, epochs=3, overwrite=True).todo
     assert len(todo) == 18  # all but the two baselines, which are taken as they are
 
 
@@ -165,8 +180,50 @@ def test_baseline_of_another_network_or_data_set_is_refused(finished, monkeypatc
     demo = tmp_path / "results" / "demo"
     demo.mkdir(parents=True)
     (demo / "cnn.safetensors").write_bytes((finished[0] / "results/demo/cnn-lstm.safetensors").read_bytes())
-    with pytest.raises(UserError, match=r"cnn\.safetensors is no cnn trained on digits"):
+    with pytest.raises(UserError, match=r"cnn\.safetensors is no cnn of width 4 trained on digits"):
         study(tmp_path, monkeypatch)
+    with pytest.raises(UserError, match=r"cnn\.safetensors is no cnn of width 8 trained on digits"):
+        study(finished[0], monkeypatch, width=8, overwrite=True)
+
+
+def test_overwriting_trains_again_what_is_stale_or_damaged(finished, monkeypatch, tmp_path):
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+    demo = tmp_path / "results" / "demo"
+    damaged, stale = (demo / f"cnn-fgsm-augment-{epsilon}.safetensors" for epsilon in ("0.005", "0.2"))
+    before = damaged.read_bytes(), stale.read_bytes()
+    damaged.write_bytes(before[0][:-1])
+    stale.write_bytes(damaged.with_stem("cnn-fgsm-augment-0.01").read_bytes())
+    damaged.with_suffix(".partial.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=r"damaged.*--overwrite"):
+        study(tmp_path, monkeypatch)
+    again = study(tmp_path, monkeypatch, overwrite=True)
+    assert [line.path(epsilon) for line, epsilon in again.todo] == [damaged, stale]
+    assert again._seconds_left(0) > 0
+    assert without_times(again.run()) == without_times(read_report(finished[0] / "results/demo/study.json"))
+    assert (damaged.read_bytes(), stale.read_bytes()) == before
+
+
+def test_report_of_other_data_is_refused(finished, monkeypatch, tmp_path):
+    report = json.loads((finished[0] / "results/demo/study.json").read_text())
+    path = tmp_path / "study.json"
+    path.write_text(json.dumps({**report, "dataset": "cifar10"}))
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=r"study\.json is of other data than digits"):
+        study(finished[0], monkeypatch, report=path)
+    assert path.read_bytes() == before
+
+
+def test_finished_study_leaves_the_report_as_it_is(finished, monkeypatch):
+    again = study(finished[0], monkeypatch)
+    before = again.path.stat().st_mtime_ns
+    again.run()
+    assert again.path.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("content", ["", "nonsense", '{"a": 1}\n{"epoch": 1}\n[]\n'])
+def test_foreign_log_counts_as_none(content, tmp_path):
+    (tmp_path / "a.jsonl").write_text(content)
+    assert read_log(tmp_path / "a.safetensors") == []
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"networks": [1]}', b"\xff", b"[" * 100_000])
@@ -181,24 +238,49 @@ def test_foreign_report_is_refused(content, monkeypatch, tmp_path):
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 def test_study_killed_at_random_points_ends_with_the_same_report(finished, report, tmp_path):
-    _, seconds, _ = finished
+    """Each time after some lines more of its output, and some part of a second later."""
     draw = random.Random(0)
     command = [sys.executable, str(ROOT / "study.py"), *map(str, QUICK)]
-    killed = 0
-    while killed < 3:
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        try:
-            process.communicate(timeout=draw.uniform(0.2, 0.5) * seconds)
-            pytest.fail("it ended before it could be killed")
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.communicate(timeout=60)
-            killed += 1
+    resumed = []
+    for _ in range(3):
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        for _ in range(draw.randint(3, 12)):  # of at least 56
+            assert process.stdout.readline(), "it ended before it could be killed"
+        time.sleep(draw.uniform(0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=60)
+        resumed += (tmp_path / "results/demo").glob("*.partial.safetensors")
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=300)
+    assert resumed, "no training was killed halfway"
     assert without_times(read_report(tmp_path / "results/demo/study.json")) == without_times(report)
     for path in (finished[0] / "results/demo").glob("*.safetensors"):
         assert (tmp_path / "results/demo" / path.name).read_bytes() == path.read_bytes()
     assert not list((tmp_path / "results/demo").glob("*.partial.*"))
+
+
+def test_interrupted_training_is_resumed_and_not_begun_again(finished, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    save = PartialRun.save
+
+    def interrupted(*arguments):
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PartialRun, "save", interrupted)
+    (tmp_path / "results" / "demo").mkdir(parents=True)
+    with pytest.raises(KeyboardInterrupt):
+        study(tmp_path, monkeypatch).run()
+    monkeypatch.setattr(PartialRun, "save", save)
+    epochs = []
+    monkeypatch.setattr(
+        "utils.training.training_batches", lambda *a, **k: epochs.append(1) or training_batches(*a, **k)
+    )
+    again = study(tmp_path, monkeypatch)
+    again.todo = again.todo[:1]
+    again.run()
+    assert len(epochs) == 1
+    demo = "results/demo/cnn.safetensors"
+    assert (tmp_path / demo).read_bytes() == (finished[0] / demo).read_bytes()
 
 
 def test_names_of_the_shipped_checkpoints(tmp_path):
@@ -235,6 +317,9 @@ def fabricated(retrained=0.99):
             "network": name,
             "training_epsilon": epsilon,
             "seed": seed,
+            "sha256": "",
+            "training": {},
+            "validation_accuracy": 0.875,
             "transfer": rows([0.5] * 6 if epsilon is None else [retrained] * 6),
             "white_box": rows([0.25] * 6),
         }
@@ -332,6 +417,6 @@ def test_side_by_side_shows_both_networks_on_both_attacks(digits, trained):
 def test_report_is_json_with_final_newline(finished):
     text = (finished[0] / "results/demo/study.json").read_text()
     assert text.endswith("}\n")
-    assert json.loads(text)["threads"] >= 1
+    assert all(entry["threads"] >= 1 for entry in json.loads(text)["networks"])
     markdown = (finished[0] / "results/demo/tables.md").read_text()
     assert markdown == tables.document(json.loads(text))

@@ -16,7 +16,6 @@ from tqdm.auto import tqdm
 
 from attacks import fgsm_direction, step
 from utils import EVALUATION_BATCH
-from utils.allocator import keep_freed_memory
 from utils.checkpoints import (
     CheckpointError,
     file_digest,
@@ -67,7 +66,6 @@ def adversarial_set(source, split, *, folder=FOLDER, batch_size=EVALUATION_BATCH
     metadata = read_metadata(source)
     if (metadata["dataset"], metadata["class_names"]) != (split.dataset, list(split.class_names)):
         raise CheckpointError(f"{source} was trained on {metadata['dataset']!r}, not on {split.dataset}")
-    keep_freed_memory()
     network = load_checkpoint(source, device)
     start = time.perf_counter()
     direction = torch.empty(split.images.shape, dtype=torch.int8)
@@ -137,8 +135,8 @@ class AugmentedSplit:
         return self.clean.class_names
 
     @property
-    def labels(self):
-        return self.clean.labels.repeat(2)
+    def device(self):
+        return self.clean.device
 
     @property
     def defense(self):

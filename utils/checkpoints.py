@@ -53,7 +53,7 @@ def load_checkpoint(path, device="cpu"):
 
 def read_metadata(path):
     """The JSON object of the header, as described at the top of this module. Raises CheckpointError."""
-    return _checked(path, _open(path, lambda file: None)[0])
+    return _checked(path, read_header(path))
 
 
 def save_checkpoint(path, network, metadata):
@@ -90,6 +90,11 @@ def read_tensors(path):
     """The (metadata, tensors) that `write_tensors` wrote. Raises CheckpointError."""
     # Cloned, because what get_tensor returns is a view of the file, which could then not be replaced on Windows.
     return _open(path, lambda file: {name: file.get_tensor(name).clone() for name in file.keys()})  # noqa: SIM118
+
+
+def read_header(path):
+    """The metadata that `write_tensors` wrote, without the tensors. Raises CheckpointError."""
+    return _open(path, lambda file: None)[0]
 
 
 def write_atomically(path, data):

@@ -127,8 +127,8 @@ def train_command(network, args, recipe):
     if args.output.suffix != ".safetensors":
         raise UserError(f"--output {args.output}: a checkpoint's name ends in .safetensors")
 
-    from utils.adversarial import AugmentedSplit, adversarial_set
-    from utils.checkpoints import read_metadata
+    from utils.adversarial import FOLDER, AugmentedSplit, adversarial_set
+    from utils.checkpoints import file_digest, read_metadata
     from utils.data import load_split
     from utils.training import PartialRun, check_same_arguments, train, training_arguments
 
@@ -142,17 +142,20 @@ def train_command(network, args, recipe):
     device = pick_device(args.device)
     if args.defense == "fgsm-augment":
         read_metadata(args.source)  # before a download, that is
+        check_writable(FOLDER / "set")
     training = load_split(args.dataset, "train", args.data_dir)
     validation = load_split(args.dataset, "validation", args.data_dir)
     if args.defense == "fgsm-augment":
-        signs = adversarial_set(args.source, training, device=device, progress=not args.quiet)
-        training = AugmentedSplit(training, signs.direction, args.epsilon, signs.manifest["source_sha256"])
+        training = AugmentedSplit(training, None, args.epsilon, file_digest(args.source))
     if args.resume and args.output.exists() and not partial.exists():
         wanted = training_arguments(network, training, recipe, width=args.width, seed=args.seed)
         check_same_arguments(args.output, read_metadata(args.output).get("training"), wanted)
         if not args.quiet:
             print(f"{args.output} is finished: nothing to resume")
         return
+    if args.defense == "fgsm-augment":
+        signs = adversarial_set(args.source, training.clean, device=device, progress=not args.quiet)
+        training = replace(training, direction=signs.direction)
     if not args.quiet:
         defended = f", {args.defense} at {args.epsilon:g}" if args.epsilon else ""
         print(f"training {network}, width {args.width}, on {len(training):,} {args.dataset} images{defended}, {device}")
@@ -224,6 +227,7 @@ def test_command(network_name, args):
 
     import torch
 
+    from utils.allocator import keep_freed_memory
     from utils.checkpoints import load_checkpoint, read_metadata, write_atomically
     from utils.data import load_split
     from utils.evaluation import evaluate_fgsm, multiply_adds
@@ -239,6 +243,7 @@ def test_command(network_name, args):
     for path, metadata in checkpoints.items():
         if metadata["dataset"] != dataset:
             raise UserError(f"{path} was trained on {metadata['dataset']!r}, not on {dataset}")
+    keep_freed_memory()
     network = load_checkpoint(args.checkpoint, device)
     source = load_checkpoint(args.source, device) if args.source else None
     split = load_split(dataset, args.split, args.data_dir).first(args.examples).to(device)
@@ -323,7 +328,11 @@ def study_script():
         metavar="FOLDER",
         help="study.json, tables.md and, in study/, the figures (default results, for digits results/demo)",
     )
-    option("--overwrite", action="store_true", help="train again what was trained with other arguments")
+    option(
+        "--overwrite",
+        action="store_true",
+        help="train again what was trained with other arguments, or is damaged; baselines are taken as they are",
+    )
     option("--quiet", action="store_true", help="print errors alone")
     args = parser.parse_args()
     digits = args.dataset == "digits"
@@ -338,9 +347,11 @@ def study_command(args):
         check_writable(folder / "study.json")
 
     from utils import plotting, tables
+    from utils.adversarial import FOLDER
     from utils.checkpoints import write_atomically
     from utils.study import Study
 
+    check_writable(FOLDER / "set")
     study = Study(
         args.dataset,
         models=args.models,
@@ -361,7 +372,7 @@ def study_command(args):
         plotting.save(figure, args.results / "study" / f"{name}.png")
     for name in tables.networks(report):
         baseline, retrained, split = study.pair(name)
-        figure = plotting.side_by_side(baseline, retrained, split, 0.1, plotting.TITLES[name])
+        figure = plotting.side_by_side(baseline, retrained, split, 0.1, tables.TITLES[name])
         plotting.save(figure, args.results / "study" / f"{name}-side-by-side.png")
     if not args.quiet:
         print(tables.summary(report))

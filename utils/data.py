@@ -31,6 +31,10 @@ class Split:
     def __len__(self):
         return len(self.labels)
 
+    @property
+    def device(self):
+        return self.labels.device
+
     def to(self, device):
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
@@ -149,7 +153,7 @@ def training_batches(split, batch_size, generator, *, flip, shift):
     order = torch.randperm(count, generator=generator)
     flipped = torch.rand(count, generator=generator) < (0.5 if flip else 0)
     shifts = torch.randint(-shift, shift + 1, (count, 2), generator=generator)
-    parts = (tensor.to(split.labels.device).split(batch_size) for tensor in (order, flipped, shifts))
+    parts = (tensor.to(split.device).split(batch_size) for tensor in (order, flipped, shifts))
     for chosen, batch_flipped, batch_shifts in zip(*parts, strict=True):
         images, labels = split.take(chosen)
         yield flip_and_shift(images, batch_flipped, batch_shifts), labels

@@ -11,7 +11,6 @@ from tqdm.auto import tqdm
 from attacks import fgsm_direction, step
 from attacks.core import evaluation_mode
 from utils import EVALUATION_BATCH
-from utils.allocator import keep_freed_memory
 from utils.data import batches
 
 
@@ -66,7 +65,6 @@ def evaluate_fgsm(
     Returns a Result for the clean images and then one for each epsilon. An attack's seconds are those of crafting the
     direction, which all epsilons share, and of its own forward pass: what it would take alone.
     """
-    keep_freed_memory()
     correct = [0] * (1 + len(epsilons))
     seconds = [0.0] * (1 + len(epsilons))
     bar = tqdm(total=len(split), unit="image", desc="evaluating", leave=False, disable=None if progress else True)

@@ -7,7 +7,11 @@ JSON object that utils.tables and utils.plotting turn into tables and figures:
     {"dataset": ..., "split": "test", "examples": 10000, "networks": [{"part": "study", "name": "cnn", "network": "cnn",
      "training_epsilon": null, "seed": 0, "sha256": ..., "training": {...}, "validation_accuracy": ...,
      "transfer": [{"epsilon": 0.0, "accuracy": ..., "confidence_interval": [low, high]}, ...], "white_box": [...],
-     "training_seconds": ..., "adversarial_set_seconds": ..., "evaluation_seconds": ...}, ...]}
+     "versions": {...}, "threads": 2, "training_seconds": ..., "adversarial_set_seconds": ...,
+     "evaluation_seconds": ...}, ...]}
+
+training_seconds sums the training steps of all epochs, from the log; adversarial_set_seconds is for the train and the
+test split, once for a baseline; evaluation_seconds is for both settings. Versions and threads are those of the test.
 """
 
 import json
@@ -21,7 +25,14 @@ from networks import NETWORKS
 from utils import UserError, checkpoint_stem
 from utils.adversarial import AugmentedSplit, adversarial_set
 from utils.allocator import keep_freed_memory
-from utils.checkpoints import file_digest, load_checkpoint, read_metadata, versions, write_atomically
+from utils.checkpoints import (
+    file_digest,
+    load_checkpoint,
+    read_header,
+    read_metadata,
+    versions,
+    write_atomically,
+)
 from utils.data import load_split
 from utils.evaluation import evaluate_fgsm
 from utils.paper import EPSILONS, TRAINING_EPSILONS
@@ -51,24 +62,23 @@ def lines(dataset, models, scratch, epochs=None):
 
     epochs: replaces every recipe's, for a quick look.
     """
-    baseline, paper, short = (RECIPES[name] for name in ("long", "paper", "short"))
-    small, large = RECIPES["retrain"], RECIPES["one-cycle"]  # at 0.2 there is more to learn
+    used = {**RECIPES, "large": RECIPES["one-cycle"]}  # for radius 0.2, at which there is more to learn
     if dataset == "digits":  # so few images need fewer steps
-        baseline, large, paper = (replace(recipe, epochs=n) for recipe, n in ((large, 15), (large, 8), (paper, 5)))
+        for name, count in (("long", 20), ("large", 8), ("paper", 5)):
+            used[name] = replace(used[name], epochs=count)
     if epochs:
-        baseline, small, large, paper, short = (
-            replace(recipe, epochs=epochs) for recipe in (baseline, small, large, paper, short)
-        )
+        used = {name: replace(recipe, epochs=epochs) for name, recipe in used.items()}
 
     def recipes(baseline, retrained):
-        return {None: baseline, **{epsilon: recipe.with_defense() for epsilon, recipe in retrained.items()}}
+        return {None: used[baseline], **{e: used[name].with_defense() for e, name in retrained.items()}}
 
-    whole = recipes(baseline, {epsilon: large if epsilon == 0.2 else small for epsilon in TRAINING_EPSILONS})
+    study = recipes("long", {e: "large" if e == 0.2 else "retrain" for e in TRAINING_EPSILONS})
+    paper, short = (recipes(name, {0.2: name}) for name in ("paper", "short"))
     both = ("cnn", "cnn-lstm")
     return [
-        *(Line("study", name, whole, 0, models, name) for name in both),
-        *(Line("reproduction", name, recipes(paper, {0.2: paper}), 0, scratch, f"{name}-paper") for name in both),
-        *(Line("spread", "cnn", recipes(short, {0.2: short}), s, scratch, f"cnn-short-seed-{s}") for s in SPREAD_SEEDS),
+        *(Line("study", name, study, 0, models, name) for name in both),
+        *(Line("reproduction", name, paper, 0, scratch, f"{name}-paper") for name in both),
+        *(Line("spread", "cnn", short, seed, scratch, f"cnn-short-seed-{seed}") for seed in SPREAD_SEEDS),
     ]
 
 
@@ -91,15 +101,27 @@ class Study:
     ):
         """models, scratch, epochs: as for `lines`. report: path of the JSON file. width: of every network.
 
-        overwrite: train again what was trained with other arguments; without it, that is an error.
+        overwrite: train again what was trained with other arguments, or is damaged; without it, that is an error. The
+        baselines of the study proper are taken as they are: to train one again, delete it.
         Raises UserError, before anything is trained, if an earlier report or checkpoint is not what it should be.
         """
         self.splits = {name: load_split(dataset, name, data_dir) for name in ("train", "validation", "test")}
         self.lines = lines(dataset, models, scratch, epochs)
         self.path, self.width, self.device = report, width, device
         self.overwrite, self.quiet = overwrite, quiet
-        self.entries = {entry["name"]: entry for entry in read_report(report)["networks"]} if report.exists() else {}
+        self.about = {"dataset": dataset, "split": "test", "examples": len(self.splits["test"])}
+        earlier = read_report(report) if report.exists() else {**self.about, "networks": []}
+        if {key: earlier[key] for key in self.about} != self.about:
+            raise UserError(f"{report} is of other data than {dataset}: --results names another folder")
+        self.entries = {entry["name"]: entry for entry in earlier["networks"]}
         self.speeds = {}  # training images/s of each network
+        for line in self.lines:
+            orphans = [line.path(e) for e in line.recipes if e is not None and line.path(e).exists()]
+            if orphans and not line.path().exists() and not (overwrite or self._line_is_done(line)):
+                raise UserError(
+                    f"{orphans[0]} is there, but not {line.path()}, on whose examples it was trained: put that back, "
+                    "or --overwrite trains them all again"
+                )
         self.todo = [
             (line, epsilon)
             for line in self.lines
@@ -121,7 +143,6 @@ class Study:
                 self._train(line, epsilon)
             self.entries[line.path(epsilon).stem] = self._test(line, epsilon)
             self._write()
-        self._write()
         return read_report(self.path)
 
     def pair(self, network):
@@ -135,19 +156,13 @@ class Study:
             print(text, flush=True)
 
     def _write(self):
-        report = {
-            "dataset": self.splits["test"].dataset,
-            "split": "test",
-            "examples": len(self.splits["test"]),
-            "versions": versions(),
-            "threads": torch.get_num_threads(),
-            "networks": [
-                self.entries[line.path(epsilon).stem]
-                for line in self.lines
-                for epsilon in line.recipes
-                if self._is_tested(line, epsilon)
-            ],
-        }
+        tested = [
+            self.entries[line.path(epsilon).stem]
+            for line in self.lines
+            for epsilon in line.recipes
+            if self._is_tested(line, epsilon)
+        ]
+        report = {**self.about, "networks": tested}
         write_atomically(self.path, (json.dumps(report, indent=1) + "\n").encode())
 
     def _arguments(self, line, epsilon, source_sha256):
@@ -171,33 +186,33 @@ class Study:
         return entry["training"] == self._arguments(line, epsilon, source)
 
     def _is_trained(self, line, epsilon):
-        """Whether the finished checkpoint is there. Raises UserError if another one is, unless told to overwrite.
-
-        A baseline of the study proper is taken as it is, however it was trained.
-        """
+        """Whether the finished checkpoint is there. Raises UserError if another one is, unless told to overwrite."""
         path, run = line.path(epsilon), PartialRun(line.path(epsilon))
+        if epsilon is None and line.part == "study" and path.exists():  # taken as it is, however it was trained
+            metadata, wanted = read_metadata(path), (line.network, self.about["dataset"], self.width)
+            if (metadata["network"], metadata["dataset"], metadata["arguments"]["width"]) != wanted:
+                raise UserError(f"{path} is no {wanted[0]} of width {wanted[2]} trained on {wanted[1]}")
+            return True
         if epsilon is not None and not line.path().exists():
             return False
         if run.exists():
-            self._is_as_wanted(line, epsilon, run.state, run.arguments())
+            self._is_as_wanted(line, epsilon, run.state)
             return False
-        if not path.exists():
-            return False
-        metadata = read_metadata(path)
-        if epsilon is None and line.part == "study":
-            if (metadata["network"], metadata["dataset"]) != (line.network, self.splits["train"].dataset):
-                raise UserError(f"{path} is no {line.network} trained on {self.splits['train'].dataset}")
-            return True
-        return self._is_as_wanted(line, epsilon, path, metadata.get("training"))
+        return path.exists() and self._is_as_wanted(line, epsilon, path)
 
-    def _is_as_wanted(self, line, epsilon, path, arguments):
+    def _is_as_wanted(self, line, epsilon, path):
+        """Whether a checkpoint or the state of a run is of the wanted training. Raises UserError as above."""
         source = None if epsilon is None else file_digest(line.path())
         try:
-            check_same_arguments(path, arguments, self._arguments(line, epsilon, source))
+            header = read_header(path)
+            found = header.get("training", header.get("arguments"))
+            check_same_arguments(path, found, self._arguments(line, epsilon, source))
         except UserError as error:
             if self.overwrite:
                 return False
-            raise UserError(f"{error}; --overwrite trains it again") from None
+            raise UserError(
+                f"{error}; --overwrite trains it again, --models or --scratch names another folder"
+            ) from None
         return True
 
     def _adversarial_set(self, line, split):
@@ -206,7 +221,7 @@ class Study:
     def _train(self, line, epsilon):
         training, path, run = self.splits["train"], line.path(epsilon), PartialRun(line.path(epsilon))
         path.parent.mkdir(parents=True, exist_ok=True)
-        resume = run.exists() and self._is_as_wanted(line, epsilon, run.state, run.arguments())
+        resume = run.exists() and self._is_as_wanted(line, epsilon, run.state)
         if epsilon is not None:
             signs = self._adversarial_set(line, "train")
             training = AugmentedSplit(training, signs.direction, epsilon, signs.manifest["source_sha256"])
@@ -226,14 +241,16 @@ class Study:
 
     def _test(self, line, epsilon):
         path, test = line.path(epsilon), self.splits["test"].to(self.device)
-        start = time.perf_counter()
         network, metadata = load_checkpoint(path, self.device), read_metadata(path)
         signs = self._adversarial_set(line, "test")
+        times = {"training_seconds": round(sum(epoch["seconds"] for epoch in read_log(path)), 1)}
         if epsilon is None:
             made = signs.manifest["seconds"] + self._adversarial_set(line, "train").manifest["seconds"]
-        direction = signs.direction.to(self.device)
+            times["adversarial_set_seconds"] = round(made, 1)
+        direction, start = signs.direction.to(self.device), time.perf_counter()
         transfer = evaluate_fgsm(network, test, EPSILONS[1:], direction=direction, progress=not self.quiet)
         white_box = evaluate_fgsm(network, test, EPSILONS[1:], progress=not self.quiet)
+        times["evaluation_seconds"] = round(time.perf_counter() - start, 1)
         return {
             "part": line.part,
             "name": path.stem,
@@ -245,9 +262,9 @@ class Study:
             "validation_accuracy": metadata.get("validation_accuracy"),
             "transfer": [as_json(result) for result in transfer],
             "white_box": [as_json(result) for result in white_box],
-            "training_seconds": round(sum(epoch["seconds"] for epoch in read_log(path)), 1),
-            "evaluation_seconds": round(time.perf_counter() - start, 1),
-            **({"adversarial_set_seconds": round(made, 1)} if epsilon is None else {}),
+            "versions": versions(),
+            "threads": torch.get_num_threads(),
+            **times,
         }
 
     def _seconds_left(self, index):
@@ -258,10 +275,15 @@ class Study:
                 self.speeds[line.network] = training_speed(line.network, self.width, self.device)
             images = 5 * len(self.splits["test"])  # both evaluations, in terms of training steps
             if not self._is_trained(line, epsilon):
-                epochs = line.recipes[epsilon].epochs - PartialRun(line.path(epsilon)).finished_epochs()
-                images += epochs * len(self.splits["train"]) * (1 if epsilon is None else 2)
+                images += self._epochs_left(line, epsilon) * len(self.splits["train"]) * (1 if epsilon is None else 2)
             seconds += images / self.speeds[line.network]
         return seconds
+
+    def _epochs_left(self, line, epsilon):
+        state, wanted = PartialRun(line.path(epsilon)).state, line.recipes[epsilon].epochs
+        if not (state.exists() and self._is_as_wanted(line, epsilon, state)):
+            return wanted
+        return wanted - len(read_header(state)["epochs"])
 
 
 def as_json(result):
@@ -276,18 +298,25 @@ def read_report(path):
     """The report in a JSON file. Raises UserError unless it is one that `Study` wrote."""
     try:
         report = json.loads(Path(path).read_text(encoding="utf-8"))
+        _ = report["dataset"], report["split"], int(report["examples"])
         for entry in report["networks"]:
-            _ = entry["part"], entry["name"], entry["network"], entry["training_epsilon"], entry["sha256"]
-            _ = entry["training"], [float(row["accuracy"]) for row in entry["transfer"] + entry["white_box"]]
+            _ = [entry[key] for key in ("part", "name", "network", "training_epsilon", "seed", "sha256", "training")]
+            for row in (*entry["transfer"], *entry["white_box"]):
+                low, high = row["confidence_interval"]
+                _ = [float(value) for value in (row["epsilon"], row["accuracy"], low, high)]
         return report
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is no report of a study ({type(error).__name__}: {error}); delete it") from error
 
 
 def read_log(path):
-    """The epochs in the log beside a checkpoint; none if there is no log."""
+    """The epochs in the log beside a checkpoint; none if there is no log, or none of ours."""
     log = Path(path).with_suffix(".jsonl")
-    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()[1:]] if log.exists() else []
+    try:
+        epochs = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()[1:]]
+        return [epoch for epoch in epochs if {"seconds", "images_per_second"} <= epoch.keys()]
+    except (OSError, ValueError, AttributeError):
+        return []
 
 
 def training_speed(name, width, device):

@@ -100,7 +100,7 @@ def misses(report):
         if epsilon is not None:
             theirs = zip(PRINTED[network][epsilon], REMEASURED[network][epsilon], strict=True)
             for result, figures in zip(entry["transfer"], theirs, strict=True):
-                if 100 * result["accuracy"] < max(figures):
+                if round(100 * result["accuracy"], 2) < max(figures):
                     found.append((entry, result, max(figures)))
     return found
 

@@ -147,13 +147,6 @@ class PartialRun:
     def exists(self):
         return self.state.exists()
 
-    def arguments(self):
-        """What the run was started with."""
-        return read_tensors(self.state)[0].get("arguments")
-
-    def finished_epochs(self):
-        return len(read_tensors(self.state)[0]["epochs"]) if self.exists() else 0
-
     def save(self, arguments, epochs, network, optimizer, generator):
         tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
         for index, state in optimizer.state_dict()["state"].items():
