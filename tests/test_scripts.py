@@ -104,7 +104,7 @@ def test_retraining_with_no_or_a_foreign_source(script, trained, tmp_path):
     assert_one_line(script("train-cnn.py", *defended, cwd=tmp_path), "models/cnn-digits.safetensors", "no such")
     foreign = (*defended, "--source", ROOT / "models" / "cnn.safetensors")
     assert_one_line(script("train-cnn.py", *foreign, cwd=tmp_path), "trained on 'cifar10', not on digits")
-    assert list(tmp_path.iterdir()) == []
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_default_names_and_another_working_directory(script, tmp_path):
