@@ -64,8 +64,8 @@ def train_script(network):
         "--recipe",
         choices=RECIPES,
         default="one-cycle",
-        help="the numbers that --epochs, --batch-size and --lr replace one by one: one-cycle (ours, the default: SGD, "
-        "label smoothing, flips and shifts), long (likewise, 80 epochs: the shipped baselines'), retrain (for "
+        help="the numbers that the flags from --epochs to --shift replace one by one: one-cycle (ours, the default: "
+        "SGD, label smoothing, flips and shifts), long (likewise, 80 epochs: the shipped baselines'), retrain (for "
         "fgsm-augment at small radii: flips alone), short (four epochs) or paper (the study's: Adam, flips alone)",
     )
     option(
@@ -89,6 +89,8 @@ def train_script(network):
     )
     option("--batch-size", type=positive_int, help=f"images a step (default {defaults('batch_size')})")
     option("--lr", type=positive_float, help=f"highest learning rate (default {defaults('lr')})")
+    option("--weight-decay", type=weight_decay, help=f"L2 penalty (default {defaults('weight_decay')})")
+    option("--shift", type=shift, help=f"augmentation: by up to so many pixels (default {defaults('shift')})")
     option("--width", type=width, default=32, help="channels of the first convolution (default 32, the study's)")
     option(
         "--output",
@@ -113,7 +115,7 @@ def train_script(network):
         parser.error(f"--defense {args.defense} needs --epsilon")
     args.source = args.source or default_checkpoint(network, args.dataset)
     args.output = args.output or default_checkpoint(network, args.dataset, args.epsilon)
-    replaced = {name: getattr(args, name) for name in ("epochs", "batch_size", "lr")}
+    replaced = {name: getattr(args, name) for name in ("epochs", "batch_size", "lr", "weight_decay", "shift")}
     recipe = replace(RECIPES[args.recipe], **{name: value for name, value in replaced.items() if value is not None})
     recipe = recipe if args.defense == "none" else recipe.with_defense()
     run(
@@ -372,7 +374,8 @@ def study_command(args):
         plotting.save(figure, args.results / "study" / f"{name}.png")
     for name in tables.networks(report):
         baseline, retrained, split = study.pair(name)
-        figure = plotting.side_by_side(baseline, retrained, split, 0.1, tables.TITLES[name])
+        title = f"{tables.TITLES[name]} baseline, and retrained on its examples at 0.2"
+        figure = plotting.side_by_side(baseline, retrained, split, 0.1, title)
         plotting.save(figure, args.results / "study" / f"{name}-side-by-side.png")
     if not args.quiet:
         print(tables.summary(report))
@@ -431,6 +434,10 @@ def positive_float(text):
     return value
 
 
+def weight_decay(text):
+    return 0.0 if text == "0" else positive_float(text)
+
+
 def whole_number(low, high):
     """An argparse type: a whole number from low to high."""
 
@@ -448,6 +455,7 @@ def whole_number(low, high):
 
 positive_int = whole_number(1, LARGEST_INT)
 seed = whole_number(0, LARGEST_INT)
+shift = whole_number(0, 31)  # a larger one would reflect an image more than once
 width = whole_number(1, LARGEST_WIDTH)
 
 

@@ -114,7 +114,7 @@ def networks_compared(report):
         for name, color, marker in zip(names, (BLUE, ORANGE), "os", strict=False):
             (entry,) = (e for e in part(report, "study", name) if e["training_epsilon"] == epsilon)
             _line_with_interval(axes, entry["transfer"], {"color": color, "marker": marker, "label": TITLES[name]})
-        axes.set_title(trained_on(epsilon), fontsize="medium")
+        axes.set_title(f"trained on {trained_on(epsilon)}", fontsize="medium")
         axes.grid(alpha=0.3)
         axes.set(ylim=(0, 100))
     panels[0].set_ylabel("accuracy (%)")
@@ -138,7 +138,7 @@ def transfer_and_white_box(report, network):
     return figure
 
 
-def side_by_side(baseline, retrained, split, epsilon, name, columns=5):
+def side_by_side(baseline, retrained, split, epsilon, title, columns=5):
     """What a baseline and a network retrained on its FGSM examples say of clean images and under both attacks.
 
     A row for the images, one for the examples crafted on the baseline and one for those crafted on the retrained
@@ -173,11 +173,8 @@ def side_by_side(baseline, retrained, split, epsilon, name, columns=5):
                     weight=weight,
                     fontsize="small",
                 )
-    figure.suptitle(
-        f"{name}: FGSM at epsilon = {_pixels(epsilon)} through the baseline, and through the network that was "
-        "retrained on it\n(green: right; orange and bold: wrong)",
-        fontsize="medium",
-    )
+    attack = f"FGSM at epsilon = {_pixels(epsilon)}, crafted on each of them"
+    figure.suptitle(f"{title}: {attack}\n(green: right; orange and bold: wrong)", fontsize="medium")
     return figure
 
 
@@ -189,7 +186,7 @@ def _line_with_interval(axes, results, style):
 
 
 def _finish(figure, panels, report, network, *, baseline=True, theirs=True):
-    """Axis titles, grid, and a legend beside the panels: a colour for each training epsilon, a dash for the study."""
+    """Axis titles, grid, and legends beside the panels: a colour for each training epsilon, a dash for the study's."""
     for axes in panels:
         axes.set_xlabel(TESTING)
         axes.grid(alpha=0.3)
@@ -199,12 +196,11 @@ def _finish(figure, panels, report, network, *, baseline=True, theirs=True):
         for epsilon in shown
         if baseline or epsilon is not None
     ]
-    if theirs and report["dataset"] == "cifar10":
-        handles += [
-            Line2D([], [], color="black", label="ours"),
-            Line2D([], [], color="black", linestyle="--", alpha=0.7, label="the study's, as printed"),
-        ]
     figure.legend(handles=handles, loc="outside right center", frameon=False, title="trained on")
+    if theirs and report["dataset"] == "cifar10":
+        dashed = Line2D([], [], color="black", linestyle="--", alpha=0.7, label="the study, as printed")
+        handles = [Line2D([], [], color="black", label="this repository"), dashed]
+        figure.legend(handles=handles, loc="outside right upper", frameon=False)
 
 
 def _style(epsilon):

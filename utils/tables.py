@@ -15,7 +15,8 @@ def document(report):
         "epsilon (L-infinity, pixels in [0, 1]; 0: clean). In brackets, 95 % Wilson intervals: they cover the sampling "
         "of the test images, not how a figure moves from one training to the next (Table 5)."
     )
-    titled = {
+    titled = {"In short": in_short(report)}
+    titled |= {
         f"Table {number}: {TITLES[name]}, transferred FGSM": transfer_table(report, name)
         for number, name in enumerate(networks(report), start=1)
     }
@@ -23,10 +24,35 @@ def document(report):
         "Table 3: white-box FGSM, through each network's own gradient": white_box_table(report),
         "Table 4: the study's own recipe, transferred FGSM": reproduction_table(report),
         "Table 5: three seeds of the short recipe, CNN, transferred FGSM": spread_table(report),
+        "Checkpoints": checkpoint_table(report),
+        "Times": times_table(report),
     }
     if report["dataset"] == "cifar10":
         titled["Retrained cells below the study's"] = misses_text(report)
     return "\n\n".join([opening, *(f"## {title}\n\n{text}" for title, text in titled.items())]) + "\n"
+
+
+def in_short(report):
+    """A sentence for each architecture: the baseline, the study's defence, and the same without the transfer."""
+    lines = []
+    for name in networks(report):
+        baseline, *_, retrained = part(report, "study", name)
+        clean, *_, strongest = retrained["transfer"]
+        theirs = f" (the study: {PRINTED[name][0.2][-1]:g} %)" if report["dataset"] == "cifar10" else ""
+        lines.append(
+            f"- **{TITLES[name]}.** Trained on clean images: {_at(baseline, 'white_box', 0)} clean, "
+            f"{_at(baseline, 'white_box', 0.02)} under FGSM at 0.02, {_at(baseline, 'white_box', 0.1)} at 0.1. "
+            f"Retrained on FGSM examples of 0.2, the study's defence: {percent(clean['accuracy'])} % clean, "
+            f"{percent(strongest['accuracy'])} %{theirs} under FGSM at 0.1 crafted on the baseline, and "
+            f"**{_at(retrained, 'white_box', 0.02)}** under FGSM at 0.02 crafted on the retrained network itself, "
+            f"{_at(retrained, 'white_box', 0.1)} at 0.1."
+        )
+    return "\n".join(lines)
+
+
+def _at(entry, setting, epsilon):
+    (result,) = (row for row in entry[setting] if row["epsilon"] == epsilon)
+    return f"{percent(result['accuracy'])} %"
 
 
 def networks(report):
@@ -90,6 +116,34 @@ def spread_table(report):
             spread = [f"{max(c) - min(c):.2f} / {statistics.stdev(c):.2f}" for c in columns_of_seeds]
             rows.append([f"{trained_on(epsilon)}: range / standard deviation", *spread])
     return markdown(["CNN trained on", *columns()], rows)
+
+
+def checkpoint_table(report):
+    """A row for each shipped network."""
+    rows = []
+    for entry in part(report, "study"):
+        name = f"[{entry['name']}]({entry['name']}.safetensors)"
+        validation = percent(entry["validation_accuracy"])
+        clean, *_, transfer = map(with_interval, entry["transfer"])
+        white_box = with_interval(entry["white_box"][-1])
+        rows.append([name, validation, clean, transfer, white_box, f"`{entry['sha256']}`"])
+    return markdown(["checkpoint", "validation", "clean", "transferred 0.1", "white-box 0.1", "SHA-256"], rows)
+
+
+def times_table(report):
+    """Minutes that the study proper took, as its entries say."""
+    rows = []
+    for name in networks(report):
+        baseline, *retrained = part(report, "study", name)
+        seconds = [
+            baseline["training_seconds"],
+            baseline["adversarial_set_seconds"],
+            sum(entry["training_seconds"] for entry in retrained),
+            sum(entry["evaluation_seconds"] for entry in (baseline, *retrained)),
+        ]
+        rows.append([TITLES[name], *(f"{value / 60:.1f}" for value in seconds)])
+    header = ["minutes", "training the baseline", "adversarial sets", "retraining four networks", "testing all five"]
+    return markdown(header, rows)
 
 
 def misses(report):
