@@ -4,7 +4,6 @@ The direction is the sign of the input gradient, which does not depend on epsilo
 taken on the images as they are, so whoever augments has to perturb first and then flip and shift the result.
 """
 
-import hashlib
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from utils.checkpoints import (
     versions,
     write_tensors,
 )
-from utils.data import Split, batches
+from utils.data import Split, batches, tensor_digest
 
 FOLDER = Path("data/adversarial")
 
@@ -77,7 +76,11 @@ def adversarial_set(source, split, *, folder=FOLDER, batch_size=EVALUATION_BATCH
             done += len(labels)
             bar.update(len(labels))
     planes = {"positive": _packed(direction == 1), "negative": _packed(direction == -1)}
-    manifest = {**wanted, "sha256": _digest(planes), "seconds": round(time.perf_counter() - start, 2)}
+    manifest = {
+        **wanted,
+        "sha256": tensor_digest(planes["positive"], planes["negative"]),
+        "seconds": round(time.perf_counter() - start, 2),
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     write_tensors(path, planes, manifest)
     return AdversarialSet(direction, manifest)
@@ -94,7 +97,7 @@ def _read(path, wanted, shape):
         plane.dtype != torch.uint8 or plane.shape != (size,) for plane in planes.values()
     ):
         raise CheckpointError(f"{path} is damaged (other tensors)")
-    if manifest.get("sha256") != _digest(planes):
+    if manifest.get("sha256") != tensor_digest(planes["positive"], planes["negative"]):
         raise CheckpointError(f"{path} is damaged (its contents do not fit its checksum)")
     positive, negative = (_unpacked(planes[name], shape) for name in ("positive", "negative"))
     return AdversarialSet(positive.sub_(negative), manifest)
@@ -107,10 +110,6 @@ def _packed(mask):
 
 def _unpacked(plane, shape):
     return torch.from_numpy(np.unpackbits(plane.numpy(), count=shape.numel())).view(torch.int8).reshape(shape)
-
-
-def _digest(planes):
-    return hashlib.sha256(planes["positive"].numpy().tobytes() + planes["negative"].numpy().tobytes()).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)

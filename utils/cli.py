@@ -39,6 +39,14 @@ class Parser(argparse.ArgumentParser):
             help="default auto: the first there is of cuda, mps, cpu",
         )
 
+    def add_training_flags(self):
+        """What whoever trains may set, one network or the whole study."""
+        self.add_argument("--dataset", choices=DATASETS, default="cifar10", help="what to train on (default cifar10)")
+        self.add_argument(
+            "--width", type=width, default=32, help="channels of the first convolution (default 32, the study's)"
+        )
+        self.add_argument("--quiet", action="store_true", help="print errors alone")
+
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message} (--help explains every flag)\n")
 
@@ -58,7 +66,7 @@ def train_script(network):
         return ", ".join(f"{name} {getattr(recipe, field)}" for name, recipe in RECIPES.items())
 
     option = parser.add_argument
-    option("--dataset", choices=DATASETS, default="cifar10", help="what to train on (default cifar10)")
+    parser.add_training_flags()
     option("--seed", type=seed, default=0, help="of initial weights, shuffling and augmentation (default 0)")
     option(
         "--recipe",
@@ -91,7 +99,6 @@ def train_script(network):
     option("--lr", type=positive_float, help=f"highest learning rate (default {defaults('lr')})")
     option("--weight-decay", type=weight_decay, help=f"L2 penalty (default {defaults('weight_decay')})")
     option("--shift", type=shift, help=f"augmentation: by up to so many pixels (default {defaults('shift')})")
-    option("--width", type=width, default=32, help="channels of the first convolution (default 32, the study's)")
     option(
         "--output",
         type=Path,
@@ -107,7 +114,6 @@ def train_script(network):
         help="continue an interrupted run, given the same flags, from its last finished epoch (to the "
         "bit-identical end on the same CPU with as many threads); if there is none, start it",
     )
-    option("--quiet", action="store_true", help="print errors alone")
     args = parser.parse_args()
     if args.defense == "none" and (args.epsilon or args.source):
         parser.error("--epsilon and --source belong to --defense fgsm-augment")
@@ -308,9 +314,8 @@ def study_script():
         ["--data-dir data", "--dataset digits"],
     )
     option = parser.add_argument
-    option("--dataset", choices=DATASETS, default="cifar10", help="what to train and test on (default cifar10)")
+    parser.add_training_flags()
     option("--epochs", type=positive_int, help="of every training, for a quick look (default: each recipe's)")
-    option("--width", type=width, default=32, help="channels of the first convolution (default 32, the study's)")
     option(
         "--models",
         type=Path,
@@ -335,7 +340,6 @@ def study_script():
         action="store_true",
         help="train again what was trained with other arguments, or is damaged; baselines are taken as they are",
     )
-    option("--quiet", action="store_true", help="print errors alone")
     args = parser.parse_args()
     digits = args.dataset == "digits"
     args.models = args.models or Path("results/demo" if digits else "models")

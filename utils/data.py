@@ -47,11 +47,7 @@ class Split:
         return to_unit_range(self.images[index]), self.labels[index]
 
     def digest(self):
-        """SHA-256 of images and labels, in hexadecimal."""
-        digest = hashlib.sha256()
-        for tensor in (self.images, self.labels):
-            digest.update(tensor.cpu().contiguous().numpy())
-        return digest.hexdigest()
+        return tensor_digest(self.images, self.labels)
 
     def channel_statistics(self):
         """Mean and standard deviation of each channel in [0, 1], exactly, from a histogram of its 256 values."""
@@ -63,6 +59,14 @@ class Split:
             mean.append((probability @ values).item())
             std.append((probability @ (values - mean[-1]) ** 2).sqrt().item())
         return mean, std
+
+
+def tensor_digest(*tensors):
+    """SHA-256 of the tensors' values, one after the other, in hexadecimal."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.cpu().contiguous().numpy())
+    return digest.hexdigest()
 
 
 def load_split(dataset, split, data_dir=None):

@@ -187,7 +187,7 @@ class Study:
 
     def _is_trained(self, line, epsilon):
         """Whether the finished checkpoint is there. Raises UserError if another one is, unless told to overwrite."""
-        path, run = line.path(epsilon), PartialRun(line.path(epsilon))
+        path = line.path(epsilon)
         if epsilon is None and line.part == "study" and path.exists():  # taken as it is, however it was trained
             metadata, wanted = read_metadata(path), (line.network, self.about["dataset"], self.width)
             if (metadata["network"], metadata["dataset"], metadata["arguments"]["width"]) != wanted:
@@ -195,10 +195,15 @@ class Study:
             return True
         if epsilon is not None and not line.path().exists():
             return False
-        if run.exists():
-            self._is_as_wanted(line, epsilon, run.state)
+        if PartialRun(path).exists():
+            self._is_resumable(line, epsilon)
             return False
         return path.exists() and self._is_as_wanted(line, epsilon, path)
+
+    def _is_resumable(self, line, epsilon):
+        """Whether there is an interrupted run of the wanted training. Raises UserError as above."""
+        run = PartialRun(line.path(epsilon))
+        return run.exists() and self._is_as_wanted(line, epsilon, run.state)
 
     def _is_as_wanted(self, line, epsilon, path):
         """Whether a checkpoint or the state of a run is of the wanted training. Raises UserError as above."""
@@ -219,9 +224,8 @@ class Study:
         return adversarial_set(line.path(), self.splits[split], device=self.device, progress=not self.quiet)
 
     def _train(self, line, epsilon):
-        training, path, run = self.splits["train"], line.path(epsilon), PartialRun(line.path(epsilon))
+        training, path = self.splits["train"], line.path(epsilon)
         path.parent.mkdir(parents=True, exist_ok=True)
-        resume = run.exists() and self._is_as_wanted(line, epsilon, run.state)
         if epsilon is not None:
             signs = self._adversarial_set(line, "train")
             training = AugmentedSplit(training, signs.direction, epsilon, signs.manifest["source_sha256"])
@@ -234,7 +238,7 @@ class Study:
             width=self.width,
             seed=line.seed,
             device=self.device,
-            resume=resume,
+            resume=self._is_resumable(line, epsilon),
             quiet=self.quiet,
         )
         self.speeds[line.network] = read_log(path)[-1]["images_per_second"]
@@ -273,17 +277,18 @@ class Study:
         for line, epsilon in self.todo[index:]:
             if line.network not in self.speeds:
                 self.speeds[line.network] = training_speed(line.network, self.width, self.device)
-            images = 5 * len(self.splits["test"])  # both evaluations, in terms of training steps
-            if not self._is_trained(line, epsilon):
-                images += self._epochs_left(line, epsilon) * len(self.splits["train"]) * (1 if epsilon is None else 2)
+            images = self._epochs_left(line, epsilon) * len(self.splits["train"]) * (1 if epsilon is None else 2)
+            images += 5 * len(self.splits["test"])  # both evaluations, in terms of training steps
             seconds += images / self.speeds[line.network]
         return seconds
 
     def _epochs_left(self, line, epsilon):
-        state, wanted = PartialRun(line.path(epsilon)).state, line.recipes[epsilon].epochs
-        if not (state.exists() and self._is_as_wanted(line, epsilon, state)):
+        if self._is_trained(line, epsilon):
+            return 0
+        wanted = line.recipes[epsilon].epochs
+        if not self._is_resumable(line, epsilon):
             return wanted
-        return wanted - len(read_header(state)["epochs"])
+        return wanted - len(read_header(PartialRun(line.path(epsilon)).state)["epochs"])
 
 
 def as_json(result):

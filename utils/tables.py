@@ -37,13 +37,12 @@ def in_short(report):
     lines = []
     for name in networks(report):
         baseline, *_, retrained = part(report, "study", name)
-        clean, *_, strongest = retrained["transfer"]
         theirs = f" (the study: {PRINTED[name][0.2][-1]:g} %)" if report["dataset"] == "cifar10" else ""
         lines.append(
             f"- **{TITLES[name]}.** Trained on clean images: {_at(baseline, 'white_box', 0)} clean, "
             f"{_at(baseline, 'white_box', 0.02)} under FGSM at 0.02, {_at(baseline, 'white_box', 0.1)} at 0.1. "
-            f"Retrained on FGSM examples of 0.2, the study's defence: {percent(clean['accuracy'])} % clean, "
-            f"{percent(strongest['accuracy'])} %{theirs} under FGSM at 0.1 crafted on the baseline, and "
+            f"Retrained on FGSM examples of 0.2, the study's defence: {_at(retrained, 'transfer', 0)} clean, "
+            f"{_at(retrained, 'transfer', 0.1)}{theirs} under FGSM at 0.1 crafted on the baseline, and "
             f"**{_at(retrained, 'white_box', 0.02)}** under FGSM at 0.02 crafted on the retrained network itself, "
             f"{_at(retrained, 'white_box', 0.1)} at 0.1."
         )
@@ -81,25 +80,18 @@ def transfer_table(report, network):
 
 
 def white_box_table(report):
-    rows = [
-        [
-            f"{TITLES[entry['network']]}, {trained_on(entry['training_epsilon'])}",
-            *map(with_interval, entry["white_box"]),
-        ]
-        for entry in part(report, "study")
-    ]
+    rows = [[label(entry), *map(with_interval, entry["white_box"])] for entry in part(report, "study")]
     return markdown(["trained on", *columns()], rows)
 
 
 def reproduction_table(report):
     rows = []
     for entry in part(report, "reproduction"):
-        label = f"{TITLES[entry['network']]}, {trained_on(entry['training_epsilon'])}"
-        rows.append([f"{label}: ours", *map(with_interval, entry["transfer"])])
+        rows.append([f"{label(entry)}: ours", *map(with_interval, entry["transfer"])])
         if report["dataset"] == "cifar10":
             for name, table in (("as printed", PRINTED), ("measured again", REMEASURED)):
                 theirs = table[entry["network"]][entry["training_epsilon"]]
-                rows.append([f"{label}: {name}", *(f"{value:g}" for value in theirs)])
+                rows.append([f"{label(entry)}: {name}", *(f"{value:g}" for value in theirs)])
     return markdown(["trained on", *columns()], rows)
 
 
@@ -161,8 +153,7 @@ def misses(report):
 
 def misses_text(report):
     found = [
-        f"- {TITLES[entry['network']]}, {trained_on(entry['training_epsilon'])}, at {result['epsilon']:g}: "
-        f"{percent(result['accuracy'])} against {best:g}"
+        f"- {label(entry)}, at {result['epsilon']:g}: {percent(result['accuracy'])} against {best:g}"
         for entry, result, best in misses(report)
     ]
     return "\n".join(found) or "None: each is at or above both the printed and the re-measured figure."
@@ -182,6 +173,10 @@ def summary(report):
 
 def tested_images(report):
     return f"{report['examples']:,} {TITLES.get(report['dataset'], report['dataset'])} {report['split']} images"
+
+
+def label(entry):
+    return f"{TITLES[entry['network']]}, {trained_on(entry['training_epsilon'])}"
 
 
 def trained_on(epsilon):
