@@ -111,6 +111,33 @@ def test_resumed_run_ends_bit_identical(name, recipe, steps, digits, tmp_path):
     }
 
 
+def test_bfloat16_is_for_the_training_steps_alone(digits, tmp_path):
+    """It learns, is logged and resumed bit for bit; the loss, the weights and what is stored stay in float32."""
+    seen = set()
+
+    def defense(model, images, labels):
+        loss = cross_entropy(model, images, labels)
+        seen.add((model(images).dtype, loss.dtype))
+        return loss
+
+    whole, halves = tmp_path / "whole.safetensors", tmp_path / "halves.safetensors"
+    run(digits, whole, precision="bfloat16", defense=defense)
+    assert seen == {(torch.bfloat16, torch.float32)}
+    assert {tensor.dtype for tensor in read_tensors(whole)[1].values()} == {torch.float32, torch.int64}
+    assert [line["precision"] for line in log(whole.with_suffix(".jsonl"))[1:]] == ["bfloat16"] * 3
+    assert read_metadata(whole)["precision"] == "bfloat16"
+    assert read_metadata(whole)["validation_accuracy"] > 0.5
+
+    run(digits, tmp_path / "single.safetensors", defense=defense)
+    assert read_metadata(tmp_path / "single.safetensors")["precision"] == "float32"
+    assert not torch.equal(*(read_tensors(p)[1]["classifier.bias"] for p in (whole, tmp_path / "single.safetensors")))
+
+    with pytest.raises(KeyboardInterrupt):
+        run(digits, halves, precision="bfloat16", defense=interrupted_after(8, defense))
+    run(digits, halves, precision="bfloat16", defense=defense, resume=True)
+    assert halves.read_bytes() == whole.read_bytes()
+
+
 def test_run_killed_between_its_last_writes_can_be_resumed(digits, tmp_path, monkeypatch):
     output = tmp_path / "a.safetensors"
     run(digits, tmp_path / "whole.safetensors")

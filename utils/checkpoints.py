@@ -3,7 +3,7 @@
 The state dict is stored as tensors, and what it takes to rebuild and judge the network as JSON in the header:
 
     {"network": "cnn", "arguments": {"width": 32, "num_classes": 10}, "dataset": "cifar10", "class_names": [...],
-     "training": {...}, "epochs": 20, "validation_accuracy": 0.88, "versions": {...}}
+     "training": {...}, "epochs": 20, "precision": "float32", "validation_accuracy": 0.88, "versions": {...}}
 
 `safetensors.torch.load_file` reads the tensors without this project.
 """

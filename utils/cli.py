@@ -45,6 +45,13 @@ class Parser(argparse.ArgumentParser):
         self.add_argument(
             "--width", type=width, default=32, help="channels of the first convolution (default 32, the study's)"
         )
+        self.add_argument(
+            "--precision",
+            choices=("float32", "bfloat16"),
+            default="float32",
+            help="of the training steps (default float32); bfloat16 halves their time on GPUs and on CPUs that compute "
+            "in it (AVX512_BF16, AMX), and multiplies it on others",
+        )
         self.add_argument("--quiet", action="store_true", help="print errors alone")
 
     def error(self, message):
@@ -176,6 +183,7 @@ def train_command(network, args, recipe):
         width=args.width,
         seed=args.seed,
         device=device,
+        precision=args.precision,
         resume=args.resume,
         quiet=args.quiet,
     )
@@ -367,6 +375,7 @@ def study_command(args):
         width=args.width,
         epochs=args.epochs,
         device=pick_device(args.device),
+        precision=args.precision,
         overwrite=args.overwrite,
         quiet=args.quiet,
     )

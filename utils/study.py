@@ -5,7 +5,8 @@ are tested on examples crafted on the baseline (transfer) and through their own 
 JSON object that utils.tables and utils.plotting turn into tables and figures:
 
     {"dataset": ..., "split": "test", "examples": 10000, "networks": [{"part": "study", "name": "cnn", "network": "cnn",
-     "training_epsilon": null, "seed": 0, "sha256": ..., "training": {...}, "validation_accuracy": ...,
+     "training_epsilon": null, "seed": 0, "sha256": ..., "training": {...}, "precision": "float32",
+     "validation_accuracy": ...,
      "transfer": [{"epsilon": 0.0, "accuracy": ..., "confidence_interval": [low, high]}, ...], "white_box": [...],
      "versions": {...}, "threads": 2, "training_seconds": ..., "adversarial_set_seconds": ...,
      "evaluation_seconds": ...}, ...]}
@@ -96,18 +97,19 @@ class Study:
         width=32,
         epochs=None,
         device="cpu",
+        precision="float32",
         overwrite=False,
         quiet=False,
     ):
         """models, scratch, epochs: as for `lines`. report: path of the JSON file. width: of every network.
-
+        precision: of the trainings, as for `train`.
         overwrite: train again what was trained with other arguments, or is damaged; without it, that is an error. The
         baselines of the study proper are taken as they are: to train one again, delete it.
         Raises UserError, before anything is trained, if an earlier report or checkpoint is not what it should be.
         """
         self.splits = {name: load_split(dataset, name, data_dir) for name in ("train", "validation", "test")}
         self.lines = lines(dataset, models, scratch, epochs)
-        self.path, self.width, self.device = report, width, device
+        self.path, self.width, self.device, self.precision = report, width, device, precision
         self.overwrite, self.quiet = overwrite, quiet
         self.about = {"dataset": dataset, "split": "test", "examples": len(self.splits["test"])}
         earlier = read_report(report) if report.exists() else {**self.about, "networks": []}
@@ -238,6 +240,7 @@ class Study:
             width=self.width,
             seed=line.seed,
             device=self.device,
+            precision=self.precision,
             resume=self._is_resumable(line, epsilon),
             quiet=self.quiet,
         )
@@ -263,6 +266,7 @@ class Study:
             "seed": line.seed,
             "sha256": file_digest(path),
             "training": metadata.get("training"),
+            "precision": metadata.get("precision", "float32"),  # all that were made before it was recorded
             "validation_accuracy": metadata.get("validation_accuracy"),
             "transfer": [as_json(result) for result in transfer],
             "white_box": [as_json(result) for result in white_box],
@@ -276,7 +280,7 @@ class Study:
         seconds = 0
         for line, epsilon in self.todo[index:]:
             if line.network not in self.speeds:
-                self.speeds[line.network] = training_speed(line.network, self.width, self.device)
+                self.speeds[line.network] = training_speed(line.network, self.width, self.device, self.precision)
             images = self._epochs_left(line, epsilon) * len(self.splits["train"]) * (1 if epsilon is None else 2)
             images += 5 * len(self.splits["test"])  # both evaluations, in terms of training steps
             seconds += images / self.speeds[line.network]
@@ -324,7 +328,7 @@ def read_log(path):
         return []
 
 
-def training_speed(name, width, device):
+def training_speed(name, width, device, precision):
     """Images/s of a few training steps of a fresh network, once it has warmed up."""
     keep_freed_memory()
     network = NETWORKS[name](width).to(device, memory_format=torch.channels_last)
@@ -333,7 +337,9 @@ def training_speed(name, width, device):
     for step in range(13):
         if step == 5:
             start = time.perf_counter()
-        cross_entropy(network, images, labels).backward()
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16"):
+            loss = cross_entropy(network, images, labels)
+        loss.backward()
     return 8 * len(labels) / (time.perf_counter() - start)
 
 

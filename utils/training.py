@@ -33,6 +33,7 @@ def train(
     width=32,
     seed=0,
     device="cpu",
+    precision="float32",
     defense=None,
     resume=False,
     quiet=False,
@@ -43,6 +44,8 @@ def train(
         printed and logged. recipe: a Recipe.
     defense: a loss, defense(model, images, labels) -> scalar, with images in [0, 1]; None means cross-entropy with
         the recipe's label smoothing.
+    precision: of the forward and backward passes; "bfloat16" is torch.autocast's mixed precision, about twice as fast
+        on a device that computes in it. Weights, optimiser and validation stay in float32.
     resume: continue an interrupted run, if there is one, from its last finished epoch, to the bit-identical end on
         the same machine's CPU with the same number of threads.
 
@@ -85,7 +88,8 @@ def train(
             lr = recipe.lr_at((epoch - 1 + step / steps) / recipe.epochs)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            loss = loss_function(network, images, labels)
+            with torch.autocast(training.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+                loss = loss_function(network, images, labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -101,6 +105,7 @@ def train(
                 "epoch": epoch,
                 "loss": mean_loss,
                 "validation_accuracy": accuracy(network, validation),
+                "precision": precision,
                 "seconds": round(seconds, 2),
                 "images_per_second": round(len(training) / seconds),
             }
@@ -119,7 +124,8 @@ def train(
 
 def cross_entropy(model, images, labels, label_smoothing=0.0):
     """The loss without a defence."""
-    return F.cross_entropy(model(images), labels, label_smoothing=label_smoothing)
+    logits = model(images).float()  # under autocast they come in bfloat16, which has three digits
+    return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
 
 
 def training_arguments(name, training, recipe, *, width, seed, defense=None):
@@ -190,6 +196,7 @@ class PartialRun:
             "class_names": training.class_names,
             "training": arguments,
             "epochs": len(epochs),
+            "precision": epochs[-1]["precision"],
             "validation_accuracy": epochs[-1]["validation_accuracy"],
         }
         save_checkpoint(self.output, network, metadata)
