@@ -180,8 +180,8 @@ def test_help_explains_every_flag_and_ends_with_two_examples(name, script):
     assert [line.startswith(f"  python {name} ") for line in examples.splitlines()] == [True, True]
     wanted = {
         "train": "dataset data-dir epochs batch-size lr weight-decay shift width recipe defense epsilon source output "
-        "overwrite resume seed device quiet",
-        "study": "dataset data-dir epochs width models scratch results overwrite device quiet",
+        "overwrite resume seed device precision quiet",
+        "study": "dataset data-dir epochs width models scratch results overwrite device precision quiet",
         "test": "checkpoint attack epsilon source split examples dataset data-dir device batch-size seed json figures",
     }[name.removesuffix(".py").split("-")[0]]
     explained = flags.split("options:")[1]
