@@ -80,8 +80,9 @@ def train_script(network):
         choices=RECIPES,
         default="one-cycle",
         help="the numbers that the flags from --epochs to --shift replace one by one: one-cycle (ours, the default: "
-        "SGD, label smoothing, flips and shifts), long (likewise, 80 epochs: the shipped baselines'), retrain (for "
-        "fgsm-augment at small radii: flips alone), short (four epochs) or paper (the study's: Adam, flips alone)",
+        "SGD, label smoothing, flips and shifts), long (likewise, 80 epochs: the shipped baselines'), retrain and "
+        "retrain-large (for fgsm-augment at radii such as 0.01 and 0.2: flips alone), short (four epochs) or paper "
+        "(the study's: Adam, flips alone)",
     )
     option(
         "--defense",

@@ -63,9 +63,9 @@ def lines(dataset, models, scratch, epochs=None):
 
     epochs: replaces every recipe's, for a quick look.
     """
-    used = {**RECIPES, "large": RECIPES["one-cycle"]}  # for radius 0.2, at which there is more to learn
+    used = dict(RECIPES)
     if dataset == "digits":  # so few images need fewer steps
-        for name, count in (("long", 20), ("large", 8), ("paper", 5)):
+        for name, count in (("long", 20), ("retrain-large", 8), ("paper", 5)):
             used[name] = replace(used[name], epochs=count)
     if epochs:
         used = {name: replace(recipe, epochs=epochs) for name, recipe in used.items()}
@@ -73,7 +73,7 @@ def lines(dataset, models, scratch, epochs=None):
     def recipes(baseline, retrained):
         return {None: used[baseline], **{e: used[name].with_defense() for e, name in retrained.items()}}
 
-    study = recipes("long", {e: "large" if e == 0.2 else "retrain" for e in TRAINING_EPSILONS})
+    study = recipes("long", {e: "retrain-large" if e == 0.2 else "retrain" for e in TRAINING_EPSILONS})
     paper, short = (recipes(name, {0.2: name}) for name in ("paper", "short"))
     both = ("cnn", "cnn-lstm")
     return [
