@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 
-from utils.data import DataError, Split, batches, flip_and_shift, load_split, training_batches
+from utils.data import DataError, Split, batches, flip_and_shift, load_split, scale_contrast, training_batches
 
 # ---- splits ----
 
@@ -195,3 +195,18 @@ def test_training_batches_use_every_shift_and_flip_only_where_asked(flip):
             seen[variant.contiguous().numpy().tobytes()][1] += 1  # a KeyError if it is none of the fifty
     assert all((count > 0) == (flip or not flipped) for flipped, count in seen.values())
     assert sum(count for flipped, count in seen.values() if flipped) == pytest.approx(1000 if flip else 0, abs=100)
+
+
+def test_contrast_is_scaled_by_factors_from_the_lowest_to_one_about_each_images_mean():
+    split, generator = random_split(1000), torch.Generator().manual_seed(0)
+    ((plain, _),) = training_batches(split, 1000, torch.Generator().manual_seed(0), flip=True, shift=2)
+    ((scaled, _),) = training_batches(split, 1000, generator, flip=True, shift=2, contrast=0.3)
+    torch.testing.assert_close(scaled.mean((1, 2, 3)), plain.mean((1, 2, 3)))
+    factors = scaled.std((1, 2, 3)) / plain.std((1, 2, 3))
+    assert 0.3 - 1e-4 < factors.min() < 0.31
+    assert 0.99 < factors.max() < 1 + 1e-4
+    assert factors.mean() == pytest.approx(0.65, abs=0.02)
+    assert scaled.min() >= 0
+    assert scaled.max() <= 1
+    assert torch.equal(scale_contrast(plain, torch.ones(1000)), plain)
+    torch.testing.assert_close(scale_contrast(plain, factors), scaled)

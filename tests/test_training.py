@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from utils.checkpoints import CheckpointError, load_checkpoint, read_metadata, read_tensors, write_tensors
 from utils.data import load_split
 from utils.recipes import RECIPES, Recipe
-from utils.training import TrainingError, cross_entropy, train
+from utils.training import TrainingError, argument_differences, cross_entropy, train, training_arguments
 
 RECIPE = replace(RECIPES["one-cycle"], epochs=3, lr=0.05)
 
@@ -228,3 +228,11 @@ def test_validation_images_are_not_learnt_from(digits, tmp_path):
     network = run(other, tmp_path / "b.safetensors")
     for name, tensor in reference.state_dict().items():
         assert torch.equal(tensor, network.state_dict()[name])
+
+
+def test_a_training_from_before_a_field_of_the_recipe_was_made_with_its_default(digits):
+    wanted = training_arguments("cnn", digits["train"], RECIPE, width=4, seed=0)
+    older = {name: value for name, value in wanted.items() if name != "contrast"}
+    assert argument_differences(older, wanted) == []
+    assert argument_differences(older, {**wanted, "contrast": 0.5}) == ["contrast 1.0, not 0.5"]
+    assert argument_differences(None, wanted)

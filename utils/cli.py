@@ -79,7 +79,7 @@ def train_script(network):
         "--recipe",
         choices=RECIPES,
         default="one-cycle",
-        help="the numbers that the flags from --epochs to --shift replace one by one: one-cycle (ours, the default: "
+        help="the numbers that the flags from --epochs to --contrast replace one by one: one-cycle (ours, the default: "
         "SGD, label smoothing, flips and shifts), long (likewise, 80 epochs: the shipped baselines'), retrain and "
         "retrain-large (for fgsm-augment at radii such as 0.01 and 0.2: flips alone), short (four epochs) or paper "
         "(the study's: Adam, flips alone)",
@@ -108,6 +108,12 @@ def train_script(network):
     option("--weight-decay", type=weight_decay, help=f"L2 penalty (default {defaults('weight_decay')})")
     option("--shift", type=shift, help=f"augmentation: by up to so many pixels (default {defaults('shift')})")
     option(
+        "--contrast",
+        type=contrast,
+        metavar="C",
+        help=f"augmentation: scaled by a random factor from C to 1 (default {defaults('contrast')})",
+    )
+    option(
         "--output",
         type=Path,
         metavar="FILE",
@@ -129,7 +135,9 @@ def train_script(network):
         parser.error(f"--defense {args.defense} needs --epsilon")
     args.source = args.source or default_checkpoint(network, args.dataset)
     args.output = args.output or default_checkpoint(network, args.dataset, args.epsilon)
-    replaced = {name: getattr(args, name) for name in ("epochs", "batch_size", "lr", "weight_decay", "shift")}
+    replaced = {
+        name: getattr(args, name) for name in ("epochs", "batch_size", "lr", "weight_decay", "shift", "contrast")
+    }
     recipe = replace(RECIPES[args.recipe], **{name: value for name, value in replaced.items() if value is not None})
     recipe = recipe if args.defense == "none" else recipe.with_defense()
     run(
@@ -450,6 +458,13 @@ def positive_float(text):
 
 def weight_decay(text):
     return 0.0 if text == "0" else positive_float(text)
+
+
+def contrast(text):
+    value = positive_float(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"{text} is above 1, which is an image's own contrast")
+    return value
 
 
 def whole_number(low, high):

@@ -144,23 +144,27 @@ def batches(split, batch_size):
         yield to_unit_range(images), labels
 
 
-def training_batches(split, batch_size, generator, *, flip, shift):
-    """Yield (images, labels) once through the split: shuffled, each image flipped and shifted at random.
+def training_batches(split, batch_size, generator, *, flip, shift, contrast=1.0):
+    """Yield (images, labels) once through the split: shuffled, each image flipped, shifted and dulled at random.
 
-    split: a Split, or anything else with a length and a method `take`. Its images are flipped and shifted as they
-    are taken, so a perturbation moves with the image that it was made for.
+    split: a Split, or anything else with a length and a method `take`. Its images are changed as they are taken, so a
+    perturbation moves and fades with the image that it was made for.
     flip: whether to flip horizontally with probability 1/2. shift: up to so many pixels along each axis, the border
-    reflected. generator: a torch.Generator on the CPU, so that the order is the same on every device; the whole
-    epoch's random numbers are drawn at once and sent to the device once.
+    reflected. contrast: the lowest of the factors by which an image's contrast is scaled, the highest being 1.
+    generator: a torch.Generator on the CPU, so that the order is the same on every device; the whole epoch's random
+    numbers are drawn at once and sent to the device once.
     """
     count = len(split)
     order = torch.randperm(count, generator=generator)
     flipped = torch.rand(count, generator=generator) < (0.5 if flip else 0)
     shifts = torch.randint(-shift, shift + 1, (count, 2), generator=generator)
-    parts = (tensor.to(split.device).split(batch_size) for tensor in (order, flipped, shifts))
-    for chosen, batch_flipped, batch_shifts in zip(*parts, strict=True):
+    # Drawn only where it is wanted, so that trainings without it see the random numbers that they always saw.
+    factors = torch.empty(count).uniform_(contrast, 1, generator=generator) if contrast < 1 else torch.ones(count)
+    parts = (tensor.to(split.device).split(batch_size) for tensor in (order, flipped, shifts, factors))
+    for chosen, batch_flipped, batch_shifts, batch_factors in zip(*parts, strict=True):
         images, labels = split.take(chosen)
-        yield flip_and_shift(images, batch_flipped, batch_shifts), labels
+        images = flip_and_shift(images, batch_flipped, batch_shifts)
+        yield (scale_contrast(images, batch_factors) if contrast < 1 else images), labels
 
 
 def flip_and_shift(images, flipped, shifts):
@@ -175,6 +179,12 @@ def flip_and_shift(images, flipped, shifts):
     columns = torch.where(flipped[:, None], width - 1 - columns, columns)
     index = torch.arange(count, device=images.device)[:, None, None]
     return images[index, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def scale_contrast(images, factors):
+    """Bring each image's pixels (N, C, H, W) closer to their mean by factors (N,) in [0, 1]; 1 changes nothing."""
+    factors = factors[:, None, None, None]
+    return images * factors + images.mean((1, 2, 3), keepdim=True) * (1 - factors)
 
 
 def _reflect(index, size):

@@ -13,6 +13,7 @@ class Recipe:
     weight_decay: float
     label_smoothing: float
     shift: int  # augmentation: up to so many pixels each way
+    contrast: float = 1.0  # augmentation: the lowest factor by which an image's contrast is scaled
 
     def lr_at(self, progress):
         """The learning rate when `progress`, in [0, 1), of the training is done: up from 0, then down to 0."""

@@ -38,7 +38,14 @@ from utils.data import load_split
 from utils.evaluation import evaluate_fgsm
 from utils.paper import EPSILONS, TRAINING_EPSILONS
 from utils.recipes import RECIPES
-from utils.training import PartialRun, check_same_arguments, cross_entropy, train, training_arguments
+from utils.training import (
+    PartialRun,
+    argument_differences,
+    check_same_arguments,
+    cross_entropy,
+    train,
+    training_arguments,
+)
 
 SPREAD_SEEDS = (0, 1, 2)
 
@@ -185,7 +192,7 @@ class Study:
         if epsilon is None and line.part == "study":
             return True  # any baseline is taken
         source = self.entries.get(line.path().stem, {}).get("sha256")
-        return entry["training"] == self._arguments(line, epsilon, source)
+        return not argument_differences(entry["training"], self._arguments(line, epsilon, source))
 
     def _is_trained(self, line, epsilon):
         """Whether the finished checkpoint is there. Raises UserError if another one is, unless told to overwrite."""

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from utils.allocator import keep_freed_memory
 from utils.checkpoints import CheckpointError, read_tensors, save_checkpoint, versions, write_atomically, write_tensors
 from utils.data import training_batches
 from utils.evaluation import accuracy
+from utils.recipes import Recipe
 
 
 class TrainingError(UserError):
@@ -67,7 +68,8 @@ def train(
         optimizer = torch.optim.Adam(network.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
     generator = torch.Generator().manual_seed(seed)
     loss_function = defense or partial(cross_entropy, label_smoothing=recipe.label_smoothing)
-    augmentation = {"flip": training.dataset != "digits", "shift": recipe.shift}  # a mirrored digit is another sign
+    mirrored = training.dataset != "digits"  # a mirrored digit is another sign
+    augmentation = {"flip": mirrored, "shift": recipe.shift, "contrast": recipe.contrast}
 
     arguments = training_arguments(name, training, recipe, width=width, seed=seed, defense=defense)
     run = PartialRun(output)
@@ -211,14 +213,20 @@ class PartialRun:
 
 def check_same_arguments(path, found, wanted):
     """Raise TrainingError, naming what differs, unless a run was started with the same arguments."""
-    found = found if isinstance(found, dict) else {}
-    differences = [
+    if differences := argument_differences(found, wanted):
+        raise TrainingError(f"{path} is of another training: {'; '.join(differences)}")
+
+
+def argument_differences(found, wanted):
+    """What differs between the arguments of two trainings, a phrase each."""
+    # The fields of a recipe that have a default came later: what was trained before was trained with it.
+    later = {field.name: field.default for field in fields(Recipe) if field.default is not MISSING}
+    found = {**later, **found} if isinstance(found, dict) else {}
+    return [
         f"{name} {found.get(name)!r}, not {wanted.get(name)!r}"
         for name in sorted(found.keys() | wanted.keys())
         if found.get(name) != wanted.get(name)
     ]
-    if differences:
-        raise TrainingError(f"{path} is of another training: {'; '.join(differences)}")
 
 
 def _device_module(network):
