@@ -179,8 +179,8 @@ def test_help_explains_every_flag_and_ends_with_two_examples(name, script):
     flags, examples = shown.stdout.split("examples:\n")
     assert [line.startswith(f"  python {name} ") for line in examples.splitlines()] == [True, True]
     wanted = {
-        "train": "dataset data-dir epochs batch-size lr weight-decay shift contrast width recipe defense epsilon "
-        "source output overwrite resume seed device precision quiet",
+        "train": "dataset data-dir epochs batch-size lr weight-decay shift contrast average width recipe defense "
+        "epsilon source output overwrite resume seed device precision quiet",
         "study": "dataset data-dir epochs width models scratch results overwrite device precision quiet",
         "test": "checkpoint attack epsilon source split examples dataset data-dir device batch-size seed json figures",
     }[name.removesuffix(".py").split("-")[0]]
@@ -233,6 +233,8 @@ def assert_one_line(result, *parts, status=2):
         ("train-cnn.py", ["--shift", "32"], ["--shift", "0 to 31"]),
         ("train-cnn.py", ["--contrast", "1.5"], ["--contrast", "above 1"]),
         ("train-cnn.py", ["--contrast", "0"], ["--contrast", "above 0"]),
+        ("train-cnn.py", ["--average", "1"], ["--average", "not below 1"]),
+        ("train-cnn.py", ["--average", "-1"], ["--average", "above 0"]),
         ("train-cnn.py", ["--width", "1.5"], ["--width"]),
         ("train-cnn.py", ["--width", "100000"], ["--width"]),
         ("train-cnn.py", ["--output", "model.pt"], ["model.pt", ".safetensors"]),

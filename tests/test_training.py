@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from utils.checkpoints import CheckpointError, load_checkpoint, read_metadata, read_tensors, write_tensors
 from utils.data import load_split
+from utils.evaluation import accuracy
 from utils.recipes import RECIPES, Recipe
 from utils.training import TrainingError, argument_differences, cross_entropy, train, training_arguments
 
@@ -90,10 +91,10 @@ def noisy(model, images, labels):
 
 
 @pytest.mark.parametrize("name", ["cnn", "cnn-lstm"])
-@pytest.mark.parametrize("recipe", ["one-cycle", "paper"])
+@pytest.mark.parametrize(("recipe", "average"), [("one-cycle", 0.0), ("paper", 0.9)])
 @pytest.mark.parametrize("steps", [1, 5, 8])  # in the first epoch, in the second, in the third
-def test_resumed_run_ends_bit_identical(name, recipe, steps, digits, tmp_path):
-    recipe = replace(RECIPES[recipe], epochs=3, batch_size=100)
+def test_resumed_run_ends_bit_identical(name, recipe, average, steps, digits, tmp_path):
+    recipe = replace(RECIPES[recipe], epochs=3, batch_size=100, average=average)
     whole, halves = tmp_path / "whole.safetensors", tmp_path / "halves.safetensors"
     run(digits, whole, name, recipe, defense=noisy)
     with pytest.raises(KeyboardInterrupt):
@@ -109,6 +110,29 @@ def test_resumed_run_ends_bit_identical(name, recipe, steps, digits, tmp_path):
         "halves.safetensors",
         "halves.jsonl",
     }
+
+
+def test_moving_average_of_the_weights_is_what_is_kept(digits, tmp_path):
+    """The mean of the first steps, then an exponential average; it is validated, saved and returned."""
+    steps = []
+
+    def watched(model, images, labels):
+        steps.append(model.classifier.bias.detach().clone())  # as the step before left it
+        return cross_entropy(model, images, labels)
+
+    recipe = replace(RECIPES["paper"], epochs=2, batch_size=60)
+    run(digits, tmp_path / "last.safetensors", recipe=recipe, defense=watched)
+    last = load_checkpoint(tmp_path / "last.safetensors").classifier.bias
+    expected = steps[1]
+    for count, bias in enumerate([*steps[2:], last], start=2):
+        expected = expected.lerp(bias, max(0.25, 1 / count))
+    assert count > 5
+
+    output = tmp_path / "average.safetensors"
+    kept = run(digits, output, recipe=replace(recipe, average=0.75), defense=watched)
+    torch.testing.assert_close(kept.classifier.bias, expected)
+    assert torch.equal(load_checkpoint(output).classifier.bias, kept.classifier.bias)
+    assert read_metadata(output)["validation_accuracy"] == accuracy(kept, digits["validation"])
 
 
 def test_bfloat16_is_for_the_training_steps_alone(digits, tmp_path):

@@ -79,7 +79,7 @@ def train_script(network):
         "--recipe",
         choices=RECIPES,
         default="one-cycle",
-        help="the numbers that the flags from --epochs to --contrast replace one by one: one-cycle (ours, the default: "
+        help="the numbers that the flags from --epochs to --average replace one by one: one-cycle (ours, the default: "
         "SGD, label smoothing, flips and shifts), long (likewise, 80 epochs: the shipped baselines'), retrain and "
         "retrain-large (for fgsm-augment at radii such as 0.01 and 0.2: flips alone), short (four epochs) or paper "
         "(the study's: Adam, flips alone)",
@@ -114,6 +114,13 @@ def train_script(network):
         help=f"augmentation: scaled by a random factor from C to 1 (default {defaults('contrast')})",
     )
     option(
+        "--average",
+        type=fraction,
+        metavar="A",
+        help="keep a moving average of the weights, of which so much stays in each step, such as 0.999; 0 keeps the "
+        f"last weights (default {defaults('average')})",
+    )
+    option(
         "--output",
         type=Path,
         metavar="FILE",
@@ -136,7 +143,8 @@ def train_script(network):
     args.source = args.source or default_checkpoint(network, args.dataset)
     args.output = args.output or default_checkpoint(network, args.dataset, args.epsilon)
     replaced = {
-        name: getattr(args, name) for name in ("epochs", "batch_size", "lr", "weight_decay", "shift", "contrast")
+        name: getattr(args, name)
+        for name in ("epochs", "batch_size", "lr", "weight_decay", "shift", "contrast", "average")
     }
     recipe = replace(RECIPES[args.recipe], **{name: value for name, value in replaced.items() if value is not None})
     recipe = recipe if args.defense == "none" else recipe.with_defense()
@@ -458,6 +466,13 @@ def positive_float(text):
 
 def weight_decay(text):
     return 0.0 if text == "0" else positive_float(text)
+
+
+def fraction(text):
+    value = 0.0 if text == "0" else positive_float(text)
+    if value >= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not below 1")
+    return value
 
 
 def contrast(text):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from networks import NETWORKS
@@ -72,8 +73,13 @@ def train(
     augmentation = {"flip": mirrored, "shift": recipe.shift, "contrast": recipe.contrast}
 
     arguments = training_arguments(name, training, recipe, width=width, seed=seed, defense=defense)
+    modules, kept = {"network": network}, network  # kept is validated, saved and returned: the network or its average
+    if recipe.average:
+        average = AveragedModel(network, multi_avg_fn=moving_average(recipe.average), use_buffers=True)
+        modules["average"] = average
+        kept = average.module
     run = PartialRun(output)
-    epochs = run.restore(arguments, network, optimizer, generator) if resume and run.exists() else []
+    epochs = run.restore(arguments, modules, optimizer, generator) if resume and run.exists() else []
     steps = -(-len(training) // recipe.batch_size)
 
     for epoch in range(len(epochs) + 1, recipe.epochs + 1):
@@ -95,6 +101,8 @@ def train(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            if recipe.average:
+                average.update_parameters(network)
             total_loss += loss.detach() * len(labels)
             if step % 20 == 0 and not bar.disable:  # seldom, for reading the loss makes a GPU wait
                 bar.set_postfix(loss=f"{loss.item():.3f}", **_last_accuracy(epochs))
@@ -106,13 +114,13 @@ def train(
             {
                 "epoch": epoch,
                 "loss": mean_loss,
-                "validation_accuracy": accuracy(network, validation),
+                "validation_accuracy": accuracy(kept, validation),
                 "precision": precision,
                 "seconds": round(seconds, 2),
                 "images_per_second": round(len(training) / seconds),
             }
         )
-        run.save(arguments, epochs, network, optimizer, generator)
+        run.save(arguments, epochs, modules, optimizer, generator)
         if not quiet:
             print(
                 "epoch {epoch}/{of}  loss {loss:.4f}  validation accuracy {validation_accuracy:.2%}  "
@@ -120,14 +128,29 @@ def train(
                 flush=True,
             )
 
-    run.finish(arguments, epochs, network, training)
-    return network.eval()
+    run.finish(arguments, epochs, kept, training)
+    return kept.eval()
 
 
 def cross_entropy(model, images, labels, label_smoothing=0.0):
     """The loss without a defence."""
     logits = model(images).float()  # under autocast they come in bfloat16, which has three digits
     return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+
+
+def moving_average(decay):
+    """For AveragedModel: an exponential moving average that starts as the plain mean of the steps so far.
+
+    So the random initial weights leave it as fast as they can, however long it remembers later.
+    """
+
+    @torch.no_grad()
+    def update(averages, values, steps):
+        weight = max(1 - decay, 1 / (steps.item() + 1))
+        for average, value in zip(averages, values, strict=True):
+            average.copy_(average.lerp(value, weight) if value.is_floating_point() else value)  # a count is no average
+
+    return update
 
 
 def training_arguments(name, training, recipe, *, width, seed, defense=None):
@@ -155,29 +178,33 @@ class PartialRun:
     def exists(self):
         return self.state.exists()
 
-    def save(self, arguments, epochs, network, optimizer, generator):
-        tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+    def save(self, arguments, epochs, modules, optimizer, generator):
+        tensors = {
+            f"{key}.{name}": tensor for key, module in modules.items() for name, tensor in module.state_dict().items()
+        }
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{key}": tensor for key, tensor in state.items()}
         tensors |= {"generator.batches": generator.get_state(), "generator.cpu": torch.get_rng_state()}
-        if device_module := _device_module(network):
+        if device_module := _device_module(modules["network"]):
             tensors["generator.device"] = device_module.get_rng_state()
         write_tensors(self.state, tensors, {"arguments": arguments, "epochs": epochs})
         self._write_log(self.partial_log, arguments, epochs)
 
-    def restore(self, arguments, network, optimizer, generator):
-        """Put network, optimiser and generators where the run left them; returns the finished epochs' log entries."""
+    def restore(self, arguments, modules, optimizer, generator):
+        """Put modules, optimiser and generators where the run left them; returns the finished epochs' log entries."""
         metadata, tensors = read_tensors(self.state)
         check_same_arguments(self.state, metadata.get("arguments"), arguments)
         try:
-            self._restore(tensors, network, optimizer, generator)
+            self._restore(tensors, modules, optimizer, generator)
             return metadata["epochs"]
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise CheckpointError(f"{self.state} does not hold the state of this training ({reason})") from error
 
-    def _restore(self, tensors, network, optimizer, generator):
-        network.load_state_dict(_below("network.", tensors))
+    def _restore(self, tensors, modules, optimizer, generator):
+        for key, module in modules.items():
+            module.load_state_dict(_below(f"{key}.", tensors))
+        network = modules["network"]
         for index, parameter in enumerate(network.parameters()):
             state = _below(f"optimizer.{index}.", tensors)
             if not state:
