@@ -80,9 +80,9 @@ def train_script(network):
         choices=RECIPES,
         default="one-cycle",
         help="the numbers that the flags from --epochs to --average replace one by one: one-cycle (ours, the default: "
-        "SGD, label smoothing, flips and shifts), long (likewise, 80 epochs: the shipped baselines'), retrain and "
-        "retrain-large (for fgsm-augment at radii such as 0.01 and 0.2: flips alone), short (four epochs) or paper "
-        "(the study's: Adam, flips alone)",
+        "SGD, label smoothing, flips and shifts), long (likewise, 80 epochs: the shipped baselines'), retrain, "
+        "retrain-sgd and retrain-large (for fgsm-augment: flips alone, the first with Adam, the last for radii such as "
+        "0.2), short (four epochs) or paper (the study's: Adam, flips alone)",
     )
     option(
         "--defense",

@@ -57,6 +57,8 @@ RECIPES = {
         shift=0,
         average=0.9995,
     ),
+    # For fgsm-augment with the CNN at 0.005, where the validation images preferred SGD.
+    "retrain-sgd": replace(ONE_CYCLE, epochs=6, shift=0),
     # For fgsm-augment at a radius as large as 0.2, where longer trainings pay, but not any length: from 16 or 20
     # epochs on, the network tells clean images and examples of 0.2 apart, and is lost at the radii between.
     "retrain-large": replace(ONE_CYCLE, epochs=12, shift=0),

@@ -80,11 +80,15 @@ def lines(dataset, models, scratch, epochs=None):
     def recipes(baseline, retrained):
         return {None: used[baseline], **{e: used[name].with_defense() for e, name in retrained.items()}}
 
-    study = recipes("long", {e: "retrain-large" if e == 0.2 else "retrain" for e in TRAINING_EPSILONS})
+    retrained = {0.005: "retrain", 0.01: "retrain", 0.015: "retrain", 0.2: "retrain-large"}
+    study = {
+        "cnn": recipes("long", {**retrained, 0.005: "retrain-sgd"}),
+        "cnn-lstm": recipes("long", retrained),
+    }
     paper, short = (recipes(name, {0.2: name}) for name in ("paper", "short"))
     both = ("cnn", "cnn-lstm")
     return [
-        *(Line("study", name, study, 0, models, name) for name in both),
+        *(Line("study", name, study[name], 0, models, name) for name in both),
         *(Line("reproduction", name, paper, 0, scratch, f"{name}-paper") for name in both),
         *(Line("spread", "cnn", short, seed, scratch, f"cnn-short-seed-{seed}") for seed in SPREAD_SEEDS),
     ]
