@@ -151,7 +151,7 @@ def side_by_side(baseline, retrained, split, epsilon, title, columns=5):
         "crafted on the\nretrained network": fgsm(retrained, images, labels, epsilon=epsilon),
     }
     figure, axes = plt.subplots(3, len(images), figsize=(1.9 * len(images) + 0.8, 7.4), squeeze=False)
-    figure.set_layout_engine("constrained")
+    figure.subplots_adjust(left=0.08, right=0.99, bottom=0.07, top=0.91, wspace=0.08, hspace=0.29)
     for row, (label, shown) in zip(axes, rows.items(), strict=True):
         row[0].set_ylabel(label)
         said = [_predictions(network, shown) for network in (baseline, retrained)]
@@ -196,11 +196,14 @@ def _finish(figure, panels, report, network, *, baseline=True, theirs=True):
         for epsilon in shown
         if baseline or epsilon is not None
     ]
-    figure.legend(handles=handles, loc="outside right center", frameon=False, title="trained on")
     if theirs and report["dataset"] == "cifar10":
         dashed = Line2D([], [], color="black", linestyle="--", alpha=0.7, label="the study, as printed")
-        handles = [Line2D([], [], color="black", label="this repository"), dashed]
-        figure.legend(handles=handles, loc="outside right upper", frameon=False)
+        handles += [
+            Line2D([], [], linestyle="", label=""),
+            Line2D([], [], color="black", label="this repository"),
+            dashed,
+        ]
+    figure.legend(handles=handles, loc="outside right center", frameon=False, title="trained on")
 
 
 def _style(epsilon):
