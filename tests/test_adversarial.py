@@ -131,9 +131,16 @@ def other_shape(source, split, path, monkeypatch):
     return {}
 
 
+def no_time(source, split, path, monkeypatch):
+    manifest, planes = read_tensors(path)
+    write_tensors(path, planes, {**manifest, "seconds": None})
+    return {}
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
+        (no_time, "damaged"),
         (other_source, "another source"),
         (other_images, "another split"),
         (other_batch_size, "another batch size"),

@@ -120,11 +120,10 @@ def test_moving_average_of_the_weights_is_what_is_kept(digits, tmp_path):
         steps.append(model.classifier.bias.detach().clone())  # as the step before left it
         return cross_entropy(model, images, labels)
 
-    recipe = replace(RECIPES["paper"], epochs=2, batch_size=60)
-    run(digits, tmp_path / "last.safetensors", recipe=recipe, defense=watched)
-    last = load_checkpoint(tmp_path / "last.safetensors").classifier.bias
+    recipe = replace(RECIPES["paper"], epochs=2, batch_size=60, lr=0.01)
+    last = run(digits, tmp_path / "last.safetensors", recipe=recipe, defense=watched)
     expected = steps[1]
-    for count, bias in enumerate([*steps[2:], last], start=2):
+    for count, bias in enumerate([*steps[2:], last.classifier.bias], start=2):
         expected = expected.lerp(bias, max(0.25, 1 / count))
     assert count > 5
 
@@ -133,6 +132,10 @@ def test_moving_average_of_the_weights_is_what_is_kept(digits, tmp_path):
     torch.testing.assert_close(kept.classifier.bias, expected)
     assert torch.equal(load_checkpoint(output).classifier.bias, kept.classifier.bias)
     assert read_metadata(output)["validation_accuracy"] == accuracy(kept, digits["validation"])
+    assert accuracy(kept, digits["validation"]) != accuracy(last, digits["validation"])  # else that would say nothing
+    for name, averaged in kept.state_dict().items():
+        if name.endswith("running_mean"):  # batch norm's, averaged likewise
+            assert not torch.allclose(averaged, last.state_dict()[name], rtol=1e-3)
 
 
 def test_bfloat16_is_for_the_training_steps_alone(digits, tmp_path):
@@ -152,7 +155,11 @@ def test_bfloat16_is_for_the_training_steps_alone(digits, tmp_path):
     assert read_metadata(whole)["precision"] == "bfloat16"
     assert read_metadata(whole)["validation_accuracy"] > 0.5
 
-    run(digits, tmp_path / "single.safetensors", defense=defense)
+    with pytest.raises(KeyboardInterrupt):
+        run(digits, tmp_path / "single.safetensors", defense=interrupted_after(8, defense))
+    with pytest.raises(TrainingError, match=r"single.*was begun in float32, not in bfloat16: --precision"):
+        run(digits, tmp_path / "single.safetensors", precision="bfloat16", defense=defense, resume=True)
+    run(digits, tmp_path / "single.safetensors", defense=defense, resume=True)
     assert read_metadata(tmp_path / "single.safetensors")["precision"] == "float32"
     assert not torch.equal(*(read_tensors(p)[1]["classifier.bias"] for p in (whole, tmp_path / "single.safetensors")))
 

@@ -63,8 +63,10 @@ def adversarial_set(source, split, *, folder=FOLDER, batch_size=EVALUATION_BATCH
             print(f"{error}: it is built again", file=sys.stderr)
 
     metadata = read_metadata(source)
-    if (metadata["dataset"], metadata["class_names"]) != (split.dataset, list(split.class_names)):
+    if metadata["dataset"] != split.dataset:
         raise CheckpointError(f"{source} was trained on {metadata['dataset']!r}, not on {split.dataset}")
+    if metadata["class_names"] != list(split.class_names):
+        raise CheckpointError(f"{source} tells other classes apart than {split.dataset} has")
     network = load_checkpoint(source, device)
     start = time.perf_counter()
     direction = torch.empty(split.images.shape, dtype=torch.int8)
@@ -97,6 +99,8 @@ def _read(path, wanted, shape):
         plane.dtype != torch.uint8 or plane.shape != (size,) for plane in planes.values()
     ):
         raise CheckpointError(f"{path} is damaged (other tensors)")
+    if not isinstance(manifest.get("seconds"), float | int):
+        raise CheckpointError(f"{path} is damaged (no time in its manifest)")
     if manifest.get("sha256") != tensor_digest(planes["positive"], planes["negative"]):
         raise CheckpointError(f"{path} is damaged (its contents do not fit its checksum)")
     positive, negative = (_unpacked(planes[name], shape) for name in ("positive", "negative"))

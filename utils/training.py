@@ -53,8 +53,8 @@ def train(
 
     While it runs, `output` is left alone: progress is kept in <stem>.partial.safetensors and <stem>.partial.jsonl
     beside it. At the end the checkpoint is written, the log becomes <stem>.jsonl and the partial files are gone.
-    Returns the network in evaluation mode. Raises TrainingError if a run of other arguments is there to be resumed,
-    or the loss is no longer finite.
+    Returns the network in evaluation mode. Raises TrainingError if a run of other arguments or of another precision is
+    there to be resumed, or the loss is no longer finite.
     """
     keep_freed_memory()
     torch.manual_seed(seed)
@@ -80,6 +80,8 @@ def train(
         kept = average.module
     run = PartialRun(output)
     epochs = run.restore(arguments, modules, optimizer, generator) if resume and run.exists() else []
+    if epochs and epochs[-1]["precision"] != precision:
+        raise TrainingError(f"{run.state} was begun in {epochs[-1]['precision']}, not in {precision}: --precision")
     steps = -(-len(training) // recipe.batch_size)
 
     for epoch in range(len(epochs) + 1, recipe.epochs + 1):
@@ -228,8 +230,8 @@ class PartialRun:
             "precision": epochs[-1]["precision"],
             "validation_accuracy": epochs[-1]["validation_accuracy"],
         }
-        save_checkpoint(self.output, network, metadata)
         self._write_log(self.log, arguments, epochs)
+        save_checkpoint(self.output, network, metadata)
         self.partial_log.unlink(missing_ok=True)
         self.state.unlink(missing_ok=True)  # last, for as long as it is there --resume comes back here
 
