@@ -10,6 +10,7 @@ from utils.recipes import RECIPES
 from utils.training import train
 
 ROOT = Path(__file__).parent.parent
+QUICK = ("--dataset", "digits", "--epochs", 2, "--width", 4)  # two, so that a training can be killed halfway
 
 
 @pytest.fixture(scope="session")

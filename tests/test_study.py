@@ -1,5 +1,6 @@
 """The study as one command: it does what remains, survives being killed, and its tables and figures are the JSON's."""
 
+import copy
 import json
 import os
 import random
@@ -10,22 +11,22 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from conftest import ROOT
+import torch
+from conftest import QUICK, ROOT
 
 from utils import UserError, plotting, tables
-from utils.checkpoints import load_checkpoint, read_metadata
+from utils.checkpoints import load_checkpoint, read_metadata, save_checkpoint
 from utils.data import training_batches
 from utils.evaluation import evaluate_fgsm, wilson_interval
 from utils.paper import EPSILONS, PRINTED, REMEASURED, TRAINING_EPSILONS
 from utils.recipes import RECIPES
 from utils.study import Study, duration, lines, read_log, read_report
 from utils.training import PartialRun, train
-
-QUICK = ("--dataset", "digits", "--epochs", 2, "--width", 4)  # two, so that a training can be killed halfway
 
 
 def without_times(value):
@@ -73,6 +74,7 @@ def test_it_does_the_whole_of_it(finished, report):
             source = entry["name"].split("-fgsm-augment")[0]
             (baseline,) = (e for e in report["networks"] if e["name"] == source)
             assert training["defense"]["source_sha256"] == baseline["sha256"]
+            assert training["label_smoothing"] == 0  # which the baselines' recipes have
     assert {path.suffix for path in demo.iterdir() if path.is_file()} == {".safetensors", ".jsonl", ".json", ".md"}
     assert len(list((demo / "study").iterdir())) == 9
 
@@ -162,6 +164,69 @@ def test_what_was_trained_otherwise_is_refused_unless_told_to_overwrite(script, 
     assert len(todo) == 18  # all but the two baselines, which are taken as they are
 
 
+def test_replaced_baseline_is_tested_again(finished, monkeypatch, tmp_path):
+    """One with the training arguments of the first, but other weights: the report's figures are not of this file."""
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+    demo = tmp_path / "results" / "demo"
+    for path in demo.glob("cnn-fgsm-augment-*"):
+        path.unlink()
+    network, metadata = load_checkpoint(demo / "cnn.safetensors"), read_metadata(demo / "cnn.safetensors")
+    with torch.no_grad():
+        network.classifier.weight.neg_()
+    given = {key: metadata[key] for key in ("dataset", "class_names", "training")}  # and no validation accuracy
+    save_checkpoint(demo / "cnn.safetensors", network, given)
+    (demo / "cnn.jsonl").unlink()
+    again = study(tmp_path, monkeypatch)
+    assert [line.path(epsilon).stem for line, epsilon in again.todo][:2] == ["cnn", "cnn-fgsm-augment-0.005"]
+    again.todo = again.todo[:1]
+    report = again.run()
+    (entry,) = (e for e in report["networks"] if e["name"] == "cnn")
+    assert entry["transfer"][0]["accuracy"] < 0.1
+    assert entry["validation_accuracy"] < 0.1
+    assert entry["training_seconds"] is None
+    assert "| CNN | – | 0." in tables.times_table({**report, "networks": [entry]})
+
+
+def test_earlier_figures_are_not_dropped_unasked(finished, monkeypatch, tmp_path):
+    """Figures of networks that are elsewhere now, and that these flags would train otherwise."""
+    report = tmp_path / "study.json"
+    shutil.copy(finished[0] / "results/demo/study.json", report)
+    before = report.read_bytes()
+    elsewhere = {"models": tmp_path / "m", "scratch": tmp_path / "s", "report": report}
+    with pytest.raises(UserError, match=r"study\.json has figures of .*cnn\.safetensors from another .*width 4, not 3"):
+        study(tmp_path, monkeypatch, width=3, **elsewhere)
+    with pytest.raises(UserError, match=r"epochs 2, not 1; --overwrite replaces them, --results names another folder"):
+        study(tmp_path, monkeypatch, epochs=1, **elsewhere)
+    assert len(study(tmp_path, monkeypatch, epochs=1, overwrite=True, **elsewhere).todo) == 20
+    assert report.read_bytes() == before
+
+
+def test_baseline_killed_between_its_last_writes_is_finished(finished, monkeypatch, tmp_path):
+    """Its checkpoint was there and the files of the run not yet gone."""
+    monkeypatch.chdir(tmp_path)
+    demo = tmp_path / "results" / "demo"
+    demo.mkdir(parents=True)
+    unlink = Path.unlink
+
+    def killed(path, *arguments, **options):
+        if ".partial." in path.name:
+            raise KeyboardInterrupt
+        unlink(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "unlink", killed)
+    with pytest.raises(KeyboardInterrupt):
+        study(tmp_path, monkeypatch).run()
+    assert {path.name for path in demo.iterdir() if path.is_file()} == {
+        *("cnn.safetensors", "cnn.jsonl", "cnn.partial.safetensors", "cnn.partial.jsonl")
+    }
+    monkeypatch.setattr(Path, "unlink", unlink)
+    again = study(tmp_path, monkeypatch)
+    again.todo = again.todo[:1]
+    assert again.run()["networks"][0]["training_seconds"] > 0
+    assert not list(demo.glob("*.partial.*"))
+    assert (demo / "cnn.safetensors").read_bytes() == (finished[0] / "results/demo/cnn.safetensors").read_bytes()
+
+
 def test_baseline_that_is_there_is_taken_as_it_is(digits, monkeypatch, tmp_path):
     demo = tmp_path / "results" / "demo"
     demo.mkdir(parents=True)
@@ -198,7 +263,11 @@ def test_overwriting_trains_again_what_is_stale_or_damaged(finished, monkeypatch
         study(tmp_path, monkeypatch)
     again = study(tmp_path, monkeypatch, overwrite=True)
     assert [line.path(epsilon) for line, epsilon in again.todo] == [damaged, stale]
-    assert again._seconds_left(0) > 0
+    again.speeds = {"cnn": 1000}
+    trained = 2 * 2 * 1197 * 2  # two networks, two epochs, clean and attacked images
+    assert again._seconds_left(0) == pytest.approx((trained + 2 * 5 * 300) / 1000)
+    again.speeds = {}
+    assert 0 < again._seconds_left(0) < 600
     assert without_times(again.run()) == without_times(read_report(finished[0] / "results/demo/study.json"))
     assert (damaged.read_bytes(), stale.read_bytes()) == before
 
@@ -226,6 +295,26 @@ def test_foreign_log_counts_as_none(content, tmp_path):
     assert read_log(tmp_path / "a.safetensors") == []
 
 
+@pytest.mark.parametrize(
+    "lost", ["training_seconds", "validation_accuracy", "evaluation_seconds", "adversarial_set_seconds", "epsilon"]
+)
+def test_report_without_a_figure_is_refused(lost, report, tmp_path):
+    report = copy.deepcopy(report)
+    entry = report["networks"][5]
+    del (entry["white_box"][2] if lost == "epsilon" else entry)[lost]
+    (tmp_path / "study.json").write_text(json.dumps(report))
+    with pytest.raises(UserError, match=rf"study\.json is no report of a study .*{lost}"):
+        read_report(tmp_path / "study.json")
+
+
+def test_report_at_other_epsilons_is_refused(report, tmp_path):
+    report = copy.deepcopy(report)
+    report["networks"][0]["transfer"].pop()
+    (tmp_path / "study.json").write_text(json.dumps(report))
+    with pytest.raises(UserError, match=r"cnn is not tested at the epsilons of the study"):
+        read_report(tmp_path / "study.json")
+
+
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"networks": [1]}', b"\xff", b"[" * 100_000])
 def test_foreign_report_is_refused(content, monkeypatch, tmp_path):
     demo = tmp_path / "results" / "demo"
@@ -244,7 +333,7 @@ def test_study_killed_at_random_points_ends_with_the_same_report(finished, repor
     resumed = []
     for attempt in range(3):
         process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        for _ in range(draw.randint(3, 12)):  # of at least 56
+        for _ in range(draw.randint(3, 20)):  # of at least 56
             line = process.stdout.readline()
             assert line, "it ended before it could be killed"
         while attempt == 0 and not line.startswith("epoch 1/2"):
@@ -322,6 +411,7 @@ def fabricated(retrained=0.99):
             "seed": seed,
             "sha256": "",
             "training": {},
+            "precision": "bfloat16",
             "validation_accuracy": 0.875,
             "training_seconds": 120.0,
             "adversarial_set_seconds": 30.0,
@@ -373,6 +463,7 @@ def test_summary_sentence_and_times():
         "at 0.1."
     ) in text
     assert "| CNN | 2.0 | 0.5 | 8.0 | 0.5 |" in text
+    assert "| [cnn-study-0.2-0](cnn-study-0.2-0.safetensors) | bfloat16 | 87.50 |" in text
 
 
 def test_cells_below_the_study_are_named():
@@ -415,6 +506,9 @@ def test_every_figure_has_titles_units_and_a_legend_beside_the_data(tmp_path):
         assert not any(box.overlaps(axes.get_window_extent()) for box in boxes for axes in figure.axes), name
         labels = [axes.get_xlabel() for axes in figure.axes] + [figure.get_supxlabel()]
         assert any("L-infinity" in label for label in labels)
+        texts = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+        wanted = {"CNN", "CNN-LSTM"} if name == "networks" else {"epsilon 0.005", "epsilon 0.2"}
+        assert wanted <= set(texts), name
         assert figure.get_suptitle() or figure.axes[0].get_title()
     assert len(list(tmp_path.iterdir())) == 7
 

@@ -11,8 +11,9 @@ JSON object that utils.tables and utils.plotting turn into tables and figures:
      "versions": {...}, "threads": 2, "training_seconds": ..., "adversarial_set_seconds": ...,
      "evaluation_seconds": ...}, ...]}
 
-training_seconds sums the training steps of all epochs, from the log; adversarial_set_seconds is for the train and the
-test split, once for a baseline; evaluation_seconds is for both settings. Versions and threads are those of the test.
+training_seconds sums the training steps of all epochs, from the log, and is null without one; adversarial_set_seconds
+is for the train and the test split, once for a baseline; evaluation_seconds is for both settings. Versions and threads
+are those of the test.
 """
 
 import json
@@ -35,7 +36,7 @@ from utils.checkpoints import (
     write_atomically,
 )
 from utils.data import load_split
-from utils.evaluation import evaluate_fgsm
+from utils.evaluation import accuracy, evaluate_fgsm
 from utils.paper import EPSILONS, TRAINING_EPSILONS
 from utils.recipes import RECIPES
 from utils.training import (
@@ -142,6 +143,8 @@ class Study:
             for epsilon in line.recipes
             if not (self._is_trained(line, epsilon) and self._is_tested(line, epsilon))
         ]
+        if not overwrite:
+            self._check_nothing_is_dropped()
 
     def run(self):
         """Do what remains, in order, and return the report. It may be interrupted anywhere and run again."""
@@ -178,6 +181,22 @@ class Study:
         report = {**self.about, "networks": tested}
         write_atomically(self.path, (json.dumps(report, indent=1) + "\n").encode())
 
+    def _check_nothing_is_dropped(self):
+        """Raise UserError if the report has figures of a network that is gone and would be trained otherwise."""
+        for line, epsilon in self.todo:
+            path, entry = line.path(epsilon), self.entries.get(line.path(epsilon).stem)
+            if entry and not path.exists() and (differences := self._differences(line, epsilon)):
+                raise UserError(
+                    f"{self.path} has figures of {path} from another training: {'; '.join(differences)}; --overwrite "
+                    "replaces them, --results names another folder"
+                )
+
+    def _differences(self, line, epsilon):
+        """What differs between the training that the report tells of and the wanted one, a phrase each."""
+        source = self.entries.get(line.path().stem, {}).get("sha256")
+        found = self.entries[line.path(epsilon).stem]["training"]
+        return argument_differences(found, self._arguments(line, epsilon, source))
+
     def _arguments(self, line, epsilon, source_sha256):
         training = self.splits["train"]
         if epsilon is not None:
@@ -193,25 +212,23 @@ class Study:
         entry, path = self.entries.get(line.path(epsilon).stem), line.path(epsilon)
         if entry is None or (path.exists() and entry["sha256"] != file_digest(path)):
             return False
-        if epsilon is None and line.part == "study":
+        if epsilon is None and line.part == "study" and path.exists():
             return True  # any baseline is taken
-        source = self.entries.get(line.path().stem, {}).get("sha256")
-        return not argument_differences(entry["training"], self._arguments(line, epsilon, source))
+        return not self._differences(line, epsilon)
 
     def _is_trained(self, line, epsilon):
         """Whether the finished checkpoint is there. Raises UserError if another one is, unless told to overwrite."""
         path = line.path(epsilon)
+        if epsilon is not None and not line.path().exists():
+            return False
+        if self._is_resumable(line, epsilon):
+            return False
         if epsilon is None and line.part == "study" and path.exists():  # taken as it is, however it was trained
             metadata, wanted = read_metadata(path), (line.network, self.about["dataset"], self.width)
             if (metadata["network"], metadata["dataset"], metadata["arguments"]["width"]) != wanted:
                 raise UserError(f"{path} is no {wanted[0]} of width {wanted[2]} trained on {wanted[1]}")
             return True
-        if epsilon is not None and not line.path().exists():
-            return False
-        if PartialRun(path).exists():
-            self._is_resumable(line, epsilon)
-            return False
-        return path.exists() and self._is_as_wanted(line, epsilon, path)
+        return path.exists() and not PartialRun(path).exists() and self._is_as_wanted(line, epsilon, path)
 
     def _is_resumable(self, line, epsilon):
         """Whether there is an interrupted run of the wanted training. Raises UserError as above."""
@@ -261,10 +278,14 @@ class Study:
         path, test = line.path(epsilon), self.splits["test"].to(self.device)
         network, metadata = load_checkpoint(path, self.device), read_metadata(path)
         signs = self._adversarial_set(line, "test")
-        times = {"training_seconds": round(sum(epoch["seconds"] for epoch in read_log(path)), 1)}
+        epochs = read_log(path)
+        times = {"training_seconds": round(sum(epoch["seconds"] for epoch in epochs), 1) if epochs else None}
         if epsilon is None:
             made = signs.manifest["seconds"] + self._adversarial_set(line, "train").manifest["seconds"]
             times["adversarial_set_seconds"] = round(made, 1)
+        validated = metadata.get("validation_accuracy")
+        if validated is None:  # a baseline that something else has saved
+            validated = accuracy(network, self.splits["validation"].to(self.device))
         direction, start = signs.direction.to(self.device), time.perf_counter()
         transfer = evaluate_fgsm(network, test, EPSILONS[1:], direction=direction, progress=not self.quiet)
         white_box = evaluate_fgsm(network, test, EPSILONS[1:], progress=not self.quiet)
@@ -278,7 +299,7 @@ class Study:
             "sha256": file_digest(path),
             "training": metadata.get("training"),
             "precision": metadata.get("precision", "float32"),  # all that were made before it was recorded
-            "validation_accuracy": metadata.get("validation_accuracy"),
+            "validation_accuracy": validated,
             "transfer": [as_json(result) for result in transfer],
             "white_box": [as_json(result) for result in white_box],
             "versions": versions(),
@@ -321,9 +342,14 @@ def read_report(path):
         _ = report["dataset"], report["split"], int(report["examples"])
         for entry in report["networks"]:
             _ = [entry[key] for key in ("part", "name", "network", "training_epsilon", "seed", "sha256", "training")]
-            for row in (*entry["transfer"], *entry["white_box"]):
-                low, high = row["confidence_interval"]
-                _ = [float(value) for value in (row["epsilon"], row["accuracy"], low, high)]
+            _ = float(entry["validation_accuracy"]), float(entry["evaluation_seconds"]), entry["training_seconds"]
+            _ = entry["training_epsilon"] is not None or float(entry["adversarial_set_seconds"])
+            for rows in (entry["transfer"], entry["white_box"]):
+                if [row["epsilon"] for row in rows] != list(EPSILONS):
+                    raise ValueError(f"{entry['name']} is not tested at the epsilons of the study")
+                for row in rows:
+                    low, high = row["confidence_interval"]
+                    _ = [float(value) for value in (row["accuracy"], low, high)]
         return report
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is no report of a study ({type(error).__name__}: {error}); delete it") from error
@@ -345,13 +371,23 @@ def training_speed(name, width, device, precision):
     network = NETWORKS[name](width).to(device, memory_format=torch.channels_last)
     images, labels = torch.rand(128, 3, 32, 32, device=device), torch.zeros(128, dtype=torch.int64, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9)
     for step in range(13):
         if step == 5:
+            _wait(network)
             start = time.perf_counter()
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16"):
             loss = cross_entropy(network, images, labels)
+        optimizer.zero_grad()
         loss.backward()
+        optimizer.step()
+    _wait(network)
     return 8 * len(labels) / (time.perf_counter() - start)
+
+
+def _wait(network):
+    """Until a GPU has done all that the network's parameters depend on."""
+    next(network.parameters()).sum().item()
 
 
 def duration(seconds):

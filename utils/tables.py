@@ -118,24 +118,31 @@ def checkpoint_table(report):
         validation = percent(entry["validation_accuracy"])
         clean, *_, transfer = map(with_interval, entry["transfer"])
         white_box = with_interval(entry["white_box"][-1])
-        rows.append([name, validation, clean, transfer, white_box, f"`{entry['sha256']}`"])
-    return markdown(["checkpoint", "validation", "clean", "transferred 0.1", "white-box 0.1", "SHA-256"], rows)
+        digest = f"`{entry['sha256']}`"
+        rows.append([name, entry["precision"], validation, clean, transfer, white_box, digest])
+    header = ["checkpoint", "trained in", "validation", "clean", "transferred 0.1", "white-box 0.1", "SHA-256"]
+    return markdown(header, rows)
 
 
 def times_table(report):
-    """Minutes that the study proper took, as its entries say."""
+    """Minutes that the study proper took, as its entries say; a dash where there was no log of a training."""
     rows = []
     for name in networks(report):
         baseline, *retrained = part(report, "study", name)
         seconds = [
             baseline["training_seconds"],
             baseline["adversarial_set_seconds"],
-            sum(entry["training_seconds"] for entry in retrained),
-            sum(entry["evaluation_seconds"] for entry in (baseline, *retrained)),
+            _sum(entry["training_seconds"] for entry in retrained),
+            _sum(entry["evaluation_seconds"] for entry in (baseline, *retrained)),
         ]
-        rows.append([TITLES[name], *(f"{value / 60:.1f}" for value in seconds)])
+        rows.append([TITLES[name], *("–" if value is None else f"{value / 60:.1f}" for value in seconds)])
     header = ["minutes", "training the baseline", "adversarial sets", "retraining four networks", "testing all five"]
     return markdown(header, rows)
+
+
+def _sum(seconds):
+    seconds = list(seconds)
+    return None if None in seconds else sum(seconds)
 
 
 def misses(report):
