@@ -8,14 +8,13 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT
+from conftest import QUICK, ROOT
 
 from utils.checkpoints import load_checkpoint, read_metadata, save_checkpoint
 from utils.cli import epsilon
 from utils.evaluation import wilson_interval
 
 SCRIPTS = ("train-cnn.py", "train-cnn-lstm.py", "test-cnn.py", "test-cnn-lstm.py", "study.py")
-QUICK = ("--dataset", "digits", "--epochs", 2, "--width", 4)
 DEAD_PROXY = "http://127.0.0.1:9"  # nothing listens there
 NO_NETWORK = {"https_proxy": DEAD_PROXY, "HTTPS_PROXY": DEAD_PROXY, "no_proxy": "", "NO_PROXY": ""}
 
@@ -102,6 +101,11 @@ def test_retrain_on_adversarial_examples(script, tmp_path):
 def test_retraining_with_no_or_a_foreign_source(script, trained, tmp_path):
     defended = (*QUICK, "--defense", "fgsm-augment", "--epsilon", 0.2, "--output", tmp_path / "a.safetensors")
     assert_one_line(script("train-cnn.py", *defended, cwd=tmp_path), "models/cnn-digits.safetensors", "no such")
+    itself = (*QUICK, "--defense", "fgsm-augment", "--epsilon", 0.2, "--overwrite", "--source", trained("cnn"))
+    before = trained("cnn").read_bytes()
+    replaced = script("train-cnn.py", *itself, "--output", trained("cnn"), cwd=tmp_path)
+    assert_one_line(replaced, "is the --source, and would replace it")
+    assert trained("cnn").read_bytes() == before
     foreign = (*defended, "--source", ROOT / "models" / "cnn.safetensors")
     assert_one_line(script("train-cnn.py", *foreign, cwd=tmp_path), "trained on 'cifar10', not on digits")
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -250,7 +254,7 @@ def assert_one_line(result, *parts, status=2):
         ("study.py", ["--dataset", "mnist"], ["mnist", "digits"]),
         ("study.py", ["--epochs", "0"], ["--epochs"]),
         ("study.py", ["--models", "README.md"], ["README.md", "cannot be written"]),
-        ("study.py", ["--results", "README.md"], ["README.md", "cannot be written"]),
+        ("study.py", ["--dataset", "digits", "--results", "README.md"], ["README.md", "cannot be written"]),
         ("study.py", ["--scratch", "README.md"], ["README.md", "cannot be written"]),
         ("train-cnn.py", ["--device", "quantum"], ["quantum"]),
         ("test-cnn.py", ["--epsilon", "-1"], ["--epsilon", "-1"]),

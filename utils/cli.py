@@ -1,4 +1,4 @@
-"""The command line: arguments, start-up checks and output of the train and test scripts.
+"""The command line: arguments, start-up checks and output of the train, test and study scripts.
 
 Torch is imported where it is first needed, so that `--help` and mistakes are answered at once.
 """
@@ -10,9 +10,10 @@ from math import isfinite
 from pathlib import Path
 
 from utils import DATASETS, EVALUATION_BATCH, LARGEST_WIDTH, SPLITS, UserError, checkpoint_stem
-from utils.paper import EPSILONS
+from utils.paper import EPSILONS, TRAINING_EPSILONS
 from utils.recipes import RECIPES
 
+DEMO = Path("results/demo")  # all that the study writes on digits, for which nobody waits long
 LARGEST_INT = 2**63 - 1  # torch's integers have 64 bits
 
 
@@ -174,6 +175,8 @@ def train_command(network, args, recipe):
     device = pick_device(args.device)
     if args.defense == "fgsm-augment":
         read_metadata(args.source)  # before a download, that is
+        if args.source.resolve() == args.output.resolve():
+            raise UserError(f"--output {args.output} is the --source, and would replace it")
         check_writable(FOLDER / "set")
     training = load_split(args.dataset, "train", args.data_dir)
     validation = load_split(args.dataset, "validation", args.data_dir)
@@ -346,19 +349,19 @@ def study_script():
         type=Path,
         metavar="FOLDER",
         help="the ten networks of the tables; a baseline that is there is taken as it is (default models, for digits "
-        "results/demo)",
+        f"{DEMO})",
     )
     option(
         "--scratch",
         type=Path,
         metavar="FOLDER",
-        help="the networks of the study's own recipe and of the seeds (default runs/study, for digits results/demo)",
+        help=f"the networks of the study's own recipe and of the seeds (default runs/study, for digits {DEMO})",
     )
     option(
         "--results",
         type=Path,
         metavar="FOLDER",
-        help="study.json, tables.md and, in study/, the figures (default results, for digits results/demo)",
+        help=f"study.json, tables.md and, in study/, the figures (default results, for digits {DEMO})",
     )
     option(
         "--overwrite",
@@ -367,9 +370,9 @@ def study_script():
     )
     args = parser.parse_args()
     digits = args.dataset == "digits"
-    args.models = args.models or Path("results/demo" if digits else "models")
-    args.scratch = args.scratch or Path("results/demo" if digits else "runs/study")
-    args.results = args.results or Path("results/demo" if digits else "results")
+    args.models = args.models or (DEMO if digits else Path("models"))
+    args.scratch = args.scratch or (DEMO if digits else Path("runs/study"))
+    args.results = args.results or (DEMO if digits else Path("results"))
     run(parser, lambda: study_command(args), hint="; what is finished is kept: the same command goes on after it")
 
 
@@ -404,7 +407,7 @@ def study_command(args):
         plotting.save(figure, args.results / "study" / f"{name}.png")
     for name in tables.networks(report):
         baseline, retrained, split = study.pair(name)
-        title = f"{tables.TITLES[name]} baseline, and retrained on its examples at 0.2"
+        title = f"{tables.TITLES[name]} baseline, and retrained on its examples at {max(TRAINING_EPSILONS):g}"
         figure = plotting.side_by_side(baseline, retrained, split, 0.1, title)
         plotting.save(figure, args.results / "study" / f"{name}-side-by-side.png")
     if not args.quiet:

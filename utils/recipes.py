@@ -13,7 +13,7 @@ class Recipe:
     weight_decay: float
     label_smoothing: float
     shift: int  # augmentation: up to so many pixels each way
-    contrast: float = 1.0  # augmentation: the lowest factor by which an image's contrast is scaled
+    contrast: float = 1.0  # augmentation: the lowest factor of an image's contrast (tried, but in no recipe)
     average: float = 0.0  # keep a moving average of the weights: how much of it stays in each step; 0 keeps the last
 
     def lr_at(self, progress):
