@@ -192,18 +192,22 @@ def _finish(figure, panels, report, network, *, baseline=True, theirs=True):
         axes.grid(alpha=0.3)
     shown = [entry["training_epsilon"] for entry in part(report, "study", network)]
     handles = [
-        Line2D([], [], label=trained_on(epsilon), **_style(epsilon))
-        for epsilon in shown
-        if baseline or epsilon is not None
+        _heading("trained on"),
+        *(Line2D([], [], label=trained_on(e), **_style(e)) for e in shown if baseline or e is not None),
     ]
     if theirs and report["dataset"] == "cifar10":
         dashed = Line2D([], [], color="black", linestyle="--", alpha=0.7, label="the study, as printed")
         handles += [
-            Line2D([], [], linestyle="", label=""),
+            _heading("\nfigures of"),
             Line2D([], [], color="black", label="this repository"),
             dashed,
         ]
-    figure.legend(handles=handles, loc="outside right center", frameon=False, title="trained on")
+    figure.legend(handles=handles, loc="outside right center", frameon=False)
+
+
+def _heading(text):
+    """For a legend: a line of text without a line beside it."""
+    return Line2D([], [], linestyle="", label=text)
 
 
 def _style(epsilon):
