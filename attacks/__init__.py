@@ -1,5 +1,7 @@
 """Attacks: functions `attack(model, images, labels, *, epsilon, ...) -> images` that know only PyTorch."""
 
-from attacks.fgsm import fgsm, fgsm_direction, step
+from attacks.core import step
+from attacks.fgsm import fgsm, fgsm_direction
+from attacks.pgd import pgd
 
-__all__ = ["fgsm", "fgsm_direction", "step"]
+__all__ = ["fgsm", "fgsm_direction", "pgd", "step"]

@@ -1,4 +1,4 @@
-"""What every gradient attack shares: checks of its input, and the gradient of the loss for the images."""
+"""What every gradient attack shares: checks of its input, the state it attacks a model in, losses and gradients."""
 
 import contextlib
 import math
@@ -28,28 +28,83 @@ def check_images_and_labels(images, labels):
         raise ValueError("images must lie in [0, 1]; the model does its normalisation itself")
 
 
-def input_gradient(model, images, labels):
-    """Gradient of the cross-entropy, summed over the batch, for the images: a new tensor of their shape and dtype.
+def cross_entropy(logits, labels):
+    """Of each image, (N,)."""
+    return F.cross_entropy(logits, labels, reduction="none")
 
-    Taken in evaluation mode with frozen parameters; the model is left as it was found. Works under no_grad and
-    inference_mode. Raises ValueError if logits and labels do not fit each other or the gradient is not finite.
+
+def margin(logits, labels):
+    """The largest logit of another class less that of the label, (N,): above 0, the image is misclassified.
+
+    Carlini and Wagner, 2017, arXiv:1608.04644, f_6. Unlike cross-entropy, it does not flatten where a network is sure.
     """
-    # Copies made outside inference mode, because autograd refuses tensors made inside it.
-    with torch.inference_mode(False), torch.enable_grad(), evaluation_mode(model), _ready_for_gradients(model):
-        inputs = images.detach().clone().requires_grad_()
-        logits = model(inputs.clone())  # a copy, for the model's first operation may be in place
-        if not logits.requires_grad:
-            raise ValueError("the model's output does not depend on the images, or hides how: there is no gradient")
-        if logits.ndim != 2 or len(logits) != len(images):
-            raise ValueError(f"the model must return (N, classes) with N={len(images)}, not {tuple(logits.shape)}")
-        if labels.min() < 0 or labels.max() >= logits.shape[1]:
-            raise ValueError(f"labels must be classes of the model, in 0..{logits.shape[1] - 1}")
-        # Summed, so that an image's gradient does not shrink with the size of the batch it happens to be in.
-        loss = F.cross_entropy(logits, labels.clone(), reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, inputs)
+    label = F.one_hot(labels, logits.shape[1]).bool()
+    return logits.masked_fill(label, -math.inf).amax(1) - logits[label]
+
+
+LOSSES = {"cross_entropy": cross_entropy, "margin": margin}
+
+
+def input_gradient(model, images, labels, loss=cross_entropy):
+    """Logits (N, K), losses (N,) and the gradient of each image's loss for that image, of its shape and dtype.
+
+    To be called inside `attacking`. Raises ValueError if logits and labels do not fit each other or the gradient is
+    missing or not finite.
+    """
+    inputs = images.detach().clone().requires_grad_()
+    logits, losses = forward(model, inputs, labels, loss)
+    if not logits.requires_grad:
+        raise ValueError("the model's output does not depend on the images, or hides how: there is no gradient")
+    # Summed, so that an image's gradient does not shrink with the size of the batch it happens to be in.
+    (gradient,) = torch.autograd.grad(losses.sum(), inputs)
     if not gradient.isfinite().all():
         raise ValueError("the gradient of the model's loss holds NaN or infinity: no attack can follow it")
-    return gradient
+    return logits.detach(), losses.detach(), gradient
+
+
+def forward(model, images, labels, loss):
+    """Logits (N, K) and losses (N,). Raises ValueError unless the logits are numbers that fit the labels."""
+    logits = model(images.clone())  # a copy, for the model's first operation may be in place
+    if logits.ndim != 2 or len(logits) != len(labels):
+        raise ValueError(f"the model must return (N, classes) with N={len(labels)}, not {tuple(logits.shape)}")
+    if labels.min() < 0 or labels.max() >= logits.shape[1]:
+        raise ValueError(f"labels must be classes of the model, in 0..{logits.shape[1] - 1}")
+    if logits.isnan().any():
+        raise ValueError("the model's logits hold NaN: they classify nothing")
+    return logits, loss(logits, labels)
+
+
+def step(images, direction, size, low=0, high=1):
+    """images + size * direction, clamped to low..high (numbers or tensors): a new tensor; at size 0 a plain copy."""
+    if size == 0:
+        return images.clone()
+    # Beyond 1 every pixel is at its end of the range, and the dtype of the images might not hold the size.
+    return images.add(direction, alpha=min(float(size), 1.0)).clamp_(low, high)
+
+
+@contextlib.contextmanager
+def attacking(model, device):
+    """The state in which a model (any callable) on `device` is attacked; it is left as it was found.
+
+    Evaluation mode, parameters frozen (the gradient of the input is wanted alone), float32 whatever autocast says,
+    gradients on even under no_grad and inference_mode. cuDNN refuses the backward pass of a recurrent layer in
+    evaluation mode: a model that has one does without it, and so does a plain function, into which we cannot look.
+    """
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    trainable = [p for module in modules for p in module.parameters(recurse=False) if p.requires_grad]
+    recurrent = not modules or any(isinstance(module, nn.RNNBase) for module in modules)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(evaluation_mode(model))
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+            stack.callback(parameter.requires_grad_, True)
+        if recurrent:
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        # Because autograd refuses tensors made inside inference mode.
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        yield
 
 
 @contextlib.contextmanager
@@ -64,23 +119,3 @@ def evaluation_mode(model):
     finally:
         for module, mode in zip(modules, training, strict=True):
             module.training = mode
-
-
-@contextlib.contextmanager
-def _ready_for_gradients(model):
-    """Freeze the parameters, for the gradient of the input is wanted alone, and thaw them afterwards.
-
-    cuDNN refuses the backward pass of a recurrent layer in evaluation mode: a model that has one does without it, and
-    so does a plain function, into which we cannot look.
-    """
-    modules = list(model.modules()) if isinstance(model, nn.Module) else []
-    trainable = [p for module in modules for p in module.parameters(recurse=False) if p.requires_grad]
-    recurrent = not modules or any(isinstance(module, nn.RNNBase) for module in modules)
-    try:
-        for parameter in trainable:
-            parameter.requires_grad_(False)
-        with torch.backends.cudnn.flags(enabled=False) if recurrent else contextlib.nullcontext():
-            yield
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)

@@ -2,7 +2,7 @@
 
 import torch
 
-from attacks.core import check_epsilon, check_images_and_labels, input_gradient
+from attacks.core import attacking, check_epsilon, check_images_and_labels, input_gradient, step
 
 
 def fgsm(model, images, labels, *, epsilon, targeted=False):
@@ -37,13 +37,7 @@ def fgsm_direction(model, images, labels):
     check_images_and_labels(images, labels)
     if len(images) == 0:
         return torch.zeros_like(images)
+    with attacking(model, images.device):
+        _, _, gradient = input_gradient(model, images, labels.clone())
     # Not in place: the gradient of a sum, say, is one number expanded over the image.
-    return input_gradient(model, images, labels).sign()
-
-
-def step(images, direction, epsilon):
-    """images + epsilon * direction, clamped to [0, 1]: a new tensor; at epsilon 0 the images bit for bit."""
-    if epsilon == 0:
-        return images.clone()
-    # Beyond 1 every pixel is at its end of the range, and the dtype of the images might not hold epsilon.
-    return images.add(direction, alpha=min(float(epsilon), 1.0)).clamp_(0, 1)
+    return gradient.sign()

@@ -1,0 +1,241 @@
+"""What every attack promises, over a table of attacks, models, dtypes, memory formats and sizes."""
+
+import copy
+import functools
+from fractions import Fraction
+
+import pytest
+import torch
+import torch.nn.functional as F
+from attacked import TinyLSTM, model_and_images
+
+from attacks import fgsm, pgd
+from networks import CNN, CNNLSTM, SmallCNN
+
+EPSILONS = [0, 1e-4, 1 / 255, Fraction(8, 255), 0.1, 0.9, 1.5, 1e300]
+
+ATTACKS = {
+    "fgsm": fgsm,
+    "targeted fgsm": functools.partial(fgsm, targeted=True),
+    "pgd": functools.partial(pgd, steps=3),
+    "pgd from the image": functools.partial(pgd, steps=2, random_start=False),
+    "pgd, margin, restarts": functools.partial(pgd, steps=2, loss="margin", restarts=2),
+    "targeted pgd": functools.partial(pgd, steps=3, targeted=True),
+}
+
+
+@pytest.fixture(params=ATTACKS.values(), ids=ATTACKS)
+def attack(request):
+    return request.param
+
+
+# ---- the promises about the result ----
+
+MODELS = {
+    "linear": lambda: model_and_images("linear", size=32)[0],
+    "convolution, batch norm, dropout": lambda: model_and_images("cnn", size=32)[0],
+    "lstm": TinyLSTM,
+    "CNN": lambda: CNN(width=4),
+    "CNNLSTM": lambda: CNNLSTM(width=4),
+    "SmallCNN": lambda: SmallCNN(width=4),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_result_is_close_valid_and_typed_as_the_images(name, dtype, memory_format, count, attack):
+    torch.manual_seed(1)
+    model = MODELS[name]().to(dtype)
+    # Multiples of 1/255, with both ends of the range, as real images have them.
+    images = (torch.randint(0, 256, (count, 3, 32, 32)) / 255).to(dtype, memory_format=memory_format)
+    labels = torch.randint(10, (count,))
+    for epsilon in EPSILONS:
+        adversarial = attack(model, images, labels, epsilon=epsilon)
+        assert (adversarial.shape, adversarial.dtype, adversarial.device) == (images.shape, dtype, images.device)
+        assert not adversarial.requires_grad
+        if epsilon == 0:
+            assert torch.equal(adversarial, images)
+        if count:
+            assert adversarial.is_contiguous(memory_format=memory_format)
+            assert adversarial.min() >= 0
+            assert adversarial.max() <= 1
+            distance = (adversarial.double() - images.double()).abs().max()
+            assert distance <= epsilon + torch.finfo(dtype).eps
+
+
+def test_epsilon_zero_returns_the_images_bit_for_bit_and_not_the_same_tensor(attack):
+    model, images, labels = model_and_images("linear")
+    images[0, 0, 0, 0] = -0.0
+    adversarial = attack(model, images, labels, epsilon=0)
+    assert torch.equal(adversarial.view(torch.int32), images.view(torch.int32))
+    assert adversarial.data_ptr() != images.data_ptr()
+
+
+def test_non_contiguous_images(attack):
+    model, images, labels = model_and_images("cnn")
+    wide = torch.rand(4, 3, 8, 16)
+    wide[..., ::2] = images
+    assert torch.equal(attack(model, wide[..., ::2], labels, epsilon=0.1), attack(model, images, labels, epsilon=0.1))
+
+
+def test_any_callable_can_be_attacked(attack):
+    model, images, labels = model_and_images("linear")
+    through_a_function = attack(lambda x: model(x), images, labels, epsilon=0.1)
+    assert torch.equal(through_a_function, attack(model, images, labels, epsilon=0.1))
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("kind", ["cnn", "lstm"])
+def test_works_where_gradients_are_off(context, kind, attack):
+    model, images, labels = model_and_images(kind)
+    expected = attack(model, images, labels, epsilon=0.1)
+    with context():
+        # Tensors made inside inference mode are the harder case.
+        adversarial = attack(model, images.clone(), labels.clone(), epsilon=0.1)
+    assert torch.equal(adversarial, expected)
+
+
+# ---- the promises about the model ----
+
+
+@pytest.mark.parametrize("kind", ["cnn", "lstm"])
+@pytest.mark.parametrize("training", [True, False])
+def test_model_is_left_as_it_was_found(kind, training, attack):
+    model, images, labels = model_and_images(kind)
+    model.train(training)
+    modules, parameters = list(model.modules()), list(model.parameters())
+    modules[-1].train(not training)  # a mode of its own
+    parameters[0].requires_grad_(False)
+    parameters[1].grad = torch.full_like(parameters[1], 7)
+    images_before, labels_before = images.clone(), labels.clone()
+    state = copy.deepcopy(model.state_dict())
+    modes = [module.training for module in modules]
+    random_state = torch.get_rng_state()
+
+    attack(model, images, labels, epsilon=0.1)
+
+    assert modes == [module.training for module in modules]
+    assert [p.requires_grad for p in parameters] == [False] + [True] * (len(parameters) - 1)
+    assert torch.equal(parameters[1].grad, torch.full_like(parameters[1], 7))
+    assert all(p.grad is None for i, p in enumerate(parameters) if i != 1)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(images, images_before)
+    assert torch.equal(labels, labels_before)
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_model_is_left_as_it_was_found_by_an_attack_that_fails(attack):
+    model, images, labels = model_and_images("cnn")
+    model.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        attack(model, images, labels, epsilon=0.1)
+    assert all(module.training for module in model.modules())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_gradient_is_taken_in_evaluation_mode_with_parameters_frozen(attack):
+    model, images, labels = model_and_images("cnn")
+    seen = []
+    model.register_forward_hook(
+        lambda module, *_: seen.append((module.training, any(p.requires_grad for p in module.parameters())))
+    )
+    attack(model.train(), images, labels, epsilon=0.1)
+    assert set(seen) == {(False, False)}
+
+
+def test_model_may_begin_in_place(attack):
+    model, images, labels = model_and_images("linear")
+    before = images.clone()
+    adversarial = attack(lambda x: model(x.sub_(0.5)), images, labels, epsilon=0.1)
+    assert torch.equal(adversarial, attack(lambda x: model(x - 0.5), images, labels, epsilon=0.1))
+    assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize(("kind", "enabled"), [("lstm", False), ("cnn", True)])
+def test_cudnn_is_off_for_recurrent_models_alone_and_on_again_afterwards(kind, enabled, attack):
+    """In evaluation mode, cuDNN has no backward pass of an LSTM. Without a GPU, the switch itself is checked."""
+    model, images, labels = model_and_images(kind)
+    seen = []
+    model.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.enabled))
+    assert torch.backends.cudnn.enabled
+    attack(model, images, labels, epsilon=0.1)
+    assert set(seen) == {enabled}
+    assert torch.backends.cudnn.enabled
+
+
+def test_cudnn_is_off_for_plain_functions_which_may_hide_an_lstm(attack):
+    model, images, labels = model_and_images("lstm")
+    seen = []
+    model.lstm.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.enabled))
+    attack(lambda x: model(x), images, labels, epsilon=0.1)
+    assert set(seen) == {False}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+@pytest.mark.parametrize("kind", ["cnn", "lstm"])
+def test_cuda(kind, attack):
+    model, images, labels = model_and_images(kind)
+    expected = attack(model, images, labels, epsilon=0.01)
+    adversarial = attack(model.cuda(), images.cuda(), labels.cuda(), epsilon=0.01)
+    assert adversarial.is_cuda
+    assert ((adversarial.cpu() - expected).abs() < 1e-6).float().mean() > 0.95  # but where the slope is about 0
+
+
+# ---- bad input ----
+
+
+def _bad(**changes):
+    def change(images, labels):
+        return changes.get("images", lambda x: x)(images), changes.get("labels", lambda y: y)(labels)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (_bad(images=lambda x: (255 * x).to(torch.uint8)), TypeError, "floating point"),
+        (_bad(images=lambda x: x.numpy()), TypeError, "floating point"),
+        (_bad(labels=lambda y: y.tolist()), TypeError, "int64"),
+        (_bad(images=lambda x: x * 255), ValueError, r"\[0, 1\]"),
+        (_bad(images=lambda x: x - 0.5), ValueError, r"\[0, 1\]"),
+        (_bad(images=lambda x: x.masked_fill(x < 0.5, float("nan"))), ValueError, r"\[0, 1\]"),
+        (_bad(images=lambda x: x[0]), ValueError, r"\(N, C, H, W\)"),
+        (_bad(labels=lambda y: y.to(torch.int32)), TypeError, "int64"),
+        (_bad(labels=lambda y: y.float()), TypeError, "int64"),
+        (_bad(labels=lambda y: y[:-1]), ValueError, r"labels \(N,\)"),
+        (_bad(labels=lambda y: F.one_hot(y, 10)), ValueError, r"labels \(N,\)"),
+        (_bad(labels=lambda y: y + 10), ValueError, r"0\.\.9"),
+        (_bad(labels=lambda y: y - 10), ValueError, r"0\.\.9"),
+    ],
+)
+def test_bad_input_is_refused(change, error, message, attack):
+    model, images, labels = model_and_images("linear")
+    with pytest.raises(error, match=message):
+        attack(model, *change(images, labels), epsilon=0.1)
+
+
+@pytest.mark.parametrize("epsilon", [-1, -1e-9, float("nan"), float("inf")])
+@pytest.mark.parametrize("count", [0, 4])
+def test_bad_epsilon_is_refused(epsilon, count, attack):
+    model, images, labels = model_and_images("linear")
+    with pytest.raises(ValueError, match="epsilon"):
+        attack(model, images[:count], labels[:count], epsilon=epsilon)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda logits: logits * float("nan"), "NaN"),
+        (lambda logits: logits.detach(), "no gradient"),
+        (lambda logits: logits.flatten(), r"\(N, classes\)"),
+        (lambda logits: logits[:1], r"\(N, classes\)"),
+    ],
+)
+def test_bad_models_are_refused(spoil, message, attack):
+    model, images, labels = model_and_images("linear")
+    with pytest.raises(ValueError, match=message):
+        attack(lambda x: spoil(model(x)), images, labels, epsilon=0.1)
