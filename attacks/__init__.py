@@ -1,7 +1,8 @@
 """Attacks: functions `attack(model, images, labels, *, epsilon, ...) -> images` that know only PyTorch."""
 
+from attacks.autoattack import autoattack
 from attacks.core import step
 from attacks.fgsm import fgsm, fgsm_direction
 from attacks.pgd import pgd
 
-__all__ = ["fgsm", "fgsm_direction", "pgd", "step"]
+__all__ = ["autoattack", "fgsm", "fgsm_direction", "pgd", "step"]
