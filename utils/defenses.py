@@ -1,0 +1,130 @@
+"""Defences as losses, defense(model, images, labels) -> scalar: cross-entropy on examples crafted in every step anew.
+
+The examples are crafted on the network in training, through its own gradient, with its parameters frozen and its
+batch-norm statistics left alone.
+"""
+
+import contextlib
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from attacks import step
+
+
+@dataclass(frozen=True)
+class FGSM:
+    """Adversarial training with one FGSM step from the image (Goodfellow et al., 2015, arXiv:1412.6572, section 6).
+
+    Kept because it overfits catastrophically: it learns to withstand the single step and nothing else.
+    """
+
+    epsilon: float
+    name: ClassVar = "fgsm"
+
+    def __call__(self, model, images, labels):
+        gradient = crafting_gradient(model, images, labels)
+        return cross_entropy(model, step(images, gradient.sign(), self.epsilon), labels)
+
+
+@dataclass(frozen=True)
+class NFGSM:
+    """N-FGSM (de Jorge et al., 2022, arXiv:2202.01181, algorithm 1): noise of up to 2 epsilon, a step of epsilon.
+
+    The noise is part of the training image: nothing is clipped, neither to the ball nor to [0, 1].
+    """
+
+    epsilon: float
+    noise: float = 2.0  # in units of epsilon
+    name: ClassVar = "n-fgsm"
+
+    def __call__(self, model, images, labels):
+        noisy = images + torch.empty_like(images).uniform_(-1, 1) * (self.noise * self.epsilon)
+        gradient = crafting_gradient(model, noisy, labels)
+        return cross_entropy(model, noisy + self.epsilon * gradient.sign(), labels)
+
+
+@dataclass(frozen=True)
+class PGD:
+    """Adversarial training (Madry et al., 2018, arXiv:1706.06083): the examples are those of PGD from a random start."""
+
+    epsilon: float
+    steps: int = 7
+    name: ClassVar = "pgd"
+
+    def __call__(self, model, images, labels):
+        adversarial = ascend(images, self.epsilon, self.steps, lambda x: crafting_gradient(model, x, labels))
+        return cross_entropy(model, adversarial, labels)
+
+
+@dataclass(frozen=True)
+class TRADES:
+    """TRADES (Zhang et al., 2019, arXiv:1901.08573, eq. 5): clean cross-entropy plus beta times a divergence.
+
+    The divergence is that of Kullback and Leibler from the network's answer for the image to its answer for the
+    example, which is crafted to make it large.
+    """
+
+    epsilon: float
+    steps: int = 7
+    beta: float = 6.0
+    name: ClassVar = "trades"
+
+    def __call__(self, model, images, labels):
+        with crafting(model), torch.no_grad():
+            clean = model(images).float().softmax(1)
+
+        def divergence(logits, clean=clean):
+            return F.kl_div(logits.log_softmax(1), clean, reduction="sum")
+
+        adversarial = ascend(images, self.epsilon, self.steps, lambda x: crafting_gradient(model, x, None, divergence))
+        both = model(torch.cat([images, adversarial])).float()
+        natural, attacked = both.chunk(2)
+        robust = F.kl_div(attacked.log_softmax(1), natural.softmax(1), reduction="batchmean")
+        return F.cross_entropy(natural, labels) + self.beta * robust
+
+
+DEFENSES = {defense.name: defense for defense in (FGSM, NFGSM, PGD, TRADES)}
+
+
+def cross_entropy(model, images, labels):
+    return F.cross_entropy(model(images).float(), labels)
+
+
+def ascend(images, epsilon, steps, gradient):
+    """PGD's iterate after `steps` steps of 2.5 epsilon / steps from a random start: attacks.pgd without its choices."""
+    low, high = (images - epsilon).clamp_(0, 1), (images + epsilon).clamp_(0, 1)
+    iterates = (images + torch.empty_like(images).uniform_(-epsilon, epsilon)).clamp_(0, 1)
+    for _ in range(steps):
+        iterates = step(iterates, gradient(iterates).sign(), 2.5 * epsilon / steps, low, high)
+    return iterates
+
+
+def crafting_gradient(model, images, labels, loss=None):
+    """The gradient of the loss (by default cross-entropy, summed) for the images."""
+    inputs = images.detach().requires_grad_()
+    with crafting(model):
+        logits = model(inputs).float()
+        value = loss(logits) if loss else F.cross_entropy(logits, labels, reduction="sum")
+    return torch.autograd.grad(value, inputs)[0]
+
+
+@contextlib.contextmanager
+def crafting(model):
+    """Parameters frozen, because the input's gradient is wanted alone; batch statistics used, but not learnt."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        for norm in norms:
+            norm.track_running_stats = False  # in training mode: normalise by the batch, and leave the averages alone
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+        for parameter in parameters:
+            parameter.requires_grad_(True)
