@@ -223,21 +223,36 @@ def test_script(network):
     )
     option = parser.add_argument
     option("--dataset", choices=DATASETS, help="what to test on (default: what the checkpoint was trained on)")
-    option("--seed", type=seed, default=0, help="of an attack's random numbers; FGSM has none (default 0)")
+    option("--seed", type=seed, default=0, help="of the attacks' random numbers; FGSM has none (default 0)")
     option(
         "--checkpoint",
         type=Path,
         metavar="FILE",
         help=f"the network to test ({default_checkpoints(network)})",
     )
-    option("--attack", nargs="+", choices=["fgsm"], default=["fgsm"], help="attacks to run (default fgsm)")
+    option(
+        "--attack",
+        nargs="+",
+        choices=["fgsm", "pgd", "autoattack"],
+        default=["fgsm"],
+        help="attacks to run, in that order (default fgsm)",
+    )
     option(
         "--epsilon",
         nargs="+",
         type=epsilon,
-        default=list(EPSILONS[1:]),
         metavar="E",
-        help="L-infinity radii in pixel units, such as 0.02 or 8/255 (default: the study's, 0.02 to 0.1)",
+        help="L-infinity radii in pixel units, such as 0.02 or 8/255 (default: the study's 0.02 to 0.1 for fgsm, 8/255 "
+        "for the others)",
+    )
+    option("--steps", type=positive_int, default=20, help="of pgd (default 20)")
+    option("--step-size", type=epsilon, help="of pgd, in pixel units (default 2.5 epsilon / steps)")
+    option("--restarts", type=positive_int, default=1, help="of pgd, each from another random start (default 1)")
+    option(
+        "--loss",
+        choices=("cross_entropy", "margin"),
+        default="cross_entropy",
+        help="that pgd climbs (default cross_entropy)",
     )
     option(
         "--source",
@@ -266,7 +281,7 @@ def test_command(network_name, args):
     from utils.allocator import keep_freed_memory
     from utils.checkpoints import load_checkpoint, read_metadata, write_atomically
     from utils.data import load_split
-    from utils.evaluation import evaluate_fgsm, multiply_adds
+    from utils.evaluation import evaluate, evaluate_fgsm, multiply_adds
 
     device = pick_device(args.device)
     torch.manual_seed(args.seed)
@@ -293,11 +308,25 @@ def test_command(network_name, args):
         f"{multiply_adds(network):,} multiply-adds an image\n"
         f"{dataset} {split.name} split, {len(split):,} images, {device}"
     )
-    clean, *attacked = evaluate_fgsm(
-        network, split, args.epsilon, source=source, batch_size=args.batch_size, progress=True
-    )
     setting = "transfer" if args.source else "white_box"
-    print_table([("clean", "", clean), *(("fgsm", setting, result) for result in attacked)])
+    common = {"source": source, "batch_size": args.batch_size, "progress": True}
+    radii = {attack: args.epsilon or (EPSILONS[1:] if attack == "fgsm" else [8 / 255]) for attack in args.attack}
+    clean, *attacked = evaluate_fgsm(network, split, radii.get("fgsm", []), **common)
+    print(f"\n{'attack':12}{'setting':11}{'epsilon':>8}{'accuracy':>10}{'95 % interval':>17}{'seconds':>9}")
+    print_row("clean", "", clean)
+    for result in attacked:
+        print_row(result.attack, setting, result)
+    options = {
+        "pgd": {name: getattr(args, name) for name in ("steps", "step_size", "restarts", "loss", "seed")},
+        "autoattack": {"seed": args.seed},
+    }
+    for attack in args.attack:
+        if attack != "fgsm":
+            for radius in radii[attack]:
+                notes = args.json and args.json.with_suffix(f".{attack}-{radius:.6g}.partial.jsonl")
+                result = evaluate(network, split, attack, radius, options=options[attack], notes=notes, **common)
+                print_row(attack, setting, result)
+                attacked.append(result)
     report = {
         "checkpoint": str(args.checkpoint),
         "network": network_name,
@@ -308,10 +337,11 @@ def test_command(network_name, args):
         "clean_confidence_interval": clean.confidence_interval,
         "attacks": [
             {
-                "name": "fgsm",
+                "name": result.attack,
                 "setting": setting,
                 "source": str(args.source) if args.source else None,
                 "epsilon": result.epsilon,
+                **result.options,
                 "accuracy": result.accuracy,
                 "confidence_interval": result.confidence_interval,
                 "seconds": round(result.seconds, 3),
@@ -326,7 +356,9 @@ def test_command(network_name, args):
 
         plotting.save(plotting.accuracy_against_epsilon(report), args.figures / "accuracy.png")
         broken = [result.epsilon for result in attacked if result.epsilon and result.accuracy < 0.5]
-        shown = min(broken, default=max(args.epsilon))  # the smallest radius that fools the network more often than not
+        shown = min(
+            broken, default=max(r.epsilon for r in attacked)
+        )  # the smallest radius that fools the network more often than not
         plotting.save(
             plotting.adversarial_examples(network, split, shown, source=source), args.figures / "examples.png"
         )
@@ -415,12 +447,12 @@ def study_command(args):
         print(f"\nsee {args.results / 'tables.md'} and the figures in {args.results / 'study'}")
 
 
-def print_table(rows):
-    """Print a row for each (attack, setting, Result)."""
-    print(f"\n{'attack':8}{'setting':11}{'epsilon':>8}{'accuracy':>10}{'95 % interval':>17}{'seconds':>9}")
-    for name, setting, result in rows:
-        interval = "{:.2%} - {:.2%}".format(*result.confidence_interval)
-        print(f"{name:8}{setting:11}{result.epsilon:8.4f}{result.accuracy:10.2%}{interval:>17}{result.seconds:9.1f}")
+def print_row(name, setting, result):
+    interval = "{:.2%} - {:.2%}".format(*result.confidence_interval)
+    print(
+        f"{name:12}{setting:11}{result.epsilon:8.4f}{result.accuracy:10.2%}{interval:>17}{result.seconds:9.1f}",
+        flush=True,
+    )
 
 
 def default_checkpoint(network, dataset, epsilon=None):

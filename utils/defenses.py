@@ -49,7 +49,7 @@ class NFGSM:
 
 @dataclass(frozen=True)
 class PGD:
-    """Adversarial training (Madry et al., 2018, arXiv:1706.06083): the examples are those of PGD from a random start."""
+    """Adversarial training on PGD's examples, from a random start (Madry et al., 2018, arXiv:1706.06083)."""
 
     epsilon: float
     steps: int = 7

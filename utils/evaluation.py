@@ -1,17 +1,23 @@
 """Accuracy, with and without an attack, and how certain it is."""
 
+import json
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from attacks import fgsm_direction, step
+from attacks import autoattack, fgsm, fgsm_direction, pgd, step
 from attacks.core import evaluation_mode
 from utils import EVALUATION_BATCH
-from utils.data import batches
+from utils.checkpoints import versions, write_atomically
+from utils.data import batches, tensor_digest
+
+# The names that the command line and reports use.
+ATTACKS = {"fgsm": fgsm, "pgd": pgd, "autoattack": autoattack}
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,8 @@ class Result:
     correct: int
     examples: int
     seconds: float
+    attack: str = "fgsm"
+    options: dict = field(default_factory=dict)  # the attack's other arguments
 
     @property
     def accuracy(self):
@@ -87,6 +95,84 @@ def evaluate_fgsm(
                 seconds[i] += crafting + time.perf_counter() - start
             bar.update(len(labels))
     return [Result(*row) for row in zip([0.0, *epsilons], correct, [len(split)] * len(correct), seconds, strict=True)]
+
+
+def evaluate(
+    network,
+    split,
+    attack,
+    epsilon,
+    *,
+    options=None,
+    source=None,
+    batch_size=EVALUATION_BATCH,
+    progress=False,
+    notes=None,
+):
+    """Accuracy under one attack, a Result, batch by batch in the order of the split.
+
+    attack: a key of ATTACKS; options: its other arguments. source: as for `evaluate_fgsm`.
+    notes: a file in which every finished batch is noted, so that an interrupted evaluation of the same network, data
+        and attack goes on where it was; it is deleted at the end. Its seconds are then those of all sittings.
+    """
+    options = options or {}
+    about = {
+        "network": tensor_digest(*network.state_dict().values()),
+        "source": source and tensor_digest(*source.state_dict().values()),
+        "split": split.digest(),
+        "attack": {"name": attack, "epsilon": epsilon, **options},
+        "batch_size": batch_size,
+        "versions": versions(),
+    }
+    notes = Notes(notes, about)
+    title = f"{attack} at {epsilon:.4g}"
+    bar = tqdm(total=len(split), unit="image", desc=title, leave=False, disable=None if progress else True)
+    with bar, evaluation_mode(network):
+        for index, (images, labels) in enumerate(batches(split, batch_size)):
+            if index == len(notes.rows):
+                start = time.perf_counter()
+                crafter = network if source is None else source
+                adversarial = ATTACKS[attack](crafter, images, labels, epsilon=epsilon, **options)
+                notes.add([count_correct(network, adversarial, labels), time.perf_counter() - start])
+            bar.update(len(labels))
+            bar.set_postfix(accuracy=f"{sum(correct for correct, _ in notes.rows[: index + 1]) / bar.n:.1%}")
+    notes.finish()
+    correct, seconds = map(sum, zip(*notes.rows, strict=True))
+    return Result(epsilon, correct, len(split), seconds, attack, options)
+
+
+class Notes:
+    """Numbers of each finished batch of an evaluation, kept in a file of JSON lines, if there is to be one."""
+
+    def __init__(self, path, about):
+        """about: what is evaluated and how, JSON-serialisable; notes about something else are thrown away."""
+        self.path, self.rows = path and Path(path), []
+        if self.path:
+            lines = _json_lines(self.path) if self.path.exists() else []
+            self.rows = lines[1:] if lines[:1] == [about] else []
+            lines = [about, *self.rows]
+            write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+
+    def add(self, row):
+        self.rows.append(row)
+        if self.path:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def finish(self):
+        if self.path:
+            self.path.unlink()
+
+
+def _json_lines(path):
+    """Those of a file before the first that is none, as the last may be when the writer was killed."""
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
 
 
 def multiply_adds(network):
