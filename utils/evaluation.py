@@ -135,7 +135,8 @@ def evaluate(
                 adversarial = ATTACKS[attack](crafter, images, labels, epsilon=epsilon, **options)
                 notes.add([count_correct(network, adversarial, labels), time.perf_counter() - start])
             bar.update(len(labels))
-            bar.set_postfix(accuracy=f"{sum(correct for correct, _ in notes.rows[: index + 1]) / bar.n:.1%}")
+            if not bar.disable:
+                bar.set_postfix(accuracy=f"{sum(correct for correct, _ in notes.rows[: index + 1]) / bar.n:.1%}")
     notes.finish()
     correct, seconds = map(sum, zip(*notes.rows, strict=True))
     return Result(epsilon, correct, len(split), seconds, attack, options)
