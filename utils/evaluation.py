@@ -30,6 +30,7 @@ class Result:
     seconds: float
     attack: str = "fgsm"
     options: dict = field(default_factory=dict)  # the attack's other arguments
+    mask: torch.Tensor | None = field(default=None, compare=False, repr=False)  # bool (N,): which images are correct
 
     @property
     def accuracy(self):
@@ -52,10 +53,10 @@ def wilson_interval(correct, examples, z=1.959964):
     return max(0.0, (centre - margin) / scale), min(1.0, (centre + margin) / scale)
 
 
-def count_correct(network, images, labels):
-    """How many images the network, as it is, classifies correctly."""
+def correct(network, images, labels):
+    """Which images the network, as it is, classifies correctly: bool (N,)."""
     with torch.no_grad():
-        return (network(images).argmax(1) == labels).sum().item()
+        return network(images).argmax(1) == labels
 
 
 def accuracy(network, split):
@@ -73,14 +74,14 @@ def evaluate_fgsm(
     Returns a Result for the clean images and then one for each epsilon. An attack's seconds are those of crafting the
     direction, which all epsilons share, and of its own forward pass: what it would take alone.
     """
-    correct = [0] * (1 + len(epsilons))
+    counts = [0] * (1 + len(epsilons))
     seconds = [0.0] * (1 + len(epsilons))
     bar = tqdm(total=len(split), unit="image", desc="evaluating", leave=False, disable=None if progress else True)
     with bar, evaluation_mode(network):
         crafted = iter(() if direction is None else direction.split(batch_size))
         for images, labels in batches(split, batch_size):
             start = time.perf_counter()
-            correct[0] += count_correct(network, images, labels)
+            counts[0] += correct(network, images, labels).sum().item()
             seconds[0] += time.perf_counter() - start
             if epsilons:
                 start = time.perf_counter()
@@ -91,10 +92,10 @@ def evaluate_fgsm(
                 crafting = time.perf_counter() - start
             for i, epsilon in enumerate(epsilons, start=1):
                 start = time.perf_counter()
-                correct[i] += count_correct(network, step(images, signs, epsilon), labels)
+                counts[i] += correct(network, step(images, signs, epsilon), labels).sum().item()
                 seconds[i] += crafting + time.perf_counter() - start
             bar.update(len(labels))
-    return [Result(*row) for row in zip([0.0, *epsilons], correct, [len(split)] * len(correct), seconds, strict=True)]
+    return [Result(*row) for row in zip([0.0, *epsilons], counts, [len(split)] * len(counts), seconds, strict=True)]
 
 
 def evaluate(
@@ -133,17 +134,18 @@ def evaluate(
                 start = time.perf_counter()
                 crafter = network if source is None else source
                 adversarial = ATTACKS[attack](crafter, images, labels, epsilon=epsilon, **options)
-                notes.add([count_correct(network, adversarial, labels), time.perf_counter() - start])
+                hits = correct(network, adversarial, labels).int().tolist()
+                notes.add(["".join(map(str, hits)), round(time.perf_counter() - start, 3)])
             bar.update(len(labels))
-            if not bar.disable:
-                bar.set_postfix(accuracy=f"{sum(correct for correct, _ in notes.rows[: index + 1]) / bar.n:.1%}")
+            hits = "".join(row[0] for row in notes.rows[: index + 1])
+            bar.set_postfix(accuracy=f"{hits.count('1') / len(hits):.1%}")
     notes.finish()
-    correct, seconds = map(sum, zip(*notes.rows, strict=True))
-    return Result(epsilon, correct, len(split), seconds, attack, options)
+    mask = torch.tensor([hit == "1" for hit in hits])
+    return Result(epsilon, hits.count("1"), len(split), sum(row[1] for row in notes.rows), attack, options, mask)
 
 
 class Notes:
-    """Numbers of each finished batch of an evaluation, kept in a file of JSON lines, if there is to be one."""
+    """["0110...", seconds] of each finished batch, 1 for a correct image, kept in a file of JSON lines if there is one."""
 
     def __init__(self, path, about):
         """about: what is evaluated and how, JSON-serialisable; notes about something else are thrown away."""
