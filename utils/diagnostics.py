@@ -5,11 +5,10 @@ section 5): a network that hides its gradient looks robust to attacks that follo
 """
 
 from dataclasses import dataclass
-
-import torch
+from itertools import pairwise
 
 from utils import EVALUATION_BATCH
-from utils.evaluation import Result, evaluate, evaluate_fgsm, wilson_interval
+from utils.evaluation import Result, evaluate, evaluate_fgsm
 
 STEPS, MANY_STEPS, RESTARTS = 20, 100, 3
 TOLERANCE = 0.02  # what more steps and restarts may add, and a gradient-free attack, before they say something
@@ -68,7 +67,7 @@ def diagnose(network, split, *, epsilon=8 / 255, source=None, seed=0, batch_size
         ),
         Check(
             "accuracy falls as epsilon grows",
-            all(weak.confidence_interval[1] >= strong.accuracy for weak, strong in zip(growing, growing[1:])),
+            all(weak.confidence_interval[1] >= strong.accuracy for weak, strong in pairwise(growing)),
             ", ".join(f"{result.accuracy:.1%} at {255 * result.epsilon:.3g}/255" for result in growing),
         ),
         Check(
@@ -91,7 +90,7 @@ def diagnose(network, split, *, epsilon=8 / 255, source=None, seed=0, batch_size
             Check(
                 "white-box is at least as strong as transfer",
                 pgd.correct <= transfer.correct,
-                f"PGD-{STEPS} through its own gradient {pgd.accuracy:.1%}, through the source's {transfer.accuracy:.1%}",
+                f"PGD-{STEPS} on its own gradient {pgd.accuracy:.1%}, on the source's {transfer.accuracy:.1%}",
             )
         )
         _, *transferred = evaluate_fgsm(network, split, [0.02, 0.1, 0.2, 0.3], source=source, **common)

@@ -145,7 +145,7 @@ def evaluate(
 
 
 class Notes:
-    """["0110...", seconds] of each finished batch, 1 for a correct image, kept in a file of JSON lines if there is one."""
+    """["0110...", seconds] of each finished batch, 1 for a correct image, in a file of JSON lines if there is one."""
 
     def __init__(self, path, about):
         """about: what is evaluated and how, JSON-serialisable; notes about something else are thrown away."""
