@@ -11,6 +11,6 @@ class UserError(Exception):
     """Something the user can mend: its message is one line that says what is wrong and what to do."""
 
 
-def checkpoint_stem(stem, epsilon):
-    """The name of a network retrained on the FGSM examples of the one called `stem`; of that one if epsilon is None."""
-    return stem if epsilon is None else f"{stem}-fgsm-augment-{epsilon:g}"
+def checkpoint_stem(stem, epsilon, defense="fgsm-augment"):
+    """The name of a network trained with a defence, after its baseline's; that itself if epsilon is None."""
+    return stem if epsilon is None else f"{stem}-{defense}-{epsilon:.4g}"

@@ -14,6 +14,7 @@ from utils.paper import EPSILONS, TRAINING_EPSILONS
 from utils.recipes import RECIPES
 
 DEMO = Path("results/demo")  # all that the study writes on digits, for which nobody waits long
+ONLINE = ("fgsm", "n-fgsm", "pgd", "trades")  # the defences that are losses, utils.defenses.DEFENSES
 LARGEST_INT = 2**63 - 1  # torch's integers have 64 bits
 
 
@@ -87,12 +88,20 @@ def train_script(network):
     )
     option(
         "--defense",
-        choices=["none", "fgsm-augment"],
+        choices=["none", "fgsm-augment", *ONLINE],
         default="none",
-        help="fgsm-augment, the study's: train on the clean images and on as many FGSM examples of a trained network, "
-        "without label smoothing (default none: on the clean images alone)",
+        help="fgsm-augment, the study's: train on the clean images and on as many FGSM examples of a trained network; "
+        "fgsm, n-fgsm, pgd, trades: on examples crafted on the network itself in every step. All without label "
+        "smoothing (default none: on the clean images alone)",
     )
-    option("--epsilon", type=radius, metavar="E", help="L-infinity radius of fgsm-augment, such as 0.2 or 8/255")
+    option(
+        "--epsilon",
+        type=radius,
+        metavar="E",
+        help="L-infinity radius of the defence, such as 0.2 or 8/255 (default 8/255; fgsm-augment has none)",
+    )
+    option("--steps", type=positive_int, help="of the attack in pgd and trades (default 7)")
+    option("--beta", type=positive_float, help="weight of the robust term in trades (default 6)")
     option(
         "--source",
         type=Path,
@@ -137,12 +146,17 @@ def train_script(network):
         "bit-identical end on the same CPU with as many threads); if there is none, start it",
     )
     args = parser.parse_args()
-    if args.defense == "none" and (args.epsilon or args.source):
-        parser.error("--epsilon and --source belong to --defense fgsm-augment")
-    if args.defense != "none" and not args.epsilon:
-        parser.error(f"--defense {args.defense} needs --epsilon")
+    belongs = {"epsilon": ("fgsm-augment", *ONLINE), "source": ("fgsm-augment",)}
+    belongs |= {"steps": ("pgd", "trades"), "beta": ("trades",)}
+    for flag, defenses in belongs.items():
+        if getattr(args, flag) is not None and args.defense not in defenses:
+            parser.error(f"--{flag} belongs to --defense {' or '.join(defenses)}")
+    if args.defense == "fgsm-augment" and not args.epsilon:
+        parser.error("--defense fgsm-augment needs --epsilon")
+    if args.defense in ONLINE:
+        args.epsilon = args.epsilon or 8 / 255
     args.source = args.source or default_checkpoint(network, args.dataset)
-    args.output = args.output or default_checkpoint(network, args.dataset, args.epsilon)
+    args.output = args.output or default_checkpoint(network, args.dataset, args.epsilon, args.defense)
     replaced = {
         name: getattr(args, name)
         for name in ("epochs", "batch_size", "lr", "weight_decay", "shift", "contrast", "average")
@@ -163,6 +177,7 @@ def train_command(network, args, recipe):
     from utils.adversarial import FOLDER, AugmentedSplit, adversarial_set
     from utils.checkpoints import file_digest, read_metadata
     from utils.data import load_split
+    from utils.defenses import DEFENSES
     from utils.training import PartialRun, check_same_arguments, train, training_arguments
 
     partial = PartialRun(args.output)
@@ -180,10 +195,14 @@ def train_command(network, args, recipe):
         check_writable(FOLDER / "set")
     training = load_split(args.dataset, "train", args.data_dir)
     validation = load_split(args.dataset, "validation", args.data_dir)
+    defense = None
     if args.defense == "fgsm-augment":
         training = AugmentedSplit(training, None, args.epsilon, file_digest(args.source))
+    elif args.defense in ONLINE:
+        numbers = {name: getattr(args, name) for name in ("epsilon", "steps", "beta") if getattr(args, name)}
+        defense = DEFENSES[args.defense](**numbers)
     if args.resume and args.output.exists() and not partial.exists():
-        wanted = training_arguments(network, training, recipe, width=args.width, seed=args.seed)
+        wanted = training_arguments(network, training, recipe, width=args.width, seed=args.seed, defense=defense)
         check_same_arguments(args.output, read_metadata(args.output).get("training"), wanted)
         if not args.quiet:
             print(f"{args.output} is finished: nothing to resume")
@@ -192,7 +211,7 @@ def train_command(network, args, recipe):
         signs = adversarial_set(args.source, training.clean, device=device, progress=not args.quiet)
         training = replace(training, direction=signs.direction)
     if not args.quiet:
-        defended = f", {args.defense} at {args.epsilon:g}" if args.epsilon else ""
+        defended = f", {args.defense} at {args.epsilon:.4g}" if args.epsilon else ""
         print(f"training {network}, width {args.width}, on {len(training):,} {args.dataset} images{defended}, {device}")
     train(
         network,
@@ -204,6 +223,7 @@ def train_command(network, args, recipe):
         seed=args.seed,
         device=device,
         precision=args.precision,
+        defense=defense,
         resume=args.resume,
         quiet=args.quiet,
     )
@@ -455,9 +475,9 @@ def print_row(name, setting, result):
     )
 
 
-def default_checkpoint(network, dataset, epsilon=None):
-    """Where a network is kept that was trained on clean images, or with fgsm-augment at `epsilon`."""
-    stem = checkpoint_stem(network if dataset == "cifar10" else f"{network}-{dataset}", epsilon)
+def default_checkpoint(network, dataset, epsilon=None, defense="fgsm-augment"):
+    """Where a network is kept that was trained on clean images, or with a defence at `epsilon`."""
+    stem = checkpoint_stem(network if dataset == "cifar10" else f"{network}-{dataset}", epsilon, defense)
     return Path("models") / f"{stem}.safetensors"
 
 

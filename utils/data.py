@@ -40,7 +40,11 @@ class Split:
 
     def first(self, examples):
         """The first `examples` images (all of them if there are fewer)."""
-        return replace(self, images=self.images[:examples], labels=self.labels[:examples])
+        return self.part(slice(examples))
+
+    def part(self, positions):
+        """The images at those positions, a slice."""
+        return replace(self, images=self.images[positions], labels=self.labels[positions])
 
     def take(self, index):
         """The images at positions `index` (a tensor), float32 in [0, 1], channels_last; and their labels."""

@@ -117,7 +117,7 @@ def evaluate(
         and attack goes on where it was; it is deleted at the end. Its seconds are then those of all sittings.
     """
     options = options or {}
-    about = {
+    about = notes and {
         "network": tensor_digest(*network.state_dict().values()),
         "source": source and tensor_digest(*source.state_dict().values()),
         "split": split.digest(),

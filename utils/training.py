@@ -1,9 +1,11 @@
 """The training loop: one for every network, data set and defence."""
 
+import copy
 import json
 import math
+import sys
 import time
-from dataclasses import MISSING, asdict, fields
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from utils import UserError
 from utils.allocator import keep_freed_memory
 from utils.checkpoints import CheckpointError, read_tensors, save_checkpoint, versions, write_atomically, write_tensors
 from utils.data import training_batches
+from utils.defenses import RobustValidation
 from utils.evaluation import accuracy
 from utils.recipes import Recipe
 
@@ -45,7 +48,8 @@ def train(
     training: Split or AugmentedSplit. validation: Split; nothing is learnt from it, and each epoch's accuracy on it is
         printed and logged. recipe: a Recipe.
     defense: a loss, defense(model, images, labels) -> scalar, with images in [0, 1]; None means cross-entropy with
-        the recipe's label smoothing.
+        the recipe's label smoothing. Of one with an attribute epsilon, the network is also validated under attack, and
+        the weights are those of the epoch that withstood it best (RobustValidation); else those of the last.
     precision: of the forward and backward passes; "bfloat16" is torch.autocast's mixed precision, about twice as fast
         on a device that computes in it. Weights, optimiser and validation stay in float32.
     resume: continue an interrupted run, if there is one, from its last finished epoch, to the bit-identical end on
@@ -73,11 +77,16 @@ def train(
     augmentation = {"flip": mirrored, "shift": recipe.shift, "contrast": recipe.contrast}
 
     arguments = training_arguments(name, training, recipe, width=width, seed=seed, defense=defense)
-    modules, kept = {"network": network}, network  # kept is validated, saved and returned: the network or its average
+    # What is validated and kept: the network itself or a moving average of it, and of a defended one the best epoch's.
+    modules = {"network": network}
+    current = network
     if recipe.average:
         average = AveragedModel(network, multi_avg_fn=moving_average(recipe.average), use_buffers=True)
         modules["average"] = average
-        kept = average.module
+        current = average.module
+    if hasattr(defense, "epsilon"):
+        robust_validation = RobustValidation(validation, defense.epsilon)
+        modules["best"] = copy.deepcopy(current)
     run = PartialRun(output)
     epochs = run.restore(arguments, modules, optimizer, generator) if resume and run.exists() else []
     if epochs and epochs[-1]["precision"] != precision:
@@ -116,22 +125,32 @@ def train(
             {
                 "epoch": epoch,
                 "loss": mean_loss,
-                "validation_accuracy": accuracy(kept, validation),
+                "validation_accuracy": accuracy(current, validation),
                 "precision": precision,
                 "seconds": round(seconds, 2),
                 "images_per_second": round(len(training) / seconds),
             }
         )
+        if "best" in modules:
+            epochs[-1] |= robust_validation(current)
+            if robust_validation.best(epochs) is epochs[-1]:
+                modules["best"].load_state_dict(current.state_dict())
+            if warning := robust_validation.collapse(epochs):
+                print(warning, file=sys.stderr, flush=True)
         run.save(arguments, epochs, modules, optimizer, generator)
         if not quiet:
-            print(
-                "epoch {epoch}/{of}  loss {loss:.4f}  validation accuracy {validation_accuracy:.2%}  "
-                "{seconds:.1f} s  {images_per_second:,} images/s".format(of=recipe.epochs, **epochs[-1]),
-                flush=True,
-            )
+            print(epoch_line(epochs[-1], recipe.epochs), flush=True)
 
-    run.finish(arguments, epochs, kept, training)
+    kept = modules.get("best", current)
+    run.finish(arguments, epochs, robust_validation.best(epochs) if "best" in modules else epochs[-1], kept, training)
     return kept.eval()
+
+
+def epoch_line(entry, of):
+    """What is said of an epoch, from its entry in the log."""
+    robust = "under PGD {robust_accuracy:.2%}  " if "robust_accuracy" in entry else ""
+    line = "epoch {epoch}/{of}  loss {loss:.4f}  validation accuracy {validation_accuracy:.2%}  "
+    return (line + robust + "{seconds:.1f} s  {images_per_second:,} images/s").format(of=of, **entry)
 
 
 def cross_entropy(model, images, labels, label_smoothing=0.0):
@@ -162,10 +181,17 @@ def training_arguments(name, training, recipe, *, width, seed, defense=None):
         "width": width,
         "dataset": training.dataset,
         "examples": len(training),
-        "defense": getattr(defense, "__name__", type(defense).__name__) if defense else training.defense,
+        "defense": described(defense) if defense else training.defense,
         "seed": seed,
         **asdict(recipe),
     }
+
+
+def described(defense):
+    """A defence's name and numbers; of a plain function, its name."""
+    if is_dataclass(defense):
+        return {"name": defense.name, **asdict(defense)}
+    return defense.__name__
 
 
 class PartialRun:
@@ -181,6 +207,7 @@ class PartialRun:
         return self.state.exists()
 
     def save(self, arguments, epochs, modules, optimizer, generator):
+        network = modules["network"]
         tensors = {
             f"{key}.{name}": tensor for key, module in modules.items() for name, tensor in module.state_dict().items()
         }
@@ -221,14 +248,14 @@ class PartialRun:
         if (device_module := _device_module(network)) and "generator.device" in tensors:
             device_module.set_rng_state(tensors["generator.device"])
 
-    def finish(self, arguments, epochs, network, training):
+    def finish(self, arguments, epochs, kept, network, training):
+        """Write the checkpoint and the log. kept: the entry of the epoch that the network is of."""
         metadata = {
             "dataset": training.dataset,
             "class_names": training.class_names,
             "training": arguments,
-            "epochs": len(epochs),
-            "precision": epochs[-1]["precision"],
-            "validation_accuracy": epochs[-1]["validation_accuracy"],
+            "epochs": kept["epoch"],
+            **{name: value for name, value in kept.items() if name == "precision" or name.endswith("_accuracy")},
         }
         self._write_log(self.log, arguments, epochs)
         save_checkpoint(self.output, network, metadata)
