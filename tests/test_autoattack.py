@@ -1,0 +1,116 @@
+"""AutoAttack through its authors' package: the same figures as the package alone, and nothing left behind."""
+
+import random
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from attacked import TinyLSTM, model_and_images
+
+from attacks import autoattack, pgd
+from utils.checkpoints import load_checkpoint
+
+pyautoattack = pytest.importorskip("pyautoattack", reason="pyautoattack is not installed")
+QUICK = ("apgd-ce", "apgd-t", "fab-t")  # Square asks thousands of times
+
+
+@pytest.fixture(scope="module")
+def attacked(digits, trained):
+    network, split = load_checkpoint(trained("cnn")), digits["test"].first(30)
+    return network, split.images / 255, split.labels
+
+
+def test_equals_the_package_itself(attacked):
+    network, images, labels = attacked
+    ensemble = pyautoattack.AutoAttack(network, eps=0.03, seed=5)
+    ensemble.attacks_to_run = list(QUICK)
+    expected, _ = ensemble.run_standard_evaluation(images, labels, batch_size=30)
+    adversarial = autoattack(network, images, labels, epsilon=0.03, attacks=QUICK, seed=5)
+    assert torch.equal(adversarial, expected)
+
+
+def test_is_at_least_as_strong_as_pgd_and_stays_in_the_ball(attacked):
+    network, images, labels = attacked
+    images = images.to(memory_format=torch.channels_last)
+    adversarial = autoattack(network, images, labels, epsilon=0.05, attacks=QUICK)
+    assert adversarial.is_contiguous(memory_format=torch.channels_last)
+    assert (adversarial - images).abs().max() <= 0.05 + 1e-6
+    assert 0 <= adversarial.min() <= adversarial.max() <= 1
+    by_pgd = pgd(network, images, labels, epsilon=0.05)
+    left = [(network(x).argmax(1) == labels).sum().item() for x in (adversarial, by_pgd, images)]
+    assert left[0] <= left[1] < left[2]
+
+
+def test_square_is_part_of_it(attacked):
+    network, images, labels = attacked
+    images, labels = images[:4], labels[:4]
+    adversarial = autoattack(network, images, labels, epsilon=0.3, attacks=("square",))
+    left = [(network(x).argmax(1) == labels).sum() for x in (adversarial, images)]
+    assert left[0] < left[1]
+
+
+def test_leaves_model_random_numbers_and_tracing_as_they_were(attacked):
+    network, images, labels = attacked
+    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    network.train()
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist(), sys.gettrace()
+    autoattack(network, images[:2], labels[:2], epsilon=0.03, attacks=QUICK[:1])
+    after = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist(), sys.gettrace()
+    assert torch.equal(before[0], after[0])
+    assert before[1:] == after[1:]
+    assert network.training
+    network.eval()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
+    assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_few_classes_and_one_image():
+    model, images, _ = model_and_images("linear", size=32, count=1)
+    adversarial = autoattack(lambda x: model(x)[:, :4], images, torch.tensor([2]), epsilon=0.1, attacks=QUICK)
+    assert (adversarial - images).abs().max() <= 0.1 + 1e-6
+
+
+def test_what_the_package_warns_of_is_shown(attacked):
+    network, images, labels = attacked
+    with pytest.warns(RuntimeWarning, match="probability distribution"):
+        autoattack(lambda x: network(x).softmax(1), images[:2], labels[:2], epsilon=0.01, attacks=QUICK[:1])
+    with pytest.warns(RuntimeWarning, match="randomized defense"):
+        autoattack(
+            lambda x: network(x + 0.1 * torch.rand_like(x)), images[:2], labels[:2], epsilon=0.01, attacks=QUICK[:1]
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        autoattack(network, images[:2], labels[:2], epsilon=0.01, attacks=QUICK[:1])
+
+
+def test_without_the_package_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyautoattack", None)
+    with pytest.raises(ImportError, match="pip install pyautoattack"):
+        autoattack(TinyLSTM(), torch.rand(1, 3, 8, 8), torch.tensor([0]), epsilon=0.1)
+
+
+@pytest.mark.parametrize("epsilon", [0, 0.1])
+def test_nothing_to_do(epsilon, attacked):
+    network, images, labels = attacked
+    count = 0 if epsilon else 3
+    adversarial = autoattack(network, images[:count], labels[:count], epsilon=epsilon)
+    assert torch.equal(adversarial, images[:count])
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"attacks": ("fgsm",)}, ValueError, "apgd-ce"),
+        ({"attacks": ()}, ValueError, "apgd-ce"),
+        ({"epsilon": -1}, ValueError, "epsilon"),
+        ({"images": torch.rand(2, 3, 8, 8).double()}, TypeError, "float32"),
+        ({"images": 2 * torch.ones(2, 3, 8, 8)}, ValueError, r"\[0, 1\]"),
+        ({"labels": torch.tensor([0, 10])}, ValueError, r"0\.\.9"),
+    ],
+)
+def test_bad_input_is_refused(change, error, message):
+    arguments = {"images": torch.rand(2, 3, 8, 8), "labels": torch.tensor([0, 1]), "epsilon": 0.1, **change}
+    with pytest.raises(error, match=message):
+        autoattack(TinyLSTM(), **arguments)
