@@ -10,7 +10,8 @@ from scipy.stats import binomtest
 from attacks import fgsm
 from utils import plotting
 from utils.checkpoints import load_checkpoint
-from utils.evaluation import accuracy, evaluate_fgsm, wilson_interval
+from utils.data import batches
+from utils.evaluation import ATTACKS, accuracy, evaluate, evaluate_fgsm, wilson_interval
 
 
 @pytest.mark.parametrize(("correct", "examples"), [(0, 1), (1, 1), (0, 300), (7, 10), (299, 300), (8037, 10_000)])
@@ -35,6 +36,72 @@ def test_evaluation_equals_attacking_all_at_once(transfer, batch_size, digits, t
         assert abs(result.correct - (network(adversarial).argmax(1) == labels).sum()) <= 1
         assert result.accuracy == result.correct / 60
     assert clean.accuracy == accuracy(network, split)
+
+
+OPTIONS = {"fgsm": {}, "pgd": {"steps": 3, "seed": 1}, "autoattack": {"attacks": ["apgd-ce"]}}
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("transfer", [False, True])
+def test_each_attack_is_evaluated_batch_by_batch(attack, transfer, digits, trained):
+    network = load_checkpoint(trained("cnn"))
+    source = load_checkpoint(trained("cnn-lstm")) if transfer else None
+    split = digits["test"].first(50)
+    result = evaluate(network, split, attack, 0.05, options=OPTIONS[attack], source=source, batch_size=20)
+    expected = []
+    for images, labels in batches(split, 20):
+        adversarial = ATTACKS[attack](source or network, images, labels, epsilon=0.05, **OPTIONS[attack])
+        expected += (network(adversarial).argmax(1) == labels).tolist()
+    assert result.mask.tolist() == expected
+    assert (result.correct, result.examples, result.attack) == (sum(expected), 50, attack)
+    assert result.options == OPTIONS[attack]
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_interrupted_evaluation_goes_on_after_its_last_batch(torn, digits, trained, tmp_path, monkeypatch):
+    network, split, notes = load_checkpoint(trained("cnn")), digits["test"].first(100), tmp_path / "notes.jsonl"
+    calls = []
+
+    def counted(*args, **options):
+        calls.append(len(calls))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return fgsm(*args, **options)
+
+    arguments = {"batch_size": 20, "notes": notes}
+    whole = evaluate(network, split, "fgsm", 0.05, batch_size=20)
+    monkeypatch.setitem(ATTACKS, "fgsm", counted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(network, split, "fgsm", 0.05, **arguments)
+    if torn:
+        notes.write_text(notes.read_text()[:-9])  # killed while it wrote of the second batch
+    result = evaluate(network, split, "fgsm", 0.05, **arguments)
+    assert len(calls) == 3 + (4 if torn else 3)
+    assert torch.equal(result.mask, whole.mask)
+    assert not notes.exists()
+
+
+def test_notes_about_something_else_are_not_used(digits, trained, tmp_path, monkeypatch):
+    same = {"network": load_checkpoint(trained("cnn")), "split": digits["test"].first(40), "epsilon": 0.1}
+    notes = tmp_path / "notes.jsonl"
+
+    def forged():
+        """Notes of an evaluation in which the attack does nothing."""
+        with monkeypatch.context() as patch:
+            patch.setitem(ATTACKS, "fgsm", lambda model, images, labels, epsilon: images)
+            patch.setattr("pathlib.Path.unlink", lambda self: None)  # so that the finished notes stay
+            return evaluate(**same, attack="fgsm", notes=notes)
+
+    assert forged().correct > 30
+    assert evaluate(**same, attack="fgsm", notes=notes).correct > 30  # which is what the notes say
+    changes = (
+        {"epsilon": 0.11},
+        {"split": digits["test"].first(41)},
+        {"network": load_checkpoint(trained("cnn-lstm"))},
+    )
+    for change in changes:
+        forged()
+        assert evaluate(**(same | change), attack="fgsm", notes=notes).correct < 20
 
 
 def test_evaluation_leaves_the_network_in_its_mode(digits, trained):
