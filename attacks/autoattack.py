@@ -12,7 +12,7 @@ from attacks.core import attacking, check_epsilon, check_images_and_labels, cros
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 
 
-def autoattack(model, images, labels, *, epsilon, attacks=STANDARD, seed=0):
+def autoattack(model, images, labels, *, epsilon, attacks=STANDARD, queries=5000, seed=0):
     """AutoAttack on the L-infinity ball (Croce and Hein, 2020, arXiv:2003.01690), by the authors' `pyautoattack`.
 
     Four attacks without parameters, one after the other, each on the images that are left: APGD on cross-entropy,
@@ -20,7 +20,7 @@ def autoattack(model, images, labels, *, epsilon, attacks=STANDARD, seed=0):
 
     model, images, labels, epsilon: as for `fgsm`, in float32; the network needs at least 4 classes, and with fewer than
     10 the targeted attacks try those that there are. attacks: some of the four, for a part of the ensemble.
-    seed: of all random numbers; torch's own generators are left as they were.
+    queries: that Square may ask of the network for an image, 5,000 in the standard ensemble. seed: of all random numbers; torch's own generators are left as they were.
 
     Returns images of the same shape, dtype, device and memory format, within epsilon of the originals (to one rounding
     unit) and inside [0, 1]: misclassified ones where an attack succeeded, else the originals. What the package says of
@@ -45,6 +45,7 @@ def autoattack(model, images, labels, *, epsilon, attacks=STANDARD, seed=0):
         logits, _ = forward(model, originals, labels, cross_entropy)
         ensemble = AutoAttack(model, eps=min(float(epsilon), 1.0), seed=seed, device=images.device)
         ensemble.attacks_to_run = list(attacks)
+        ensemble.square.n_queries = queries
         ensemble.apgd_targeted.n_target_classes = ensemble.fab.n_target_classes = min(9, logits.shape[1] - 1)
         tracing = sys.gettrace()
         try:

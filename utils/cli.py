@@ -5,7 +5,7 @@ Torch is imported where it is first needed, so that `--help` and mistakes are an
 
 import argparse
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from math import isfinite
 from pathlib import Path
 
@@ -284,6 +284,12 @@ def test_script(network):
     option("--split", choices=SPLITS, default="test", help="the images to test on (default test)")
     option("--examples", type=positive_int, metavar="N", help="test on the first N images alone (default all)")
     option("--batch-size", type=positive_int, default=EVALUATION_BATCH, help="images at once (default %(default)s)")
+    option(
+        "--diagnose",
+        action="store_true",
+        help="then check at the first epsilon, by default 8/255, whether the figures can be trusted: signs of masked "
+        "gradients and of label leaking, and what the strongest attack leaves (--source: by default a baseline)",
+    )
     option("--json", type=Path, metavar="FILE", help="write the figures to this file")
     option("--figures", type=Path, metavar="FOLDER", help="draw accuracy.png and examples.png into this folder")
     args = parser.parse_args()
@@ -299,28 +305,19 @@ def test_command(network_name, args):
     import torch
 
     from utils.allocator import keep_freed_memory
-    from utils.checkpoints import load_checkpoint, read_metadata, write_atomically
+    from utils.checkpoints import read_metadata, write_atomically
     from utils.data import load_split
-    from utils.evaluation import evaluate, evaluate_fgsm, multiply_adds
+    from utils.evaluation import multiply_adds
 
     device = pick_device(args.device)
     torch.manual_seed(args.seed)
-    checkpoints = {path: read_metadata(path) for path in (args.checkpoint, args.source) if path}
-    dataset = args.dataset or checkpoints[args.checkpoint]["dataset"]
+    keep_freed_memory()
+    dataset = args.dataset or read_metadata(args.checkpoint)["dataset"]
     if dataset not in DATASETS:
         raise UserError(f"{args.checkpoint} was trained on {dataset!r}, which is none of {', '.join(DATASETS)}")
-    if checkpoints[args.checkpoint]["network"] != network_name:
-        raise UserError(f"{args.checkpoint} holds a {checkpoints[args.checkpoint]['network']}, not a {network_name}")
-    for path, metadata in checkpoints.items():
-        if metadata["dataset"] != dataset:
-            raise UserError(f"{path} was trained on {metadata['dataset']!r}, not on {dataset}")
-    keep_freed_memory()
-    network = load_checkpoint(args.checkpoint, device)
-    source = load_checkpoint(args.source, device) if args.source else None
     split = load_split(dataset, args.split, args.data_dir).first(args.examples).to(device)
-    for path, metadata in checkpoints.items():
-        if metadata["class_names"] != list(split.class_names):
-            raise UserError(f"{path} tells other classes apart than {dataset} has")
+    network = load_network(args.checkpoint, split, network_name)
+    source = load_network(args.source, split) if args.source else None
 
     parameters = sum(parameter.numel() for parameter in network.parameters())
     print(
@@ -328,18 +325,60 @@ def test_command(network_name, args):
         f"{multiply_adds(network):,} multiply-adds an image\n"
         f"{dataset} {split.name} split, {len(split):,} images, {device}"
     )
-    setting = "transfer" if args.source else "white_box"
+    report = {
+        "checkpoint": str(args.checkpoint),
+        "network": network_name,
+        "dataset": dataset,
+        "split": split.name,
+        "examples": len(split),
+        **attack_table(network, split, source, args),
+    }
+    if args.diagnose:
+        report["diagnosis"] = print_diagnosis(network, split, network_name, args)
+    if args.json:
+        write_atomically(args.json, (json.dumps(report, indent=2) + "\n").encode())
+    if args.figures:
+        from utils import plotting
+
+        plotting.save(plotting.accuracy_against_epsilon(report), args.figures / "accuracy.png")
+        # The smallest radius that fools the network more often than not.
+        broken = [attack["epsilon"] for attack in report["attacks"] if attack["epsilon"] and attack["accuracy"] < 0.5]
+        shown = min(broken, default=max(attack["epsilon"] for attack in report["attacks"]))
+        plotting.save(
+            plotting.adversarial_examples(network, split, shown, source=source), args.figures / "examples.png"
+        )
+
+
+def load_network(path, split, name=None):
+    """A checkpoint's network, on the split's device. Raises UserError unless it fits the split, and the name if any."""
+    from utils.checkpoints import load_checkpoint, read_metadata
+
+    metadata = read_metadata(path)
+    if name and metadata["network"] != name:
+        raise UserError(f"{path} holds a {metadata['network']}, not a {name}")
+    if metadata["dataset"] != split.dataset:
+        raise UserError(f"{path} was trained on {metadata['dataset']!r}, not on {split.dataset}")
+    if metadata["class_names"] != list(split.class_names):
+        raise UserError(f"{path} tells other classes apart than {split.dataset} has")
+    return load_checkpoint(path, split.device)
+
+
+def attack_table(network, split, source, args):
+    """Run the attacks, print a line for each, and return what the report says of them."""
+    from utils.evaluation import evaluate, evaluate_fgsm
+
+    setting = "white_box" if source is None else "transfer"
     common = {"source": source, "batch_size": args.batch_size, "progress": True}
     radii = {attack: args.epsilon or (EPSILONS[1:] if attack == "fgsm" else [8 / 255]) for attack in args.attack}
-    clean, *attacked = evaluate_fgsm(network, split, radii.get("fgsm", []), **common)
-    print(f"\n{'attack':12}{'setting':11}{'epsilon':>8}{'accuracy':>10}{'95 % interval':>17}{'seconds':>9}")
-    print_row("clean", "", clean)
-    for result in attacked:
-        print_row(result.attack, setting, result)
     options = {
         "pgd": {name: getattr(args, name) for name in ("steps", "step_size", "restarts", "loss", "seed")},
         "autoattack": {"seed": args.seed},
     }
+    print(f"\n{'attack':12}{'setting':11}{'epsilon':>8}{'accuracy':>10}{'95 % interval':>17}{'seconds':>9}")
+    clean, *attacked = evaluate_fgsm(network, split, radii.get("fgsm", []), **common)
+    print_row("clean", "", clean)
+    for result in attacked:
+        print_row(result.attack, setting, result)
     for attack in args.attack:
         if attack != "fgsm":
             for radius in radii[attack]:
@@ -347,12 +386,7 @@ def test_command(network_name, args):
                 result = evaluate(network, split, attack, radius, options=options[attack], notes=notes, **common)
                 print_row(attack, setting, result)
                 attacked.append(result)
-    report = {
-        "checkpoint": str(args.checkpoint),
-        "network": network_name,
-        "dataset": dataset,
-        "split": split.name,
-        "examples": len(split),
+    return {
         "clean_accuracy": clean.accuracy,
         "clean_confidence_interval": clean.confidence_interval,
         "attacks": [
@@ -369,19 +403,51 @@ def test_command(network_name, args):
             for result in attacked
         ],
     }
-    if args.json:
-        write_atomically(args.json, (json.dumps(report, indent=2) + "\n").encode())
-    if args.figures:
-        from utils import plotting
 
-        plotting.save(plotting.accuracy_against_epsilon(report), args.figures / "accuracy.png")
-        broken = [result.epsilon for result in attacked if result.epsilon and result.accuracy < 0.5]
-        shown = min(
-            broken, default=max(r.epsilon for r in attacked)
-        )  # the smallest radius that fools the network more often than not
-        plotting.save(
-            plotting.adversarial_examples(network, split, shown, source=source), args.figures / "examples.png"
-        )
+
+def print_diagnosis(network, split, network_name, args):
+    """Run and print the checks of utils.diagnostics, and return what the report says of them."""
+    from utils.diagnostics import diagnose
+
+    radius = args.epsilon[0] if args.epsilon else 8 / 255
+    path = args.source or a_baseline(split, network_name, args.checkpoint)
+    source = path and load_network(path, split)
+    print(
+        f"\ncan these figures be trusted? Checks at epsilon {radius:.4g}, with {path or 'no network'} as the source:\n"
+    )
+    diagnosis = diagnose(
+        network, split, epsilon=radius, source=source, seed=args.seed, batch_size=args.batch_size, progress=True
+    )
+    signs = {True: "yes", False: "NO", None: "?"}
+    for check in (*diagnosis.checks, diagnosis.leak):
+        print(f"{signs[check.passed]:5}{check.name}: {check.figures}")
+    strongest = diagnosis.strongest
+    low, high = strongest.confidence_interval
+    print(
+        f"\nis the evaluation trustworthy? {diagnosis.verdict}\n"
+        f"robust accuracy under the strongest attack: {strongest.accuracy:.2%} ({low:.2%} - {high:.2%}; "
+        f"{strongest.attack}, epsilon {radius:.4g})"
+    )
+    return {
+        "epsilon": radius,
+        "source": str(path) if path else None,
+        "verdict": diagnosis.verdict,
+        "trustworthy": diagnosis.trustworthy,
+        "robust_accuracy": strongest.accuracy,
+        "confidence_interval": strongest.confidence_interval,
+        "checks": [asdict(check) for check in (*diagnosis.checks, diagnosis.leak)],
+    }
+
+
+def a_baseline(split, network_name, tested):
+    """A shipped baseline to transfer from: of the same architecture unless it is the one tested; None without any."""
+    from utils.checkpoints import file_digest
+
+    for name in sorted(("cnn", "cnn-lstm"), key=lambda name: name != network_name):
+        path = default_checkpoint(name, split.dataset)
+        if path.exists() and file_digest(path) != file_digest(tested):
+            return path
+    return None
 
 
 def study_script():
