@@ -20,7 +20,8 @@ def autoattack(model, images, labels, *, epsilon, attacks=STANDARD, queries=5000
 
     model, images, labels, epsilon: as for `fgsm`, in float32; the network needs at least 4 classes, and with fewer than
     10 the targeted attacks try those that there are. attacks: some of the four, for a part of the ensemble.
-    queries: that Square may ask of the network for an image, 5,000 in the standard ensemble. seed: of all random numbers; torch's own generators are left as they were.
+    queries: that Square may ask of the network for an image, 5,000 in the standard ensemble.
+    seed: of all random numbers; torch's own generators are left as they were.
 
     Returns images of the same shape, dtype, device and memory format, within epsilon of the originals (to one rounding
     unit) and inside [0, 1]: misclassified ones where an attack succeeded, else the originals. What the package says of

@@ -412,9 +412,7 @@ def print_diagnosis(network, split, network_name, args):
     radius = args.epsilon[0] if args.epsilon else 8 / 255
     path = args.source or a_baseline(split, network_name, args.checkpoint)
     source = path and load_network(path, split)
-    print(
-        f"\ncan these figures be trusted? Checks at epsilon {radius:.4g}, with {path or 'no network'} as the source:\n"
-    )
+    print(f"\ncan these figures be trusted? Checks at epsilon {radius:.4g}, source {path or 'none'}:\n")
     diagnosis = diagnose(
         network, split, epsilon=radius, source=source, seed=args.seed, batch_size=args.batch_size, progress=True
     )
