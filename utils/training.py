@@ -207,7 +207,6 @@ class PartialRun:
         return self.state.exists()
 
     def save(self, arguments, epochs, modules, optimizer, generator):
-        network = modules["network"]
         tensors = {
             f"{key}.{name}": tensor for key, module in modules.items() for name, tensor in module.state_dict().items()
         }
