@@ -56,6 +56,16 @@ def test_n_fgsm_steps_from_noise_of_two_epsilon_and_clips_nothing(attacked):
     torch.testing.assert_close(NFGSM(EPSILON)(model, images, labels), expected)
 
 
+def test_crafting_in_evaluation_mode_normalises_by_the_statistics_so_far():
+    model, images, labels = model_and_images("cnn", count=16)
+    model = model.eval()
+    for norm in (module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)):
+        norm.train()  # as in a training step, with no dropout
+    adversarial = images + EPSILON * gradient(copy.deepcopy(model).eval(), images, labels).sign()
+    expected = F.cross_entropy(normalised_by_the_batch(model)(adversarial.clamp(0, 1)), labels)
+    torch.testing.assert_close(FGSM(EPSILON, crafting="evaluation")(model, images, labels), expected)
+
+
 def climbed(model, images, labels, steps, loss):
     """PGD from random noise drawn as the defence draws it."""
     x = (images + EPSILON * (2 * torch.rand_like(images) - 1)).clamp(0, 1)
@@ -89,16 +99,18 @@ def test_trades_weighs_the_divergence_between_image_and_example():
     torch.testing.assert_close(TRADES(EPSILON, steps=3, beta=4)(model, images, labels), expected)
 
 
+@pytest.mark.parametrize("crafting", ["training", "evaluation"])
 @pytest.mark.parametrize("name", DEFENSES)
-def test_statistics_see_the_training_batch_alone(name):
+def test_statistics_see_the_training_batch_alone(name, crafting):
     """Crafting leaves no trace: as many batches are counted as the loss itself looks at, and gradients are its own."""
     model, images, labels = model_and_images("cnn", count=16)
     model.train()
     norm = next(module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d))
     before = norm.num_batches_tracked.item()
-    DEFENSES[name](EPSILON)(model, images, labels).backward()
-    assert norm.num_batches_tracked.item() == before + 1
+    DEFENSES[name](EPSILON, crafting=crafting)(model, images, labels).backward()
+    assert norm.num_batches_tracked.item() == before + (2 if name == "trades" else 1)  # images and examples
     assert norm.track_running_stats
+    assert norm.training
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert all(parameter.grad is not None for parameter in model.parameters())
     assert model.training
@@ -123,7 +135,7 @@ def test_best_epoch_is_kept_and_scores_what_the_log_says(digits, tmp_path):
     output = tmp_path / "a.safetensors"
     network = run(digits, output, NFGSM(0.05))
     first, *epochs = log(output)
-    assert first["defense"] == {"name": "n-fgsm", "epsilon": 0.05, "noise": 2.0}
+    assert first["defense"] == {"name": "n-fgsm", "epsilon": 0.05, "noise": 2.0, "crafting": "training"}
     best = max(epochs, key=lambda epoch: epoch["choosing_accuracy"])
     metadata = read_metadata(output)
     assert metadata["epochs"] == best["epoch"]

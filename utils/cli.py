@@ -103,6 +103,11 @@ def train_script(network):
     option("--steps", type=positive_int, help="of the attack in pgd and trades (default 7)")
     option("--beta", type=positive_float, help="weight of the robust term in trades (default 6)")
     option(
+        "--crafting",
+        choices=("training", "evaluation"),
+        help="mode of batch norm while fgsm, n-fgsm, pgd and trades craft (default training; models/README.md compares)",
+    )
+    option(
         "--source",
         type=Path,
         metavar="CHECKPOINT",
@@ -147,7 +152,7 @@ def train_script(network):
     )
     args = parser.parse_args()
     belongs = {"epsilon": ("fgsm-augment", *ONLINE), "source": ("fgsm-augment",)}
-    belongs |= {"steps": ("pgd", "trades"), "beta": ("trades",)}
+    belongs |= {"steps": ("pgd", "trades"), "beta": ("trades",), "crafting": ONLINE}
     for flag, defenses in belongs.items():
         if getattr(args, flag) is not None and args.defense not in defenses:
             parser.error(f"--{flag} belongs to --defense {' or '.join(defenses)}")
@@ -199,7 +204,7 @@ def train_command(network, args, recipe):
     if args.defense == "fgsm-augment":
         training = AugmentedSplit(training, None, args.epsilon, file_digest(args.source))
     elif args.defense in ONLINE:
-        numbers = {name: getattr(args, name) for name in ("epsilon", "steps", "beta") if getattr(args, name)}
+        numbers = {name: getattr(args, name) for name in ("epsilon", "steps", "beta", "crafting") if getattr(args, name)}
         defense = DEFENSES[args.defense](**numbers)
     if args.resume and args.output.exists() and not partial.exists():
         wanted = training_arguments(network, training, recipe, width=args.width, seed=args.seed, defense=defense)

@@ -1,11 +1,13 @@
 """Defences as losses, defense(model, images, labels) -> scalar: cross-entropy on examples crafted in every step anew.
 
 The examples are crafted on the network in training, through its own gradient, with its parameters frozen and its
-batch-norm statistics left alone.
+batch-norm statistics left alone. By default its batch norm is in training mode meanwhile, as in the step that follows;
+`crafting="evaluation"` normalises by the statistics learnt so far, and did no better on validation (models/README.md).
 """
 
 import contextlib
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -24,10 +26,11 @@ class FGSM:
     """
 
     epsilon: float
+    crafting: str = "training"
     name: ClassVar = "fgsm"
 
     def __call__(self, model, images, labels):
-        gradient = crafting_gradient(model, images, labels)
+        gradient = crafting_gradient(model, images, labels, self.crafting)
         return cross_entropy(model, step(images, gradient.sign(), self.epsilon), labels)
 
 
@@ -40,11 +43,12 @@ class NFGSM:
 
     epsilon: float
     noise: float = 2.0  # in units of epsilon
+    crafting: str = "training"
     name: ClassVar = "n-fgsm"
 
     def __call__(self, model, images, labels):
         noisy = images + torch.empty_like(images).uniform_(-1, 1) * (self.noise * self.epsilon)
-        gradient = crafting_gradient(model, noisy, labels)
+        gradient = crafting_gradient(model, noisy, labels, self.crafting)
         return cross_entropy(model, noisy + self.epsilon * gradient.sign(), labels)
 
 
@@ -54,10 +58,14 @@ class PGD:
 
     epsilon: float
     steps: int = 7
+    crafting: str = "training"
     name: ClassVar = "pgd"
 
     def __call__(self, model, images, labels):
-        adversarial = ascend(images, self.epsilon, self.steps, lambda x: crafting_gradient(model, x, labels))
+        def gradient(iterates):
+            return crafting_gradient(model, iterates, labels, self.crafting)
+
+        adversarial = ascend(images, self.epsilon, self.steps, gradient)
         return cross_entropy(model, adversarial, labels)
 
 
@@ -72,18 +80,22 @@ class TRADES:
     epsilon: float
     steps: int = 7
     beta: float = 6.0
+    crafting: str = "training"
     name: ClassVar = "trades"
 
     def __call__(self, model, images, labels):
-        with crafting(model), torch.no_grad():
+        with crafting(model, self.crafting), torch.no_grad():
             clean = model(images).float().softmax(1)
 
-        def divergence(logits, clean=clean):
+        def divergence(logits, clean):
             return F.kl_div(logits.log_softmax(1), clean, reduction="sum")
 
-        adversarial = ascend(images, self.epsilon, self.steps, lambda x: crafting_gradient(model, x, None, divergence))
-        both = model(torch.cat([images, adversarial])).float()
-        natural, attacked = both.chunk(2)
+        def gradient(iterates):
+            return crafting_gradient(model, iterates, clean, self.crafting, divergence)
+
+        adversarial = ascend(images, self.epsilon, self.steps, gradient)
+        # One after the other: normalised in one batch, each half would give the other away.
+        natural, attacked = model(images).float(), model(adversarial).float()
         robust = F.kl_div(attacked.log_softmax(1), natural.softmax(1), reduction="batchmean")
         return F.cross_entropy(natural, labels) + self.beta * robust
 
@@ -143,28 +155,34 @@ def ascend(images, epsilon, steps, gradient):
     return iterates
 
 
-def crafting_gradient(model, images, labels, loss=None):
-    """The gradient of the loss (by default cross-entropy, summed) for the images."""
+def crafting_gradient(model, images, targets, mode, loss=partial(F.cross_entropy, reduction="sum")):
+    """The gradient of loss(logits, targets), a sum over the images, for the images."""
     inputs = images.detach().requires_grad_()
-    with crafting(model):
-        logits = model(inputs).float()
-        value = loss(logits) if loss else F.cross_entropy(logits, labels, reduction="sum")
+    with crafting(model, mode):
+        value = loss(model(inputs).float(), targets)
     return torch.autograd.grad(value, inputs)[0]
 
 
 @contextlib.contextmanager
-def crafting(model):
-    """Parameters frozen, because the input's gradient is wanted alone; batch statistics used, but not learnt."""
+def crafting(model, mode):
+    """Parameters frozen, because the input's gradient is wanted alone, and batch-norm statistics left alone.
+
+    mode: "training" normalises by the batch, "evaluation" by the statistics so far.
+    """
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         for parameter in parameters:
             parameter.requires_grad_(False)
         for norm in norms:
-            norm.track_running_stats = False  # in training mode: normalise by the batch, and leave the averages alone
+            if mode == "training":
+                norm.track_running_stats = False  # so that the batch leaves no trace in the averages
+            else:
+                norm.eval()
         yield
     finally:
         for norm in norms:
             norm.track_running_stats = True
+            norm.train()
         for parameter in parameters:
             parameter.requires_grad_(True)
