@@ -267,3 +267,6 @@ def test_a_training_from_before_a_field_of_the_recipe_was_made_with_its_default(
     assert argument_differences(older, wanted) == []
     assert argument_differences(older, {**wanted, "contrast": 0.5}) == ["contrast 1.0, not 0.5"]
     assert argument_differences(None, wanted)
+    defended = {**wanted, "defense": {"name": "n-fgsm", "epsilon": 0.1, "noise": 2.0, "crafting": "training"}}
+    older = {**wanted, "defense": {"name": "n-fgsm", "epsilon": 0.1, "noise": 2.0}}
+    assert argument_differences(older, defended) == []

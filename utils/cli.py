@@ -105,7 +105,7 @@ def train_script(network):
     option(
         "--crafting",
         choices=("training", "evaluation"),
-        help="mode of batch norm while fgsm, n-fgsm, pgd and trades craft (default training; models/README.md compares)",
+        help="mode of batch norm while fgsm, n-fgsm, pgd and trades craft (default training, the better on validation)",
     )
     option(
         "--source",
@@ -204,7 +204,9 @@ def train_command(network, args, recipe):
     if args.defense == "fgsm-augment":
         training = AugmentedSplit(training, None, args.epsilon, file_digest(args.source))
     elif args.defense in ONLINE:
-        numbers = {name: getattr(args, name) for name in ("epsilon", "steps", "beta", "crafting") if getattr(args, name)}
+        numbers = {
+            name: getattr(args, name) for name in ("epsilon", "steps", "beta", "crafting") if getattr(args, name)
+        }
         defense = DEFENSES[args.defense](**numbers)
     if args.resume and args.output.exists() and not partial.exists():
         wanted = training_arguments(network, training, recipe, width=args.width, seed=args.seed, defense=defense)
@@ -370,7 +372,7 @@ def load_network(path, split, name=None):
 
 def attack_table(network, split, source, args):
     """Run the attacks, print a line for each, and return what the report says of them."""
-    from utils.evaluation import evaluate, evaluate_fgsm
+    from utils.evaluation import evaluate, evaluate_fgsm, report_row
 
     setting = "white_box" if source is None else "transfer"
     common = {"source": source, "batch_size": args.batch_size, "progress": True}
@@ -395,17 +397,7 @@ def attack_table(network, split, source, args):
         "clean_accuracy": clean.accuracy,
         "clean_confidence_interval": clean.confidence_interval,
         "attacks": [
-            {
-                "name": result.attack,
-                "setting": setting,
-                "source": str(args.source) if args.source else None,
-                "epsilon": result.epsilon,
-                **result.options,
-                "accuracy": result.accuracy,
-                "confidence_interval": result.confidence_interval,
-                "seconds": round(result.seconds, 3),
-            }
-            for result in attacked
+            {**report_row(result, setting), "source": str(args.source) if args.source else None} for result in attacked
         ],
     }
 
@@ -534,6 +526,60 @@ def study_command(args):
     if not args.quiet:
         print(tables.summary(report))
         print(f"\nsee {args.results / 'tables.md'} and the figures in {args.results / 'study'}")
+
+
+def robustness_script():
+    """Test the baselines, the study's defence and the robust networks under every attack; the body of robustness.py."""
+    parser = Parser(
+        "robustness.py",
+        "The baselines, the networks retrained on 0.2 and the robust networks under every attack, from transferred "
+        "FGSM to AutoAttack. What the report has already is skipped, what was interrupted goes on.",
+        ["--data-dir data", "--examples 100 --results runs/robustness"],
+    )
+    option = parser.add_argument
+    option("--dataset", choices=DATASETS, default="cifar10", help="what to test on (default cifar10)")
+    option("--models", type=Path, metavar="FOLDER", help=f"the six networks (default models, for digits {DEMO})")
+    option(
+        "--results",
+        type=Path,
+        metavar="FOLDER",
+        help=f"robustness.json, robustness.md and, in robustness/, the figures (default results, for digits {DEMO})",
+    )
+    option(
+        "--examples",
+        type=positive_int,
+        metavar="N",
+        default=1000,
+        help="attack the first N test images with PGD and AutoAttack, all with FGSM (default 1000)",
+    )
+    option("--quiet", action="store_true", help="print errors alone")
+    args = parser.parse_args()
+    digits = args.dataset == "digits"
+    args.models = args.models or (DEMO if digits else Path("models"))
+    args.results = args.results or (DEMO if digits else Path("results"))
+    run(parser, lambda: robustness_command(args), hint="; what is finished is kept: the same command goes on after it")
+
+
+def robustness_command(args):
+    for folder in (args.results, args.results / "robustness"):
+        check_writable(folder / "robustness.json")
+
+    from utils import plotting, tables
+    from utils.allocator import keep_freed_memory
+    from utils.checkpoints import write_atomically
+    from utils.data import load_split
+    from utils.robustness import checkpoint_paths, measure
+
+    keep_freed_memory()
+    split = load_split(args.dataset, "test", args.data_dir).to(pick_device(args.device))
+    networks = {path: (name, load_network(path, split, name)) for name, path in checkpoint_paths(args.models)}
+    path = args.results / "robustness.json"
+    report = measure(networks, split, path, examples=args.examples, quiet=args.quiet)
+    write_atomically(args.results / "robustness.md", tables.robustness_document(report).encode())
+    for name, figure in plotting.robustness_figures(report, networks, split).items():
+        plotting.save(figure, args.results / "robustness" / f"{name}.png")
+    if not args.quiet:
+        print(f"\nsee {args.results / 'robustness.md'} and the figures in {args.results / 'robustness'}")
 
 
 def print_row(name, setting, result):

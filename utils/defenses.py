@@ -7,7 +7,6 @@ batch-norm statistics left alone. By default its batch norm is in training mode 
 
 import contextlib
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
 import torch
@@ -87,8 +86,8 @@ class TRADES:
         with crafting(model, self.crafting), torch.no_grad():
             clean = model(images).float().softmax(1)
 
-        def divergence(logits, clean):
-            return F.kl_div(logits.log_softmax(1), clean, reduction="sum")
+        def divergence(logits, clean, reduction):
+            return F.kl_div(logits.log_softmax(1), clean, reduction=reduction)
 
         def gradient(iterates):
             return crafting_gradient(model, iterates, clean, self.crafting, divergence)
@@ -96,7 +95,7 @@ class TRADES:
         adversarial = ascend(images, self.epsilon, self.steps, gradient)
         # One after the other: normalised in one batch, each half would give the other away.
         natural, attacked = model(images).float(), model(adversarial).float()
-        robust = F.kl_div(attacked.log_softmax(1), natural.softmax(1), reduction="batchmean")
+        robust = divergence(attacked, natural.softmax(1), "batchmean")
         return F.cross_entropy(natural, labels) + self.beta * robust
 
 
@@ -155,11 +154,11 @@ def ascend(images, epsilon, steps, gradient):
     return iterates
 
 
-def crafting_gradient(model, images, targets, mode, loss=partial(F.cross_entropy, reduction="sum")):
-    """The gradient of loss(logits, targets), a sum over the images, for the images."""
+def crafting_gradient(model, images, targets, mode, loss=F.cross_entropy):
+    """The gradient of loss(logits, targets, reduction="sum") for the images."""
     inputs = images.detach().requires_grad_()
     with crafting(model, mode):
-        value = loss(model(inputs).float(), targets)
+        value = loss(model(inputs).float(), targets, reduction="sum")
     return torch.autograd.grad(value, inputs)[0]
 
 

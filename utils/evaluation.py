@@ -41,6 +41,20 @@ class Result:
         return wilson_interval(self.correct, self.examples)
 
 
+def report_row(result, setting):
+    """What a JSON report says of an attack."""
+    return {
+        "name": result.attack,
+        "setting": setting,
+        "epsilon": result.epsilon,
+        **result.options,
+        "examples": result.examples,
+        "accuracy": result.accuracy,
+        "confidence_interval": result.confidence_interval,
+        "seconds": round(result.seconds, 3),
+    }
+
+
 def wilson_interval(correct, examples, z=1.959964):
     """Wilson score interval of a proportion (Wilson, 1927), by default at 95 %: (low, high) in [0, 1].
 

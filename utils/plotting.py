@@ -5,11 +5,12 @@ import numpy as np
 import torch
 from matplotlib.lines import Line2D
 
-from attacks import fgsm
-from attacks.core import evaluation_mode
+from attacks import fgsm, step
+from attacks.core import attacking, evaluation_mode, input_gradient
 from utils.data import batches
 from utils.paper import EPSILONS, PRINTED
-from utils.tables import TITLES, networks, part, tested_images, trained_on
+from utils.robustness import PGD_20, RADII, RADIUS, find
+from utils.tables import TITLES, networks, part, pixels, tested_counts, tested_images, trained_on
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, SKY, GREY = "#0072B2", "#D55E00", "#009E73", "#56B4E9", "#666666"
@@ -60,7 +61,7 @@ def adversarial_examples(network, split, epsilon, *, source=None, columns=5):
             axis.set_xlabel(f"{split.class_names[predicted]}, {100 * confidence:.1f} %", color=color)
     for axis, name in zip(axes[:, 0], ("image", "perturbation", "adversarial image"), strict=True):
         axis.set_ylabel(name)
-    figure.suptitle(f"FGSM, epsilon = {_pixels(epsilon)}: what the network says, and how sure it is")
+    figure.suptitle(f"FGSM, epsilon = {pixels(epsilon)}: what the network says, and how sure it is")
     return figure
 
 
@@ -173,8 +174,105 @@ def side_by_side(baseline, retrained, split, epsilon, title, columns=5):
                     weight=weight,
                     fontsize="small",
                 )
-    attack = f"FGSM at epsilon = {_pixels(epsilon)}, crafted on each of them"
+    attack = f"FGSM at epsilon = {pixels(epsilon)}, crafted on each of them"
     figure.suptitle(f"{title}: {attack}\n(green: right; orange and bold: wrong)", fontsize="medium")
+    return figure
+
+
+def robustness_figures(report, tested, split):
+    """Every figure on robustness, {name: Figure}. tested: {path: (architecture, network)}, as for `measure`."""
+    figures = {"pgd": robust_accuracy(report)}
+    for name in dict.fromkeys(name for name, _ in tested.values()):
+        baseline, _, robust = (network for other, network in tested.values() if other == name)
+        figures[f"{name}-gradients"] = input_gradients({"baseline": baseline, "robust": robust}, split, TITLES[name])
+        figures[f"{name}-targeted"] = targeted_examples({"baseline": baseline, "robust": robust}, split, TITLES[name])
+    return figures
+
+
+def robust_accuracy(report):
+    """Accuracy under PGD against its radius, with 95 % intervals and AutoAttack's, a panel for each architecture."""
+    names = list(dict.fromkeys(entry["network"] for entry in report["networks"]))
+    figure, panels = plt.subplots(1, len(names), figsize=(9.6, 4.2), sharey=True, layout="constrained", squeeze=False)
+    looks = [("black", "o", "baseline"), (ORANGE, "D", "the study's defence"), (BLUE, "s", "ours")]
+    for axes, name in zip(panels[0], names, strict=True):
+        entries = [entry for entry in report["networks"] if entry["network"] == name]
+        for entry, (color, marker, label) in zip(entries, looks, strict=True):
+            rows = [find(report, entry["name"], "pgd", radius, **PGD_20) for radius in RADII]
+            rows = [find(report, entry["name"], "fgsm", 0.0), *rows]
+            _line_with_interval(axes, rows, {"color": color, "marker": marker, "markersize": 4, "label": label})
+            strongest = find(report, entry["name"], "autoattack", RADIUS)
+            axes.plot(RADIUS, 100 * strongest["accuracy"], "*", color=color, markersize=13, markeredgecolor="white")
+        axes.set_title(TITLES[name], fontsize="medium")
+        axes.set_xlabel("epsilon (L-infinity radius, pixels in [0, 1])")
+        axes.grid(alpha=0.3)
+        axes.set(xlim=(0, None), ylim=(0, 100))
+    panels[0, 0].set_ylabel("accuracy (%)")
+    handles, _ = panels[0, 0].get_legend_handles_labels()
+    handles.append(Line2D([], [], linestyle="", marker="*", color=GREY, markersize=11, label="AutoAttack, 8/255"))
+    figure.legend(handles=handles, loc="outside right center", frameon=False)
+    clean, attacked = tested_counts(report)
+    figure.suptitle(f"White-box PGD-20 (first {attacked:,} test images; at epsilon 0, clean, {clean:,})")
+    return figure
+
+
+def input_gradients(tested, split, title, columns=6):
+    """Images, and below each the gradient of the loss for it, of each network in {name: network}.
+
+    Each gradient is drawn around grey and scaled to its own 99th percentile, for its size says little.
+    """
+    images, labels = _first_correct(next(iter(tested.values())), split, columns)
+    rows = {"image": images}
+    for name, network in tested.items():
+        with attacking(network, images.device):
+            _, _, gradient = input_gradient(network, images, labels)
+        largest = gradient.abs().flatten(1).quantile(0.99, dim=1).clamp_min(1e-30)
+        rows[f"gradient of the\n{name} network"] = gradient / (2 * largest.view(-1, 1, 1, 1)) + 0.5
+    return _grid(
+        rows, [split.class_names[label] for label in labels.tolist()], f"{title}: the gradient that an attack follows"
+    )
+
+
+def targeted_examples(tested, split, title, columns=6, epsilon=0.25, steps=100):
+    """Images, and below each the same moved towards another class by PGD, by up to a large epsilon, for each network.
+
+    The class is the next one. A network that sees what people see can only be convinced by an image that shows it.
+    """
+    images, labels = _first_correct(next(iter(tested.values())), split, columns)
+    targets = (labels + 1) % len(split.class_names)
+    rows = {"image": images}
+    for name, network in tested.items():
+        # Not `pgd`, which stops as soon as the class is reached: here the loss goes down for as long as it can.
+        rows[f"through the\n{name} network"] = _towards(network, images, targets, epsilon, steps)
+    captions = [f"{split.class_names[a]} to {split.class_names[b]}" for a, b in zip(labels, targets, strict=True)]
+    return _grid(
+        rows,
+        captions,
+        f"{title}: moved towards another class (targeted PGD, {steps} steps, epsilon = {pixels(epsilon)})",
+    )
+
+
+def _towards(network, images, targets, epsilon, steps):
+    low, high = (images - epsilon).clamp(0, 1), (images + epsilon).clamp(0, 1)
+    iterates = images
+    with attacking(network, images.device):
+        for _ in range(steps):
+            _, _, gradient = input_gradient(network, iterates, targets)
+            iterates = step(iterates, -gradient.sign(), 2.5 * epsilon / steps, low, high)
+    return iterates
+
+
+def _grid(rows, captions, title):
+    """A row of pictures, (N, 3, H, W) in [0, 1], for each name; the captions stand below the columns."""
+    figure, axes = plt.subplots(len(rows), len(captions), figsize=(1.7 * len(captions) + 0.9, 1.7 * len(rows) + 0.8))
+    figure.set_layout_engine("constrained", h_pad=0.02, w_pad=0.02)
+    for row, (name, pictures) in zip(axes, rows.items(), strict=True):
+        row[0].set_ylabel(name)
+        for axis, picture in zip(row, pictures, strict=True):
+            axis.imshow(picture.permute(1, 2, 0).clamp(0, 1).cpu().numpy(), interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+    for axis, caption in zip(axes[-1], captions, strict=True):
+        axis.set_xlabel(caption)
+    figure.suptitle(title)
     return figure
 
 
@@ -219,12 +317,6 @@ def _style(epsilon):
 
 def _percent(results):
     return 100 * np.array([result["accuracy"] for result in results])
-
-
-def _pixels(epsilon):
-    """An epsilon as papers write it: 8/255 where it is a whole number of grey levels, else a decimal."""
-    levels = 255 * epsilon
-    return f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-9 else f"{epsilon:.4g}"
 
 
 def _first_correct(network, split, count):

@@ -1,10 +1,16 @@
-"""The study's report as tables: Markdown for results/tables.md and README, plain text for a terminal."""
+"""The reports as tables: Markdown for results/*.md and README, plain text for a terminal."""
 
 import statistics
 
 from utils.paper import EPSILONS, PRINTED, REMEASURED
+from utils.robustness import PGD_20, PGD_50, RADII, RADIUS, find
 
-TITLES = {"cnn": "CNN", "cnn-lstm": "CNN-LSTM", "small-cnn": "small CNN", "cifar10": "CIFAR-10"}
+TITLES = {"cnn": "CNN", "cnn-lstm": "CNN-LSTM", "small-cnn": "small CNN", "cifar10": "CIFAR-10"} | {
+    "fgsm": "FGSM",
+    "n-fgsm": "N-FGSM",
+    "pgd": "PGD",
+    "trades": "TRADES",
+}
 
 
 def document(report):
@@ -176,6 +182,82 @@ def summary(report):
             cells = "".join(f"{100 * result['accuracy']:8.2f}" for result in entry[setting])
             lines.append(f"{TITLES[entry['network']]:10}{trained_on(entry['training_epsilon']):16}{cells}")
     return "\n".join(lines)
+
+
+def robustness_document(report):
+    """results/robustness.md: every table of the report that robustness.py writes, each under its heading."""
+    on_all, on_some = (f"{count:,}" for count in tested_counts(report))
+    opening = (
+        f"# Robustness\n\nMade by `python robustness.py` from robustness.json: accuracy in percent on the {on_all} "
+        f"{TITLES.get(report['dataset'], report['dataset'])} {report['split']} images, under PGD and AutoAttack on the "
+        f"first {on_some}; in brackets, 95 % Wilson intervals."
+    )
+    titled = {
+        "Who holds": robustness_table(report),
+        "White-box PGD, by radius": radius_table(report, "pgd", **PGD_20),
+        "White-box FGSM, by radius": radius_table(report, "fgsm"),
+        "Checkpoints tested": robust_checkpoint_table(report),
+    }
+    return "\n\n".join([opening, *(f"## {title}\n\n{text}" for title, text in titled.items())]) + "\n"
+
+
+def robustness_table(report):
+    """Baseline, the study's defence and ours, from the attack that flatters most to the one that flatters least."""
+    columns = {
+        "clean": ("fgsm", 0.0, {}),
+        "transferred FGSM, 0.1": ("fgsm", 0.1, {"setting": "transfer"}),
+        "white-box FGSM, 8/255": ("fgsm", RADIUS, {}),
+        "PGD-50, 10 restarts, 8/255": ("pgd", RADIUS, PGD_50),
+        "AutoAttack, 8/255": ("autoattack", RADIUS, {}),
+    }
+    rows = [
+        [
+            defended(entry),
+            *(with_interval(find(report, entry["name"], *test[:2], **test[2])) for test in columns.values()),
+        ]
+        for entry in report["networks"]
+    ]
+    return markdown(["network, and how it is defended", *columns], rows)
+
+
+def radius_table(report, attack, **options):
+    rows = [
+        [defended(entry), *(with_interval(find(report, entry["name"], attack, radius, **options)) for radius in RADII)]
+        for entry in report["networks"]
+    ]
+    return markdown(["network", *(pixels(radius) for radius in RADII)], rows)
+
+
+def robust_checkpoint_table(report):
+    rows = []
+    for entry in report["networks"]:
+        seconds = sum(row["seconds"] for row in entry["results"])
+        name = f"[{entry['name']}]({entry['name']}.safetensors)"
+        rows.append([name, f"{entry['parameters']:,}", f"{seconds / 60:.1f}", f"`{entry['sha256']}`"])
+    return markdown(["checkpoint", "parameters", "minutes under attack", "SHA-256"], rows)
+
+
+def defended(entry):
+    """An entry's row heading: the architecture and its defence."""
+    training = entry["training"] or {}
+    name, epsilon = (training.get("defense") or {}).get("name"), (training.get("defense") or {}).get("epsilon")
+    if name is None:
+        return f"{TITLES[entry['network']]}, none (baseline)"
+    if name == "fgsm-augment":
+        return f"{TITLES[entry['network']]}, the study's: FGSM examples of {epsilon:g}"
+    return f"{TITLES[entry['network']]}, **ours**: {TITLES[name]} at {pixels(epsilon)}, width {training['width']}"
+
+
+def tested_counts(report):
+    """Images that FGSM was run on, and PGD and AutoAttack."""
+    rows = report["networks"][0]["results"]
+    return rows[0]["examples"], rows[-1]["examples"]
+
+
+def pixels(epsilon):
+    """An epsilon as papers write it: 8/255 where it is a whole number of grey levels, else a decimal."""
+    levels = 255 * epsilon
+    return f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-9 and levels > 0 else f"{epsilon:.4g}"
 
 
 def tested_images(report):
