@@ -14,7 +14,7 @@ from utils.checkpoints import load_checkpoint, read_metadata, save_checkpoint
 from utils.cli import epsilon
 from utils.evaluation import wilson_interval
 
-SCRIPTS = ("train-cnn.py", "train-cnn-lstm.py", "test-cnn.py", "test-cnn-lstm.py", "study.py")
+SCRIPTS = ("train-cnn.py", "train-cnn-lstm.py", "test-cnn.py", "test-cnn-lstm.py", "study.py", "robustness.py")
 DEAD_PROXY = "http://127.0.0.1:9"  # nothing listens there
 NO_NETWORK = {"https_proxy": DEAD_PROXY, "HTTPS_PROXY": DEAD_PROXY, "no_proxy": "", "NO_PROXY": ""}
 
@@ -52,7 +52,16 @@ def test_train_then_test(name, script, tmp_path):
     assert report == {"checkpoint": str(output), "network": name, "dataset": "digits", "split": "test", "examples": 100}
     assert [attack["epsilon"] for attack in attacks] == [0.02, 8 / 255]
     for attack in attacks:
-        assert attack.keys() == {"name", "setting", "source", "epsilon", "accuracy", "confidence_interval", "seconds"}
+        assert attack.keys() == {
+            "name",
+            "setting",
+            "source",
+            "epsilon",
+            "examples",
+            "accuracy",
+            "confidence_interval",
+            "seconds",
+        }
         assert (attack["name"], attack["setting"], attack["source"]) == ("fgsm", "white_box", None)
         low, high = attack["confidence_interval"]
         assert 0 <= low <= attack["accuracy"] <= high <= 1
@@ -72,6 +81,63 @@ def test_transfer(script, trained, tmp_path):
     white_box = script("test-cnn.py", "--checkpoint", trained("cnn"), "--epsilon", 0.1, "--json", tmp_path / "w")
     assert white_box.returncode == 0, white_box.stderr
     assert json.loads((tmp_path / "w").read_text())["attacks"][0]["accuracy"] <= attack["accuracy"]
+
+
+def test_any_mix_of_attacks(script, trained, tmp_path):
+    """In the order asked for, at each radius; the report has each attack's parameters."""
+    arguments = ["--checkpoint", trained("cnn"), "--examples", 12, "--epsilon", 0.05, 0.1, "--json", tmp_path / "o"]
+    arguments += ["--attack", "autoattack", "pgd", "fgsm", "--steps", 5, "--restarts", 2, "--loss", "margin"]
+    tested = script("test-cnn.py", *arguments, "--figures", tmp_path / "figures")
+    assert tested.returncode == 0, tested.stderr
+    attacks = json.loads((tmp_path / "o").read_text())["attacks"]
+    assert [a["name"] for a in attacks] == ["fgsm"] * 2 + ["autoattack"] * 2 + ["pgd"] * 2
+    assert [a["epsilon"] for a in attacks] == [0.05, 0.1] * 3
+    asked = {"steps": 5, "step_size": None, "restarts": 2, "loss": "margin", "seed": 0}
+    assert all(attack.items() >= asked.items() for attack in attacks[4:])
+    assert attacks[2]["seed"] == 0
+    for weak, strong in ((0, 4), (1, 5), (4, 2), (5, 3)):
+        assert attacks[strong]["accuracy"] <= attacks[weak]["accuracy"] + 1 / 12
+    assert {path.name for path in tmp_path.iterdir()} == {"o", "figures"}
+
+
+def test_default_radius_of_an_iterative_attack(script, trained, tmp_path):
+    arguments = ["--checkpoint", trained("cnn"), "--examples", 5, "--attack", "pgd", "--steps", 1]
+    assert script("test-cnn.py", *arguments, "--json", tmp_path / "o").returncode == 0
+    assert [attack["epsilon"] for attack in json.loads((tmp_path / "o").read_text())["attacks"]] == [8 / 255]
+
+
+def test_diagnose_prints_checks_and_two_verdicts(script, trained, tmp_path):
+    arguments = ["--checkpoint", trained("cnn"), "--examples", 10, "--epsilon", 0.2, "--json", tmp_path / "o"]
+    tested = script("test-cnn.py", *arguments, "--source", trained("cnn-lstm"), "--diagnose")
+    assert tested.returncode == 0, tested.stderr
+    diagnosis = json.loads((tmp_path / "o").read_text())["diagnosis"]
+    assert diagnosis.keys() == {
+        "epsilon",
+        "source",
+        "verdict",
+        "trustworthy",
+        "robust_accuracy",
+        "confidence_interval",
+        "checks",
+    }
+    assert (diagnosis["epsilon"], diagnosis["source"]) == (0.2, str(trained("cnn-lstm")))
+    assert len(diagnosis["checks"]) == 7
+    for check in diagnosis["checks"]:
+        assert f"{check['name']}: {check['figures']}" in tested.stdout
+    assert f"is the evaluation trustworthy? {diagnosis['verdict']}" in tested.stdout
+    assert f"robust accuracy under the strongest attack: {diagnosis['robust_accuracy']:.2%}" in tested.stdout
+
+
+def test_train_with_a_defence(script, tmp_path):
+    output = tmp_path / "a.safetensors"
+    arguments = [*QUICK, "--defense", "trades", "--epsilon", "0.1", "--steps", 2, "--beta", 3, "--average", "0.5"]
+    result = script("train-cnn.py", *arguments, "--crafting", "evaluation", "--output", output)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("under PGD") == 2
+    training = read_metadata(output)["training"]
+    wanted = {"name": "trades", "epsilon": 0.1, "steps": 2, "beta": 3.0, "crafting": "evaluation"}
+    assert training["defense"] == wanted
+    assert training["label_smoothing"] == 0
 
 
 def test_retrain_on_adversarial_examples(script, tmp_path):
@@ -184,9 +250,11 @@ def test_help_explains_every_flag_and_ends_with_two_examples(name, script):
     assert [line.startswith(f"  python {name} ") for line in examples.splitlines()] == [True, True]
     wanted = {
         "train": "dataset data-dir epochs batch-size lr weight-decay shift contrast average width recipe defense "
-        "epsilon source output overwrite resume seed device precision quiet",
+        "epsilon steps beta crafting source output overwrite resume seed device precision quiet",
         "study": "dataset data-dir epochs width models scratch results overwrite device precision quiet",
-        "test": "checkpoint attack epsilon source split examples dataset data-dir device batch-size seed json figures",
+        "robustness": "dataset data-dir models results examples device quiet",
+        "test": "checkpoint attack epsilon steps step-size restarts loss source split examples diagnose dataset "
+        "data-dir device batch-size seed json figures",
     }[name.removesuffix(".py").split("-")[0]]
     explained = flags.split("options:")[1]
     for flag in wanted.split():
@@ -198,8 +266,8 @@ def test_examples_in_help_are_valid(name, script, tmp_path):
     """The examples' flags are accepted, and a training does not run into a shipped checkpoint."""
     for line in script(name, "--help").stdout.split("examples:\n")[1].splitlines():
         arguments = line.split()[2:]
-        if name == "study.py":  # which has no one file to stop at
-            assert_one_line(script(name, *arguments, "--models", ROOT / "README.md"), "README.md", "cannot be written")
+        if name in ("study.py", "robustness.py"):  # which have no one file to stop at
+            assert_one_line(script(name, *arguments, "--results", ROOT / "README.md"), "README.md", "cannot be written")
             continue
         if name.startswith("train"):
             assert arguments[arguments.index("--output") + 1].startswith("runs/")
@@ -251,11 +319,20 @@ def assert_one_line(result, *parts, status=2):
         ("train-cnn.py", ["--defense", "fgsm-augment", "--epsilon", "-1"], ["--epsilon", "-1"]),
         ("train-cnn.py", ["--epsilon", "0.2"], ["--epsilon", "--defense fgsm-augment"]),
         ("train-cnn.py", ["--source", "models/cnn.safetensors"], ["--source", "--defense fgsm-augment"]),
+        ("train-cnn.py", ["--defense", "n-fgsm", "--steps", "3"], ["--steps", "pgd or trades"]),
+        ("train-cnn.py", ["--defense", "pgd", "--beta", "3"], ["--beta", "trades"]),
+        ("train-cnn.py", ["--defense", "pgd", "--source", "models/cnn.safetensors"], ["--source", "fgsm-augment"]),
+        ("train-cnn.py", ["--defense", "trades", "--beta", "-1"], ["--beta"]),
+        ("train-cnn.py", ["--defense", "trades", "--crafting", "magic"], ["--crafting", "magic"]),
+        ("train-cnn.py", ["--crafting", "training"], ["--crafting", "n-fgsm"]),
         ("study.py", ["--dataset", "mnist"], ["mnist", "digits"]),
         ("study.py", ["--epochs", "0"], ["--epochs"]),
         ("study.py", ["--models", "README.md"], ["README.md", "cannot be written"]),
         ("study.py", ["--dataset", "digits", "--results", "README.md"], ["README.md", "cannot be written"]),
         ("study.py", ["--scratch", "README.md"], ["README.md", "cannot be written"]),
+        ("robustness.py", ["--examples", "0"], ["--examples"]),
+        ("robustness.py", ["--results", "README.md"], ["README.md", "cannot be written"]),
+        ("robustness.py", ["--dataset", "digits", "--models", "tests"], ["tests/cnn.safetensors", "no such"]),
         ("train-cnn.py", ["--device", "quantum"], ["quantum"]),
         ("test-cnn.py", ["--epsilon", "-1"], ["--epsilon", "-1"]),
         ("test-cnn.py", ["--epsilon", "abc"], ["--epsilon", "abc"]),
@@ -268,6 +345,10 @@ def assert_one_line(result, *parts, status=2):
         ("test-cnn.py", ["--epsilon", "8/inf"], ["--epsilon", "8/inf"]),
         ("test-cnn.py", ["--epsilon", "-8/255"], ["--epsilon"]),
         ("test-cnn.py", ["--attack", "magic"], ["magic", "fgsm"]),
+        ("test-cnn.py", ["--attack", "pgd", "--steps", "0"], ["--steps"]),
+        ("test-cnn.py", ["--attack", "pgd", "--step-size", "-1/255"], ["--step-size"]),
+        ("test-cnn.py", ["--attack", "pgd", "--restarts", "none"], ["--restarts", "none"]),
+        ("test-cnn.py", ["--attack", "pgd", "--loss", "hinge"], ["--loss", "hinge"]),
         ("test-cnn.py", ["--split", "dev"], ["dev"]),
         ("test-cnn.py", ["--examples", "0"], ["--examples"]),
         ("test-cnn.py", ["--checkpoint", "none.safetensors"], ["none.safetensors", "no such checkpoint"]),

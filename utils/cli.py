@@ -348,7 +348,7 @@ def test_command(network_name, args):
         from utils import plotting
 
         plotting.save(plotting.accuracy_against_epsilon(report), args.figures / "accuracy.png")
-        # The smallest radius that fools the network more often than not.
+        # FGSM at the smallest radius that fools the network more often than not.
         broken = [attack["epsilon"] for attack in report["attacks"] if attack["epsilon"] and attack["accuracy"] < 0.5]
         shown = min(broken, default=max(attack["epsilon"] for attack in report["attacks"]))
         plotting.save(

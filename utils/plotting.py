@@ -18,17 +18,25 @@ TESTING = "testing epsilon (L-infinity radius, pixels in [0, 1])"
 
 
 def accuracy_against_epsilon(report):
-    """Accuracy against the attack's radius, with 95 % intervals, from the report that test-*.py --json writes."""
-    points = sorted((a["epsilon"], a["accuracy"], *a["confidence_interval"]) for a in report["attacks"] if a["epsilon"])
-    clean = (0, report["clean_accuracy"], *report["clean_confidence_interval"])
-    radius, accuracy, low, high = np.array([clean, *points]).T
+    """Accuracy against each attack's radius, with 95 % intervals, from the report that test-*.py --json writes."""
+    clean = {
+        "epsilon": 0,
+        "accuracy": report["clean_accuracy"],
+        "confidence_interval": report["clean_confidence_interval"],
+    }
     setting = report["attacks"][0]["setting"].replace("_", "-")
+    names = list(dict.fromkeys(attack["name"] for attack in report["attacks"]))
 
     figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
-    axes.fill_between(radius, 100 * low, 100 * high, color=BLUE, alpha=0.2, linewidth=0, label="95 % Wilson interval")
-    axes.plot(radius, 100 * accuracy, color=BLUE, marker="o", clip_on=False, label=f"{setting} FGSM")
+    for name, color, marker in zip(names, (BLUE, ORANGE, GREEN), "osD", strict=False):
+        points = [attack for attack in report["attacks"] if attack["name"] == name and attack["epsilon"]]
+        points = [clean, *sorted(points, key=lambda attack: attack["epsilon"])]
+        style = {"color": color, "marker": marker, "label": f"{setting} {TITLES[name]}"}
+        _line_with_interval(axes, points, style)
+    axes.fill_between([], [], color=GREY, alpha=0.2, linewidth=0, label="95 % Wilson interval")
     axes.axhline(10, color=GREY, linestyle=":", label="chance (10 classes)")
-    axes.set_title(f"FGSM against the {TITLES[report['network']]}: {tested_images(report)}")
+    attacks = " and ".join(TITLES[name] for name in names)
+    axes.set_title(f"{attacks} against the {TITLES[report['network']]}: {tested_images(report)}", fontsize="medium")
     axes.set_xlabel("epsilon (L-infinity radius, pixels in [0, 1])")
     axes.set_ylabel("accuracy (%)")
     axes.set(xlim=(0, None), ylim=(0, 100))

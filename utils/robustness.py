@@ -117,7 +117,7 @@ def measure(networks, split, path, *, examples=1000, quiet=False):
                 rows[index] = test.run(network, source, split, notes, not quiet)
                 write()
     write()
-    return report
+    return read_report(path)
 
 
 def find(report, name, attack, epsilon, setting="white_box", **options):

@@ -10,6 +10,7 @@ TITLES = {"cnn": "CNN", "cnn-lstm": "CNN-LSTM", "small-cnn": "small CNN", "cifar
     "n-fgsm": "N-FGSM",
     "pgd": "PGD",
     "trades": "TRADES",
+    "autoattack": "AutoAttack",
 }
 
 

@@ -1,0 +1,188 @@
+"""The report on robustness: it measures what it says, skips what is done, and its tables and figures are the JSON's."""
+
+import copy
+import json
+
+import matplotlib.pyplot as plt
+import pytest
+
+from utils import UserError, evaluation, plotting, robustness, tables
+from utils.checkpoints import load_checkpoint
+from utils.evaluation import evaluate, evaluate_fgsm
+from utils.robustness import PGD_20, RADII, RADIUS, find, measure, read_report
+
+
+@pytest.fixture(scope="module")
+def networks(trained):
+    """Those of a report, {path: (architecture, network)}: there is a baseline and another CNN."""
+    paths = {"cnn": trained("cnn"), "cnn-lstm": trained("cnn-lstm")}
+    return {path: ("cnn", load_checkpoint(path)) for path in paths.values()}
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Attacks of a second, for what does not depend on their strength."""
+    monkeypatch.setattr(robustness, "PGD_50", {"steps": 2, "restarts": 2, "seed": 0})
+    monkeypatch.setattr(robustness, "AUTOATTACK", {"seed": 0, "attacks": ["apgd-ce"]})
+
+
+@pytest.fixture(scope="module")
+def measured(networks, digits, tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "robustness.json"
+    return measure(networks, digits["test"].first(40), path, examples=8, quiet=True), path
+
+
+def test_it_measures_what_it_says(measured, networks, digits):
+    report, path = measured
+    assert json.loads(path.read_text()) == report
+    assert [path.name for path in path.parent.iterdir()] == ["robustness.json"]
+    split = digits["test"].first(40)
+    (_, source), (_, other) = networks.values()
+    transferred = evaluate_fgsm(other, split, RADII, source=source)
+    white_box = evaluate_fgsm(other, split, RADII)
+    name = report["networks"][1]["name"]
+    for setting, results in (("transfer", transferred), ("white_box", white_box)):
+        for result in results:
+            row = find(report, name, "fgsm", result.epsilon, setting)
+            assert (row["accuracy"], row["examples"]) == (result.accuracy, 40)
+    for options in (PGD_20, {"steps": 50, "restarts": 10, "seed": 0}):
+        result = evaluate(other, split.first(8), "pgd", RADIUS, options=options)
+        row = find(report, name, "pgd", RADIUS, **options)
+        assert (row["accuracy"], row["examples"]) == (result.accuracy, 8)
+    (_, baseline_transfer), (_, baseline) = [
+        (setting, [find(report, "cnn", "fgsm", radius, setting)["accuracy"] for radius in RADII])
+        for setting in ("transfer", "white_box")
+    ]
+    assert baseline == baseline_transfer  # crafted on itself
+    strongest = find(report, name, "autoattack", RADIUS)["accuracy"]
+    assert strongest <= find(report, name, "pgd", RADIUS, steps=50)["accuracy"]
+
+
+def test_what_is_done_is_skipped_and_what_changed_is_not(measured, networks, digits, tmp_path, quick, monkeypatch):
+    path = tmp_path / "robustness.json"
+    split = digits["test"].first(20)
+    first = measure(networks, split, path, examples=4, quiet=True)
+    runs = []
+    run = robustness.Test.run
+    monkeypatch.setattr(robustness.Test, "run", lambda self, *rest: runs.append(self.attack) or run(self, *rest))
+    assert measure(networks, split, path, examples=4, quiet=True) == first
+    assert runs == []
+
+    holed = copy.deepcopy(first)
+    entry = holed["networks"][1]
+    entry["results"] = [row for row in entry["results"] if row["name"] != "autoattack"]
+    holed["networks"][0]["sha256"] = "0" * 64  # another baseline
+    path.write_text(json.dumps(holed))
+    again = measure(networks, split, path, examples=4, quiet=True)
+    assert runs.count("autoattack") == 2
+    assert runs.count("fgsm") == 2
+    assert len(runs) == 2 + len(RADII) + 1 + 1 + 1
+
+    def accuracies(report):
+        return [[row["accuracy"] for row in entry["results"]] for entry in report["networks"]]
+
+    assert accuracies(again) == accuracies(first)
+    measure(networks, split, path, examples=5, quiet=True)
+    assert runs.count("pgd") == (len(RADII) + 1) * 3  # other images, for both networks
+
+
+def test_an_interruption_loses_nothing(networks, digits, tmp_path, quick, monkeypatch):
+    path, split = tmp_path / "robustness.json", digits["test"].first(20)
+    pgd, calls = evaluation.ATTACKS["pgd"], []
+
+    def interrupted(*arguments, **options):
+        calls.append(options)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return pgd(*arguments, **options)
+
+    monkeypatch.setitem(evaluation.ATTACKS, "pgd", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        measure(networks, split, path, examples=4, quiet=True)
+    assert len(read_report(path)["networks"]) == 2
+    report = measure(networks, split, path, examples=4, quiet=True)
+    assert len(calls) == 1 + 2 * (len(RADII) + 1)
+    assert [len(entry["results"]) for entry in report["networks"]] == [2 * (len(RADII) + 1) + len(RADII) + 2] * 2
+    assert [path.name for path in tmp_path.iterdir()] == ["robustness.json"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: "[]",
+        lambda text: "null",
+        lambda text: text.replace('"sha256"', '"sha1"'),
+        lambda text: text.replace('"confidence_interval"', '"interval"'),
+        lambda text: text.replace('"accuracy": ', '"accuracy": "x", "was": '),
+    ],
+)
+def test_a_damaged_report_is_one_line(damage, measured, tmp_path):
+    path = tmp_path / "robustness.json"
+    path.write_text(damage(measured[1].read_text()))
+    with pytest.raises(UserError, match="is no report on robustness") as raised:
+        read_report(path)
+    assert "\n" not in str(raised.value)
+
+
+def test_tables_are_the_reports(measured):
+    report, _ = measured
+    text = tables.robustness_document(report)
+    assert "on the 40 digits test images, under PGD and AutoAttack on the first 8" in text
+    for entry in report["networks"]:
+        cells = [
+            find(report, entry["name"], "fgsm", 0.0),
+            find(report, entry["name"], "fgsm", 0.1, "transfer"),
+            find(report, entry["name"], "fgsm", RADIUS),
+            find(report, entry["name"], "pgd", RADIUS, steps=50),
+            find(report, entry["name"], "autoattack", RADIUS),
+        ]
+        row = " | ".join([tables.defended(entry), *map(tables.with_interval, cells)])
+        assert f"| {row} |" in tables.robustness_table(report)
+        curve = [find(report, entry["name"], "pgd", radius, **PGD_20) for radius in RADII]
+        assert " | ".join(map(tables.with_interval, curve)) in text
+
+
+def test_rows_say_how_a_network_was_defended():
+    def row(defense, name="cnn"):
+        return tables.defended({"network": name, "training": {"defense": defense, "width": 64}})
+
+    assert row(None) == "CNN, none (baseline)"
+    assert row({"name": "fgsm-augment", "epsilon": 0.2}, "cnn-lstm") == "CNN-LSTM, the study's: FGSM examples of 0.2"
+    assert row({"name": "n-fgsm", "epsilon": 8 / 255}) == "CNN, **ours**: N-FGSM at 8/255, width 64"
+
+
+def test_accuracy_figure_draws_the_report(measured):
+    report, _ = measured
+    three = copy.deepcopy(report)
+    three["networks"].append({**three["networks"][1], "name": "robust"})
+    figure = plotting.robust_accuracy(three)
+    for entry, line in zip(three["networks"], figure.axes[0].lines[::2], strict=True):
+        x, y = line.get_data()
+        assert list(x) == pytest.approx([0, *RADII])
+        expected = [find(three, entry["name"], "fgsm", 0.0)]
+        expected += [find(three, entry["name"], "pgd", radius, **PGD_20) for radius in RADII]
+        assert list(y) == pytest.approx([100 * row["accuracy"] for row in expected])
+    plt.close(figure)
+
+
+def test_gradient_and_targeted_figures_show_each_network(networks, digits):
+    tested = {"baseline": next(iter(networks.values()))[1], "robust": list(networks.values())[1][1]}
+    for draw in (plotting.input_gradients, plotting.targeted_examples):
+        figure = draw(tested, digits["test"], "CNN", columns=3)
+        assert len(figure.axes) == 9
+        images, baseline, robust = ([axis.images[0].get_array() for axis in figure.axes[i : i + 3]] for i in (0, 3, 6))
+        for image, one, other in zip(images, baseline, robust, strict=True):
+            assert (one != image).any()
+            assert (one != other).any()
+        plt.close(figure)
+
+
+def test_targeted_examples_reach_the_other_class_within_epsilon(networks, digits):
+    network = next(iter(networks.values()))[1]
+    images, labels = digits["test"].take(slice(6))
+    targets = (labels + 1) % 10
+    moved = plotting._towards(network, images, targets, 0.5, 20)
+    assert (moved - images).abs().max() <= 0.5 + 1e-6
+    assert 0 <= moved.min() <= moved.max() <= 1
+    assert (network(moved).argmax(1) == targets).all()
