@@ -166,6 +166,21 @@ def test_accuracy_figure_draws_the_report(measured):
     plt.close(figure)
 
 
+def test_defences_figure_draws_the_logs():
+    def log(name, *epochs):
+        first = {"network": "cnn", "width": 32, "defense": {"name": name, "epsilon": 8 / 255}}
+        keys = ("seconds", "choosing_accuracy", "validation_accuracy")
+        return [first, *(dict(zip(keys, epoch, strict=True)) for epoch in epochs)]
+
+    logs = [log("trades", (120, 0.2, 0.4)), log("fgsm", (30, 0.3, 0.5), (60, 0.0, 0.8))]
+    figure = plotting.defenses_compared(logs)
+    robust, clean = ([line.get_data() for line in axes.lines] for axes in figure.axes)
+    assert [list(x) for x, _ in robust] == [list(x) for x, _ in clean] == [[0.5, 1.5], [2.0]]
+    assert [list(y) for _, y in robust] == [[30, 0], [20]]
+    assert [list(y) for _, y in clean] == [[50, 80], [40]]
+    plt.close(figure)
+
+
 def test_gradient_and_targeted_figures_show_each_network(networks, digits):
     tested = {"baseline": next(iter(networks.values()))[1], "robust": list(networks.values())[1][1]}
     for draw in (plotting.input_gradients, plotting.targeted_examples):

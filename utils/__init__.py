@@ -13,4 +13,4 @@ class UserError(Exception):
 
 def checkpoint_stem(stem, epsilon, defense="fgsm-augment"):
     """The name of a network trained with a defence, after its baseline's; that itself if epsilon is None."""
-    return stem if epsilon is None else f"{stem}-{defense}-{epsilon:.4g}"
+    return stem if epsilon is None else f"{stem}-{defense}-{epsilon:g}"

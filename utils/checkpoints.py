@@ -114,6 +114,17 @@ def write_atomically(path, data):
         raise
 
 
+def read_json_lines(path):
+    """What a file's lines hold, before the first that is no JSON, as the last may be when the writer was killed."""
+    rows = []
+    for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
 def _open(path, read):
     try:
         with safe_open(path, framework="pt") as file:

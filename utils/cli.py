@@ -218,7 +218,7 @@ def train_command(network, args, recipe):
         signs = adversarial_set(args.source, training.clean, device=device, progress=not args.quiet)
         training = replace(training, direction=signs.direction)
     if not args.quiet:
-        defended = f", {args.defense} at {args.epsilon:.4g}" if args.epsilon else ""
+        defended = f", {args.defense} at {args.epsilon:g}" if args.epsilon else ""
         print(f"training {network}, width {args.width}, on {len(training):,} {args.dataset} images{defended}, {device}")
     train(
         network,
@@ -543,7 +543,8 @@ def robustness_script():
         "--results",
         type=Path,
         metavar="FOLDER",
-        help=f"robustness.json, robustness.md and, in robustness/, the figures (default results, for digits {DEMO})",
+        help="robustness.json, robustness.md and, in robustness/, the figures, one of them of the logs that are in "
+        f"defenses/ (default results, for digits {DEMO})",
     )
     option(
         "--examples",
@@ -566,7 +567,7 @@ def robustness_command(args):
 
     from utils import plotting, tables
     from utils.allocator import keep_freed_memory
-    from utils.checkpoints import write_atomically
+    from utils.checkpoints import read_json_lines, write_atomically
     from utils.data import load_split
     from utils.robustness import checkpoint_paths, measure
 
@@ -576,7 +577,11 @@ def robustness_command(args):
     path = args.results / "robustness.json"
     report = measure(networks, split, path, examples=args.examples, quiet=args.quiet)
     write_atomically(args.results / "robustness.md", tables.robustness_document(report).encode())
-    for name, figure in plotting.robustness_figures(report, networks, split).items():
+    figures = plotting.robustness_figures(report, networks, split)
+    logs = [read_json_lines(path) for path in sorted((args.results / "defenses").glob("*.jsonl"))]
+    if logs:
+        figures["defenses"] = plotting.defenses_compared(logs)
+    for name, figure in figures.items():
         plotting.save(figure, args.results / "robustness" / f"{name}.png")
     if not args.quiet:
         print(f"\nsee {args.results / 'robustness.md'} and the figures in {args.results / 'robustness'}")

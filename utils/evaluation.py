@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from attacks import autoattack, fgsm, fgsm_direction, pgd, step
 from attacks.core import evaluation_mode
 from utils import EVALUATION_BATCH
-from utils.checkpoints import versions, write_atomically
+from utils.checkpoints import read_json_lines, versions, write_atomically
 from utils.data import batches, tensor_digest
 
 # The names that the command line and reports use.
@@ -165,7 +165,7 @@ class Notes:
         """about: what is evaluated and how, JSON-serialisable; notes about something else are thrown away."""
         self.path, self.rows = path and Path(path), []
         if self.path:
-            lines = _json_lines(self.path) if self.path.exists() else []
+            lines = read_json_lines(self.path) if self.path.exists() else []
             self.rows = lines[1:] if lines[:1] == [about] else []
             lines = [about, *self.rows]
             write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in lines).encode())
@@ -179,17 +179,6 @@ class Notes:
     def finish(self):
         if self.path:
             self.path.unlink()
-
-
-def _json_lines(path):
-    """Those of a file before the first that is none, as the last may be when the writer was killed."""
-    rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
 
 
 def multiply_adds(network):

@@ -223,6 +223,32 @@ def robust_accuracy(report):
     return figure
 
 
+def defenses_compared(logs):
+    """Accuracy under PGD-10 (left) and clean (right) on validation images against training time, a line for each log.
+
+    logs: lists of what a training's .jsonl holds: its arguments and then an entry for each epoch.
+    """
+    figure, panels = plt.subplots(1, 2, figsize=(9.6, 4), sharey=True, layout="constrained")
+    looks = {"fgsm": (ORANGE, "D"), "n-fgsm": (BLUE, "s"), "pgd": (GREEN, "^"), "trades": ("black", "o")}
+    for first, *epochs in sorted(logs, key=lambda log: list(looks).index(log[0]["defense"]["name"])):
+        minutes = np.cumsum([epoch["seconds"] for epoch in epochs]) / 60
+        color, marker = looks[first["defense"]["name"]]
+        style = {"color": color, "marker": marker, "markersize": 4, "label": TITLES[first["defense"]["name"]]}
+        for axes, key in zip(panels, ("choosing_accuracy", "validation_accuracy"), strict=True):
+            axes.plot(minutes, [100 * epoch[key] for epoch in epochs], **style)
+    first = logs[0][0]
+    for axes, title in zip(panels, ("PGD-10 on the margin, 2,000 images", "clean, 5,000 images"), strict=True):
+        axes.set_title(title, fontsize="medium")
+        axes.set_xlabel("training time (minutes)")
+        axes.grid(alpha=0.3)
+        axes.set(xlim=(0, None), ylim=(0, 100))
+    panels[0].set_ylabel("validation accuracy (%)")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    radius = pixels(first["defense"]["epsilon"])
+    figure.suptitle(f"Four defences at {radius}, {TITLES[first['network']]} of width {first['width']}")
+    return figure
+
+
 def input_gradients(tested, split, title, columns=6):
     """Images, and below each the gradient of the loss for it, of each network in {name: network}.
 

@@ -31,6 +31,7 @@ from utils.checkpoints import (
     file_digest,
     load_checkpoint,
     read_header,
+    read_json_lines,
     read_metadata,
     versions,
     write_atomically,
@@ -358,11 +359,10 @@ def read_report(path):
 
 def read_log(path):
     """The epochs in the log beside a checkpoint; none if there is no log, or none of ours."""
-    log = Path(path).with_suffix(".jsonl")
     try:
-        epochs = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()[1:]]
+        epochs = read_json_lines(Path(path).with_suffix(".jsonl"))[1:]
         return [epoch for epoch in epochs if {"seconds", "images_per_second"} <= epoch.keys()]
-    except (OSError, ValueError, AttributeError):
+    except (OSError, AttributeError):
         return []
 
 
