@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo study test lint format figures constraints clean
+.PHONY: help demo study defenses robustness diagnosis agreement test lint format figures constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -14,6 +14,28 @@ demo: $(VENV)/installed  ## the whole study on scikit-learn's digits: no downloa
 
 study: $(VENV)/installed  ## the whole study on CIFAR-10, or what remains of it: hours on two cores
 	$(RUN) study.py
+
+defenses: $(VENV)/installed  ## four defences on the same network, about seven minutes each on two cores, and their logs
+	for run in "fgsm 20" "n-fgsm 20" "pgd 6" "trades 5"; do set -- $$run; \
+	  $(RUN) train-cnn.py --defense $$1 --epochs $$2 --average 0.999 --precision bfloat16 \
+	    --output runs/defenses/$$1.safetensors --resume || exit; done
+	mkdir -p results/defenses && cp runs/defenses/*.jsonl results/defenses/
+
+robustness: $(VENV)/installed  ## every attack on baselines, the study's defence and ours, or what remains: hours
+	$(RUN) robustness.py
+
+diagnosis: $(VENV)/installed  ## can these figures be trusted? the checks on the same six networks
+	for name in cnn cnn-lstm; do for defense in "" -fgsm-augment-0.2 -robust; do \
+	  $(RUN) test-$$name.py --checkpoint models/$$name$$defense.safetensors --attack fgsm --epsilon 8/255 \
+	    --examples 500 --diagnose --json results/diagnosis/$$name$$defense.json || exit; done; done
+
+agreement: .venv-peers/installed  ## our attacks against torchattacks', in an environment of its own
+	.venv-peers/bin/python benchmarks/agreement.py
+
+.venv-peers/installed: benchmarks/requirements.txt requirements.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --disable-pip-version-check -r benchmarks/requirements.txt
+	@touch $@
 
 test: $(VENV)/installed-dev  ## run the test suite (on CIFAR-10 too, where DATA_DIR or data/ holds it)
 	$(RUN) -m pytest
@@ -38,7 +60,7 @@ constraints: $(VENV)/installed-dev  ## pin the newest versions that requirements
 	 requirements-dev.txt) > constraints.txt
 
 clean:  ## remove the environment and the demo's output
-	rm -rf $(VENV) results/demo data/adversarial/digits-*
+	rm -rf $(VENV) .venv-peers results/demo data/adversarial/digits-*
 
 $(VENV)/installed: requirements.txt constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=...")'

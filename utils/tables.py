@@ -1,6 +1,7 @@
 """The reports as tables: Markdown for results/*.md and README, plain text for a terminal."""
 
 import statistics
+from pathlib import Path
 
 from utils.paper import EPSILONS, PRINTED, REMEASURED
 from utils.robustness import PGD_20, PGD_50, RADII, RADIUS, find
@@ -236,6 +237,21 @@ def robust_checkpoint_table(report):
         name = f"[{entry['name']}]({entry['name']}.safetensors)"
         rows.append([name, f"{entry['parameters']:,}", f"{seconds / 60:.1f}", f"`{entry['sha256']}`"])
     return markdown(["checkpoint", "parameters", "minutes under attack", "SHA-256"], rows)
+
+
+def diagnosis_table(reports):
+    """The verdicts of `test-*.py --diagnose --json`; reports: in the order of the rows."""
+    rows = []
+    for report in reports:
+        diagnosis = report["diagnosis"]
+        failed = sum(check["passed"] is False for check in diagnosis["checks"])
+        strongest = {"accuracy": diagnosis["robust_accuracy"], "confidence_interval": diagnosis["confidence_interval"]}
+        checks = f"{len(diagnosis['checks']) - failed} of {len(diagnosis['checks'])}"
+        verdict = diagnosis["verdict"].split(":")[0].split(",")[0]
+        rows.append([Path(report["checkpoint"]).stem, checks, verdict, with_interval(strongest)])
+    return markdown(
+        ["network", "checks passed", "is the evaluation trustworthy?", "left by the strongest attack"], rows
+    )
 
 
 def defended(entry):

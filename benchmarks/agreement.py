@@ -1,0 +1,90 @@
+"""Do our attacks agree with torchattacks' on the shipped checkpoints? `make agreement` writes results/agreement.json.
+
+FGSM's images should be the same but where the gradient is zero to rounding, and accuracies under PGD within a point.
+"""
+
+import argparse
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+
+warnings.filterwarnings("ignore")  # torchattacks' syntax, on new versions of Python
+import torch  # noqa: E402
+import torchattacks  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+from attacks import fgsm, pgd  # noqa: E402
+from attacks.core import attacking, input_gradient  # noqa: E402
+from utils.checkpoints import file_digest, load_checkpoint, write_atomically  # noqa: E402
+from utils.data import batches, load_split  # noqa: E402
+from utils.evaluation import correct  # noqa: E402
+
+EPSILON, STEPS, NETWORKS = 8 / 255, 50, ("cnn", "cnn-fgsm-augment-0.2", "cnn-robust", "cnn-lstm", "cnn-lstm-robust")
+ROUNDING = 1e-5  # of the image's largest gradient: what another order of summation may change
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-dir", type=Path, default=os.environ.get("DATA_DIR"))
+    parser.add_argument("--examples", type=int, default=1000)
+    args = parser.parse_args()
+    split = load_split("cifar10", "test", args.data_dir).first(args.examples)
+    rows = [compare(name, split) for name in NETWORKS]
+    report = {
+        "peer": f"torchattacks {torchattacks.__version__}",
+        "torch": torch.__version__,
+        "epsilon": EPSILON,
+        "steps": STEPS,
+        "examples": len(split),
+        "networks": rows,
+    }
+    write_atomically(ROOT / "results" / "agreement.json", (json.dumps(report, indent=1) + "\n").encode())
+    sys.exit(
+        any(row["pixels_that_should_agree_and_do_not"] or abs(row["pgd"] - row["peer_pgd"]) > 0.01 for row in rows)
+    )
+
+
+def compare(name, split):
+    path = ROOT / "models" / f"{name}.safetensors"
+    network = load_checkpoint(path)
+    peers = torchattacks.FGSM(network, eps=EPSILON)
+    peers_pgd = torchattacks.PGD(network, eps=EPSILON, alpha=2.5 * EPSILON / STEPS, steps=STEPS)
+    torch.manual_seed(0)
+    hits = dict.fromkeys(("fgsm", "peer_fgsm", "pgd", "peer_pgd"), 0)
+    differ = wrong = 0
+    for images, labels in batches(split, 250):
+        examples = {
+            "fgsm": fgsm(network, images, labels, epsilon=EPSILON),
+            "peer_fgsm": peers(images, labels),
+            "pgd": pgd(network, images, labels, epsilon=EPSILON, steps=STEPS),
+            "peer_pgd": peers_pgd(images, labels),
+        }
+        for attack, crafted in examples.items():
+            hits[attack] += correct(network, crafted, labels).sum().item()
+        other = (examples["fgsm"] - examples["peer_fgsm"]).abs() > 1e-6
+        with attacking(network, images.device):
+            _, _, gradient = input_gradient(network, images, labels)
+        largest = gradient.abs().amax((1, 2, 3), keepdim=True)
+        differ += other.sum().item()
+        wrong += (other & (gradient.abs() > ROUNDING * largest)).sum().item()
+    row = {
+        "name": name,
+        "sha256": file_digest(path),
+        **{attack: count / len(split) for attack, count in hits.items()},
+        "pixels": len(split) * 3 * 32 * 32,
+        "pixels_that_differ": differ,
+        "pixels_that_should_agree_and_do_not": wrong,
+    }
+    print(
+        f"{name:22} FGSM {row['fgsm']:.2%}, theirs {row['peer_fgsm']:.2%}, {differ:,} of {row['pixels']:,} pixels "
+        f"differ, {wrong:,} of them by more than rounding; PGD-{STEPS} {row['pgd']:.2%}, theirs {row['peer_pgd']:.2%}",
+        flush=True,
+    )
+    return row
+
+
+if __name__ == "__main__":
+    main()
