@@ -277,8 +277,9 @@ def argument_differences(found, wanted):
     # The fields of a recipe that have a default came later: what was trained before was trained with it.
     later = {field.name: field.default for field in fields(Recipe) if field.default is not MISSING}
     found = {**later, **found} if isinstance(found, dict) else {}
-    if isinstance(found.get("defense"), dict):  # likewise
-        found["defense"] = {"crafting": "training", **found["defense"]}
+    defenses = [arguments.get("defense") for arguments in (found, wanted)]
+    if all(isinstance(defense, dict) for defense in defenses) and "crafting" in defenses[1]:  # likewise
+        found["defense"] = {"crafting": "training", **defenses[0]}
     return [
         f"{name} {found.get(name)!r}, not {wanted.get(name)!r}"
         for name in sorted(found.keys() | wanted.keys())
