@@ -1,1 +1,0 @@
-cd /tmp/w/rob && git checkout -q --detach four && cp runs/n96.safetensors models/cnn-robust.safetensors && cp runs/n96.jsonl models/cnn-robust.jsonl && mkdir -p /tmp/w/keep/runs && cp runs/n96.* /tmp/w/keep/runs/ && python robustness.py
