@@ -297,7 +297,8 @@ def _towards(network, images, targets, epsilon, steps):
 
 def _grid(rows, captions, title):
     """A row of pictures, (N, 3, H, W) in [0, 1], for each name; the captions stand below the columns."""
-    figure, axes = plt.subplots(len(rows), len(captions), figsize=(1.7 * len(captions) + 0.9, 1.7 * len(rows) + 0.8))
+    size = (1.7 * len(captions) + 0.9, 1.7 * len(rows) + 0.8)
+    figure, axes = plt.subplots(len(rows), len(captions), figsize=size, squeeze=False)
     figure.set_layout_engine("constrained", h_pad=0.02, w_pad=0.02)
     for row, (name, pictures) in zip(axes, rows.items(), strict=True):
         row[0].set_ylabel(name)
