@@ -3,6 +3,6 @@
 from attacks.autoattack import autoattack
 from attacks.core import step
 from attacks.fgsm import fgsm, fgsm_direction
-from attacks.pgd import pgd
+from attacks.pgd import default_step_size, pgd
 
-__all__ = ["autoattack", "fgsm", "fgsm_direction", "pgd", "step"]
+__all__ = ["autoattack", "default_step_size", "fgsm", "fgsm_direction", "pgd", "step"]

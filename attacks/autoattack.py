@@ -37,7 +37,7 @@ def autoattack(model, images, labels, *, epsilon, attacks=STANDARD, queries=5000
     if len(images) == 0 or epsilon == 0:
         return images.detach().clone()
     try:
-        from pyautoattack import AutoAttack
+        from pyautoattack import AutoAttack, checks
     except ImportError as error:
         raise ImportError("AutoAttack needs the package pyautoattack: pip install pyautoattack") from error
 
@@ -48,6 +48,7 @@ def autoattack(model, images, labels, *, epsilon, attacks=STANDARD, queries=5000
         ensemble.attacks_to_run = list(attacks)
         ensemble.square.n_queries = queries
         ensemble.apgd_targeted.n_target_classes = ensemble.fab.n_target_classes = min(9, logits.shape[1] - 1)
+        checks.funcs.update(dict.fromkeys(checks.funcs, 0))  # counted for the model before this one, if any
         tracing = sys.gettrace()
         try:
             adversarial, _ = ensemble.run_standard_evaluation(originals, labels, batch_size=len(originals))
@@ -69,10 +70,12 @@ def _warnings_shown():
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: warnings.warn(f"AutoAttack: {record.getMessage()}", RuntimeWarning, stacklevel=2)
     logger = logging.getLogger("auto-attack")
-    propagate, logger.propagate = logger.propagate, False
+    propagate, level, logger.propagate = logger.propagate, logger.level, False
+    logger.setLevel(logging.WARNING)
     logger.addHandler(handler)
     try:
         yield
     finally:
         logger.removeHandler(handler)
         logger.propagate = propagate
+        logger.setLevel(level)

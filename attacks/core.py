@@ -45,14 +45,14 @@ def margin(logits, labels):
 LOSSES = {"cross_entropy": cross_entropy, "margin": margin}
 
 
-def input_gradient(model, images, labels, loss=cross_entropy):
+def input_gradient(model, images, labels, loss=cross_entropy, *, first=True):
     """Logits (N, K), losses (N,) and the gradient of each image's loss for that image, of its shape and dtype.
 
-    To be called inside `attacking`. Raises ValueError if logits and labels do not fit each other or the gradient is
-    missing or not finite.
+    To be called inside `attacking`. first: as for `forward`. Raises ValueError if logits and labels do not fit each
+    other or the gradient is missing or not finite.
     """
     inputs = images.detach().clone().requires_grad_()
-    logits, losses = forward(model, inputs, labels, loss)
+    logits, losses = forward(model, inputs, labels, loss, first=first)
     if not logits.requires_grad:
         raise ValueError("the model's output does not depend on the images, or hides how: there is no gradient")
     # Summed, so that an image's gradient does not shrink with the size of the batch it happens to be in.
@@ -62,12 +62,15 @@ def input_gradient(model, images, labels, loss=cross_entropy):
     return logits.detach(), losses.detach(), gradient
 
 
-def forward(model, images, labels, loss):
-    """Logits (N, K) and losses (N,). Raises ValueError unless the logits are numbers that fit the labels."""
+def forward(model, images, labels, loss, *, first=True):
+    """Logits (N, K) and losses (N,). Raises ValueError unless the logits are numbers that fit the labels.
+
+    first: the labels have not been compared with the model's classes yet, which nobody knows before its first answer.
+    """
     logits = model(images.clone())  # a copy, for the model's first operation may be in place
     if logits.ndim != 2 or len(logits) != len(labels):
         raise ValueError(f"the model must return (N, classes) with N={len(labels)}, not {tuple(logits.shape)}")
-    if labels.min() < 0 or labels.max() >= logits.shape[1]:
+    if first and (labels.min() < 0 or labels.max() >= logits.shape[1]):
         raise ValueError(f"labels must be classes of the model, in 0..{logits.shape[1] - 1}")
     if logits.isnan().any():
         raise ValueError("the model's logits hold NaN: they classify nothing")
@@ -86,24 +89,32 @@ def step(images, direction, size, low=0, high=1):
 def attacking(model, device):
     """The state in which a model (any callable) on `device` is attacked; it is left as it was found.
 
-    Evaluation mode, parameters frozen (the gradient of the input is wanted alone), float32 whatever autocast says,
-    gradients on even under no_grad and inference_mode. cuDNN refuses the backward pass of a recurrent layer in
-    evaluation mode: a model that has one does without it, and so does a plain function, into which we cannot look.
+    As in `evaluating`, with parameters frozen (the gradient of the input is wanted alone), and gradients on even under
+    no_grad and inference_mode. cuDNN refuses the backward pass of a recurrent layer in evaluation mode: a model that
+    has one does without it, and so does a plain function, into which we cannot look.
     """
     modules = list(model.modules()) if isinstance(model, nn.Module) else []
     trainable = [p for module in modules for p in module.parameters(recurse=False) if p.requires_grad]
     recurrent = not modules or any(isinstance(module, nn.RNNBase) for module in modules)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(evaluation_mode(model))
+        stack.enter_context(evaluating(model, device))
         for parameter in trainable:
             parameter.requires_grad_(False)
             stack.callback(parameter.requires_grad_, True)
         if recurrent:
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-        stack.enter_context(torch.autocast(device.type, enabled=False))
         # Because autograd refuses tensors made inside inference mode.
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
+        yield
+
+
+@contextlib.contextmanager
+def evaluating(model, device):
+    """Evaluation mode, in float32 whatever autocast says, and on a GPU without TF32, which keeps ten bits of it."""
+    cudnn = torch.backends.cudnn
+    flags = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
+    with evaluation_mode(model), torch.autocast(device.type, enabled=False), cudnn.flags(**flags, allow_tf32=False):
         yield
 
 

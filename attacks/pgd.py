@@ -28,7 +28,7 @@ def pgd(
     image that an iterate gets misclassified leaves the batch, so that what is left costs less with every step.
 
     model, images, labels, epsilon: as for `fgsm`. steps, restarts: at least 1. step_size: in pixel units; by default
-        2.5 * epsilon / steps, Madry's choice, with which an iterate can cross the ball.
+        `default_step_size`.
     random_start: the noise; without it, there is nothing to restart.
     loss: "cross_entropy", or "margin", the largest wrong logit less the label's (Carlini and Wagner, 2017), which
         does not flatten where the network is sure.
@@ -41,9 +41,9 @@ def pgd(
     """
     check_epsilon(epsilon)
     check_images_and_labels(images, labels)
-    step_size = 2.5 * epsilon / steps if step_size is None and steps else step_size
     if not (steps >= 1 and restarts >= 1):
         raise ValueError(f"steps and restarts must be at least 1, not {steps} and {restarts}")
+    step_size = default_step_size(epsilon, steps) if step_size is None else step_size
     if not (math.isfinite(step_size) and step_size >= 0):
         raise ValueError(f"step_size must be finite and at least 0, not {step_size}")
     if restarts > 1 and not random_start:
@@ -64,8 +64,9 @@ def pgd(
         images, labels = images.detach().clone(), labels.clone()
         low, high = (images - radius).clamp_(0, 1), (images + radius).clamp_(0, 1)
         result = images.clone()
-        best = images.new_full(labels.shape, -math.inf)  # the objective of `result`
+        best = torch.full(labels.shape, -math.inf, device=images.device)  # the objective of `result`
         left = torch.arange(len(images), device=images.device)  # the images on which no iterate has succeeded yet
+        first = True
         for noisy, moves in starts:
             iterates = images[left]
             if noisy:
@@ -74,12 +75,13 @@ def pgd(
                 iterates = (iterates + noise.to(images)[left]).clamp_(0, 1)
             for move in range(moves + 1):
                 if move < moves:
-                    logits, losses, gradient = input_gradient(model, iterates, labels[left], objective)
+                    logits, losses, gradient = input_gradient(model, iterates, labels[left], objective, first=first)
                 else:  # nowhere to go from here: no gradient
-                    logits, losses = forward(model, iterates, labels[left], objective)
+                    logits, losses = forward(model, iterates, labels[left], objective, first=first)
+                first = False
                 success = (logits.argmax(1) == labels[left]) == targeted
                 better = success | (losses > best[left])
-                result[left[better]], best[left[better]] = iterates[better], losses[better]
+                result[left[better]], best[left[better]] = iterates[better], losses[better].to(best)
                 left = left[~success]
                 if len(left) == 0:
                     return result
@@ -87,3 +89,8 @@ def pgd(
                     direction = gradient[~success].sign()
                     iterates = step(iterates[~success], direction, step_size, low[left], high[left])
     return result
+
+
+def default_step_size(epsilon, steps):
+    """2.5 * epsilon / steps, Madry et al.'s choice, with which an iterate can cross the ball."""
+    return 2.5 * min(float(epsilon), 1.0) / steps

@@ -38,7 +38,22 @@ MODELS = {
     "CNN": lambda: CNN(width=4),
     "CNNLSTM": lambda: CNNLSTM(width=4),
     "SmallCNN": lambda: SmallCNN(width=4),
+    "one that computes in float32": lambda: InFloat32(),
 }
+
+
+class InFloat32(torch.nn.Module):
+    """A network that answers in float32 whatever it is asked in."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(3 * 32 * 32, 10)
+
+    def to(self, *dtype):
+        return self
+
+    def forward(self, images):
+        return self.linear(images.float().flatten(1))
 
 
 @pytest.mark.parametrize("name", MODELS)
