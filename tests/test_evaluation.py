@@ -1,5 +1,6 @@
 """Accuracies, their intervals and their pictures."""
 
+import json
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
@@ -11,7 +12,16 @@ from attacks import fgsm
 from utils import plotting
 from utils.checkpoints import load_checkpoint
 from utils.data import batches
-from utils.evaluation import ATTACKS, accuracy, evaluate, evaluate_fgsm, wilson_interval
+from utils.evaluation import (
+    ATTACKS,
+    Notes,
+    Result,
+    accuracy,
+    evaluate,
+    evaluate_fgsm,
+    report_row,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(("correct", "examples"), [(0, 1), (1, 1), (0, 300), (7, 10), (299, 300), (8037, 10_000)])
@@ -57,9 +67,9 @@ def test_each_attack_is_evaluated_batch_by_batch(attack, transfer, digits, train
     assert result.options == OPTIONS[attack]
 
 
-@pytest.mark.parametrize("torn", [False, True])
-def test_interrupted_evaluation_goes_on_after_its_last_batch(torn, digits, trained, tmp_path, monkeypatch):
-    network, split, notes = load_checkpoint(trained("cnn")), digits["test"].first(100), tmp_path / "notes.jsonl"
+@pytest.fixture
+def counted(monkeypatch):
+    """A list that grows with each call of FGSM by `evaluate`; the third is interrupted."""
     calls = []
 
     def counted(*args, **options):
@@ -68,40 +78,102 @@ def test_interrupted_evaluation_goes_on_after_its_last_batch(torn, digits, train
             raise KeyboardInterrupt
         return fgsm(*args, **options)
 
-    arguments = {"batch_size": 20, "notes": notes}
-    whole = evaluate(network, split, "fgsm", 0.05, batch_size=20)
     monkeypatch.setitem(ATTACKS, "fgsm", counted)
+    return calls
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_interrupted_evaluation_goes_on_after_its_last_batch(torn, digits, trained, tmp_path, counted):
+    network, split, path = load_checkpoint(trained("cnn")), digits["test"].first(100), tmp_path / "notes.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        evaluate(network, split, "fgsm", 0.05, **arguments)
+        evaluate(network, split, "fgsm", 0.05, batch_size=20, notes=Notes(path))
     if torn:
-        notes.write_text(notes.read_text()[:-9])  # killed while it wrote of the second batch
-    result = evaluate(network, split, "fgsm", 0.05, **arguments)
-    assert len(calls) == 3 + (4 if torn else 3)
+        path.write_text(path.read_text()[:-9])  # killed while it wrote of the second batch
+    notes = Notes(path)
+    result = evaluate(network, split, "fgsm", 0.05, batch_size=20, notes=notes)
+    assert len(counted) == 3 + (4 if torn else 3)
+    whole = evaluate(network, split, "fgsm", 0.05, batch_size=20)
     assert torch.equal(result.mask, whole.mask)
-    assert not notes.exists()
+
+    # Until they are finished with, what is done is done, and other evaluations are noted beside it.
+    counted.clear()
+    again = evaluate(network, split, "fgsm", 0.05, batch_size=20, notes=Notes(path))
+    assert counted == []
+    assert again == result
+    notes.finish()
+    assert not path.exists()
+
+
+class Wrapped(torch.nn.Module):
+    """The same tensors, another network."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images):
+        return -self.network(images)
 
 
 def test_notes_about_something_else_are_not_used(digits, trained, tmp_path, monkeypatch):
     same = {"network": load_checkpoint(trained("cnn")), "split": digits["test"].first(40), "epsilon": 0.1}
-    notes = tmp_path / "notes.jsonl"
-
-    def forged():
-        """Notes of an evaluation in which the attack does nothing."""
-        with monkeypatch.context() as patch:
-            patch.setitem(ATTACKS, "fgsm", lambda model, images, labels, epsilon: images)
-            patch.setattr("pathlib.Path.unlink", lambda self: None)  # so that the finished notes stay
-            return evaluate(**same, attack="fgsm", notes=notes)
-
-    assert forged().correct > 30
+    notes = Notes(tmp_path / "notes.jsonl")
+    with monkeypatch.context() as patch:  # notes of an evaluation in which the attack does nothing
+        patch.setitem(ATTACKS, "fgsm", lambda model, images, labels, epsilon, targeted=False: images)
+        assert evaluate(**same, attack="fgsm", notes=notes).correct > 30
     assert evaluate(**same, attack="fgsm", notes=notes).correct > 30  # which is what the notes say
     changes = (
         {"epsilon": 0.11},
         {"split": digits["test"].first(41)},
         {"network": load_checkpoint(trained("cnn-lstm"))},
+        {"network": Wrapped(same["network"])},
+        {"batch_size": 39},
     )
     for change in changes:
-        forged()
         assert evaluate(**(same | change), attack="fgsm", notes=notes).correct < 20
+
+
+@pytest.mark.parametrize(
+    "line", [None, [], 7, {"a": 1}, ["key"], ["key", "01"], ["key", "0121", 1.0], ["key", "01", "1"], [1, "01", 1.0]]
+)
+def test_damaged_notes_are_dropped(line, tmp_path):
+    path = tmp_path / "notes.jsonl"
+    path.write_text(json.dumps(["other", "10", 0.5]) + "\n" + json.dumps(line) + "\n")
+    assert Notes(path).rows == {"other": [("10", 0.5)]}
+    assert path.read_text() == '["other", "10", 0.5]\n'
+
+
+def test_notes_of_another_length_are_not_used(digits, trained, tmp_path):
+    network, split, path = load_checkpoint(trained("cnn")), digits["test"].first(40), tmp_path / "notes.jsonl"
+    expected = evaluate(network, split, "fgsm", 0.1, batch_size=20, notes=Notes(path))
+    key, hits, seconds = json.loads(path.read_text().splitlines()[0])
+    path.write_text(json.dumps([key, hits + hits, seconds]) + "\n")
+    assert torch.equal(evaluate(network, split, "fgsm", 0.1, batch_size=20, notes=Notes(path)).mask, expected.mask)
+
+
+def test_autocast_changes_nothing(digits, trained):
+    network, split = load_checkpoint(trained("cnn")), digits["test"].first(60)
+    dtypes = []
+    network.features[0].register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
+    expected = evaluate(network, split, "pgd", 0.05, options={"steps": 2})
+    results = evaluate_fgsm(network, split, [0.05])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(evaluate(network, split, "pgd", 0.05, options={"steps": 2}).mask, expected.mask)
+        under_autocast = evaluate_fgsm(network, split, [0.05])
+    assert [r.correct for r in under_autocast] == [r.correct for r in results]
+    assert set(dtypes) == {torch.float32}
+
+
+def test_report_has_all_of_an_attacks_parameters():
+    def row(attack, **options):
+        return report_row(Result(0.1, 1, 2, 3.0, attack, options), "white_box")
+
+    assert row("fgsm").items() >= {"name": "fgsm", "epsilon": 0.1, "targeted": False, "accuracy": 0.5}.items()
+    pgd = {"steps": 5, "step_size": 0.05, "restarts": 1, "random_start": True, "loss": "margin", "seed": 2}
+    assert row("pgd", steps=5, loss="margin", seed=2).items() >= pgd.items()
+    assert row("pgd", step_size=0.02)["step_size"] == 0.02
+    assert row("autoattack")["queries"] == 5000
+    assert row("autoattack")["attacks"] == ("apgd-ce", "apgd-t", "fab-t", "square")
 
 
 def test_evaluation_leaves_the_network_in_its_mode(digits, trained):

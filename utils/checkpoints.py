@@ -11,7 +11,7 @@ The state dict is stored as tensors, and what it takes to rebuild and judge the 
 import hashlib
 import json
 import os
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -75,9 +75,18 @@ def file_digest(path):
         raise CheckpointError(f"{path}: {error.strerror}") from error
 
 
-def versions():
-    """Library versions to store with a result; torch's own string also names its CUDA build."""
-    return {"torch": torch.__version__, **{name: version(name) for name in ("torchvision", "numpy", "safetensors")}}
+def versions(*others):
+    """Library versions to store with a result; torch's own string also names its CUDA build.
+
+    others: packages that had a part in it besides; None stands for one that is not installed.
+    """
+    found = {"torch": torch.__version__, **{name: version(name) for name in ("torchvision", "numpy", "safetensors")}}
+    for name in others:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
 
 
 def write_tensors(path, tensors, metadata):

@@ -1,5 +1,7 @@
 """Accuracy, with and without an attack, and how certain it is."""
 
+import hashlib
+import inspect
 import json
 import math
 import time
@@ -10,8 +12,8 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from attacks import autoattack, fgsm, fgsm_direction, pgd, step
-from attacks.core import evaluation_mode
+from attacks import autoattack, default_step_size, fgsm, fgsm_direction, pgd, step
+from attacks.core import evaluating, evaluation_mode
 from utils import EVALUATION_BATCH
 from utils.checkpoints import read_json_lines, versions, write_atomically
 from utils.data import batches, tensor_digest
@@ -42,12 +44,16 @@ class Result:
 
 
 def report_row(result, setting):
-    """What a JSON report says of an attack."""
+    """What a JSON report says of an attack, with all of its parameters."""
+    signature = inspect.signature(ATTACKS[result.attack]).parameters.values()
+    parameters = {p.name: p.default for p in signature if p.default is not p.empty} | result.options
+    if parameters.get("step_size", 0) is None:
+        parameters["step_size"] = default_step_size(result.epsilon, parameters["steps"])
     return {
         "name": result.attack,
         "setting": setting,
         "epsilon": result.epsilon,
-        **result.options,
+        **parameters,
         "examples": result.examples,
         "accuracy": result.accuracy,
         "confidence_interval": result.confidence_interval,
@@ -91,7 +97,7 @@ def evaluate_fgsm(
     counts = [0] * (1 + len(epsilons))
     seconds = [0.0] * (1 + len(epsilons))
     bar = tqdm(total=len(split), unit="image", desc="evaluating", leave=False, disable=None if progress else True)
-    with bar, evaluation_mode(network):
+    with bar, evaluating(network, split.device):
         crafted = iter(() if direction is None else direction.split(batch_size))
         for images, labels in batches(split, batch_size):
             start = time.perf_counter()
@@ -126,59 +132,84 @@ def evaluate(
 ):
     """Accuracy under one attack, a Result, batch by batch in the order of the split.
 
-    attack: a key of ATTACKS; options: its other arguments. source: as for `evaluate_fgsm`.
-    notes: a file in which every finished batch is noted, so that an interrupted evaluation of the same network, data
-        and attack goes on where it was; it is deleted at the end. Its seconds are then those of all sittings.
+    attack: a key of ATTACKS; options: its other arguments, a seed among them being that of each batch. source: as for
+        `evaluate_fgsm`.
+    notes: Notes, in which every finished batch is noted, so that an interrupted evaluation of the same network, data
+        and attack goes on where it was. Its seconds are then those of all sittings.
     """
     options = options or {}
-    about = notes and {
-        "network": tensor_digest(*network.state_dict().values()),
-        "source": source and tensor_digest(*source.state_dict().values()),
-        "split": split.digest(),
-        "attack": {"name": attack, "epsilon": epsilon, **options},
-        "batch_size": batch_size,
-        "versions": versions(),
-    }
-    notes = Notes(notes, about)
+    key = notes and notes.key(
+        {
+            "networks": [_described(network), source and _described(source)],
+            "split": split.digest(),
+            "attack": {"name": attack, "epsilon": float(epsilon), **options},
+            "batch_size": batch_size,
+            "versions": versions("pyautoattack"),
+        }
+    )
+    noted, rows = notes.rows.get(key, []) if notes else [], []
     title = f"{attack} at {epsilon:.4g}"
     bar = tqdm(total=len(split), unit="image", desc=title, leave=False, disable=None if progress else True)
-    with bar, evaluation_mode(network):
+    with bar, evaluating(network, split.device):
         for index, (images, labels) in enumerate(batches(split, batch_size)):
-            if index == len(notes.rows):
+            if index < len(noted) and len(noted[index][0]) == len(labels):
+                rows.append(noted[index])
+            else:
                 start = time.perf_counter()
                 crafter = network if source is None else source
                 adversarial = ATTACKS[attack](crafter, images, labels, epsilon=epsilon, **options)
                 hits = correct(network, adversarial, labels).int().tolist()
-                notes.add(["".join(map(str, hits)), round(time.perf_counter() - start, 3)])
+                rows.append(("".join(map(str, hits)), round(time.perf_counter() - start, 3)))
+                if notes:
+                    notes.add(key, *rows[-1])
             bar.update(len(labels))
-            hits = "".join(row[0] for row in notes.rows[: index + 1])
+            hits = "".join(hits for hits, _ in rows)
             bar.set_postfix(accuracy=f"{hits.count('1') / len(hits):.1%}")
-    notes.finish()
     mask = torch.tensor([hit == "1" for hit in hits])
-    return Result(epsilon, hits.count("1"), len(split), sum(row[1] for row in notes.rows), attack, options, mask)
+    seconds = sum(seconds for _, seconds in rows)
+    return Result(epsilon, hits.count("1"), len(split), seconds, attack, options, mask)
+
+
+def _described(network):
+    """What tells a network from others, JSON-serialisable."""
+    state = network.state_dict()
+    return [type(network).__name__, list(state), tensor_digest(*state.values())]
 
 
 class Notes:
-    """["0110...", seconds] of each finished batch, 1 for a correct image, in a file of JSON lines if there is one."""
+    """Finished batches of evaluations, in a file of JSON lines that outlives an interruption.
 
-    def __init__(self, path, about):
-        """about: what is evaluated and how, JSON-serialisable; notes about something else are thrown away."""
-        self.path, self.rows = path and Path(path), []
-        if self.path:
-            lines = read_json_lines(self.path) if self.path.exists() else []
-            self.rows = lines[1:] if lines[:1] == [about] else []
-            lines = [about, *self.rows]
+    A line is [key of the evaluation, "0110...", seconds]: 1 for a correct image. Whoever has stored what came out of
+    the evaluations calls `finish`, which deletes the file.
+    """
+
+    def __init__(self, path):
+        """What the file at `path` holds, if there is one; lines that are none, as of a killed writer, are dropped."""
+        self.path, self.rows = Path(path), {}
+        if self.path.exists():
+            lines = [line for line in read_json_lines(self.path) if self._is_a_line(line)]
+            for key, hits, seconds in lines:
+                self.rows.setdefault(key, []).append((hits, seconds))
             write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
-    def add(self, row):
-        self.rows.append(row)
-        if self.path:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+    @staticmethod
+    def _is_a_line(line):
+        if not (isinstance(line, list) and [type(part) for part in line[:2]] == [str, str] and len(line) == 3):
+            return False
+        return set(line[1]) <= {"0", "1"} and isinstance(line[2], (int, float)) and math.isfinite(line[2])
+
+    @staticmethod
+    def key(about):
+        """A name for an evaluation. about: what is evaluated and how, JSON-serialisable."""
+        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+    def add(self, key, hits, seconds):
+        self.rows.setdefault(key, []).append((hits, seconds))
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps([key, hits, seconds]) + "\n")
 
     def finish(self):
-        if self.path:
-            self.path.unlink()
+        self.path.unlink(missing_ok=True)
 
 
 def multiply_adds(network):
