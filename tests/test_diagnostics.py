@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from utils import diagnostics
 from utils.adversarial import AugmentedSplit
 from utils.checkpoints import load_checkpoint
 from utils.defenses import NFGSM
-from utils.diagnostics import diagnose
-from utils.evaluation import fgsm_direction
+from utils.diagnostics import Check, diagnose
+from utils.evaluation import Result, fgsm_direction
 from utils.recipes import RECIPES
 from utils.training import train
 
@@ -77,29 +78,114 @@ def test_adversarial_training_is_trustworthy_and_holds(baseline, digits, tmp_pat
     assert diagnosis.strongest.accuracy > 0.25
 
 
-class Saturated(nn.Module):
+class Masked(nn.Module):
+    """A network that hides its gradient."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+
+class Saturated(Masked):
     """The same decisions, with logits so far apart that the cross-entropy's gradient is zero to rounding."""
 
-    def __init__(self, network):
-        super().__init__()
-        self.network = network
+    factor = 1000
 
     def forward(self, images):
-        return 1000 * self.network(images)
+        return self.factor * self.network(images)
 
 
-class Shattered(nn.Module):
+class SlightlySaturated(Saturated):
+    factor = 50
+
+
+class Shattered(Masked):
     """The same network behind a ripple of a pixel's height: its gradient points anywhere, its decisions stay."""
-
-    def __init__(self, network):
-        super().__init__()
-        self.network = network
 
     def forward(self, images):
         return self.network(images + 0.004 * (2000 * images).sin())
 
 
-@pytest.mark.parametrize("masked", [Saturated, Shattered])
-def test_masked_gradients_are_caught(masked, baseline, other, digits):
+class Noisy(Masked):
+    """The same network behind noise, another in every pass."""
+
+    def forward(self, images):
+        return self.network(images + 0.2 * torch.randn_like(images))
+
+
+@pytest.mark.parametrize(
+    ("masked", "signs"),
+    [
+        (Saturated, {"the gradient is seldom zero", "an unbounded attack reaches 0 %"}),
+        (SlightlySaturated, {"the gradient is seldom zero"}),
+        (Shattered, {"a gradient-free attack is not stronger"}),
+        (Noisy, {"the same image gets the same answer"}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:AutoAttack. it seems to be a randomized defense")
+def test_masked_gradients_are_caught(masked, signs, baseline, other, digits):
+    torch.manual_seed(0)
     diagnosis = diagnosed(masked(baseline), digits, other)
     assert diagnosis.verdict.startswith("not trustworthy")
+    assert signs <= failed(diagnosis)
+
+
+def made_up(monkeypatch, **accuracies):
+    """What `diagnose` says if attacks leave these accuracies of 100 images; the others leave 30."""
+    figures = {
+        "clean": 90, "fgsm": 35, "transferred fgsm": 80, "transferred pgd": 70, "radius 0.25": 60, "radius 0.5": 45,
+        "pgd": 30, "radius 2": 5, "unbounded": 0, "longer": 29, "margin": 25, "square": 40,
+    } | accuracies  # fmt: skip
+
+    def evaluate(network, split, attack, epsilon, *, options=None, source=None, **rest):
+        factor = epsilon / EPSILON
+        if attack == "autoattack":
+            name = "square"
+        elif epsilon == 0:
+            name = "clean"
+        elif source:
+            name = f"transferred {attack}"
+        elif epsilon == 1:
+            name = "unbounded"
+        elif attack == "fgsm":
+            name = "fgsm"
+        elif options["steps"] > diagnostics.STEPS:
+            name = "margin" if "loss" in options else "longer"
+        else:
+            name = "pgd" if factor == 1 else f"radius {factor:g}"
+        mask = torch.arange(100) < figures[name]
+        return Result(epsilon, figures[name], 100, 0.0, attack, options or {}, mask)
+
+    leak = Check("leak", True, "")
+    monkeypatch.setattr(diagnostics, "evaluate", evaluate)
+    monkeypatch.setattr(diagnostics, "_leak", lambda *arguments: leak)
+    monkeypatch.setattr(diagnostics, "_zero_gradients", lambda *arguments: figures.get("flat", 0.0))
+    return diagnose(None, range(100), epsilon=EPSILON, source="another")
+
+
+@pytest.mark.parametrize(
+    ("sign", "figures"),
+    [
+        ("the gradient is seldom zero", {"flat": 0.03}),
+        ("iterative beats single-step", {"fgsm": 29}),
+        ("an unbounded attack reaches 0 %", {"unbounded": 1}),
+        ("accuracy falls as epsilon grows", {"radius 0.25": 20}),
+        ("accuracy falls as epsilon grows", {"radius 0.5": 20}),
+        ("accuracy falls as epsilon grows", {"radius 0.25": 30, "radius 0.5": 30, "pgd": 30, "radius 2": 30}),
+        ("white-box is at least as strong as transfer", {"transferred fgsm": 29}),
+        ("white-box is at least as strong as transfer", {"transferred pgd": 29}),
+        ("more steps and restarts change little", {"longer": 20, "margin": 18, "square": 20}),
+        ("more steps and restarts change little", {"longer": 41}),
+        ("a gradient-free attack is not stronger", {"square": 22}),
+    ],
+)
+def test_each_sign_is_seen_alone(sign, figures, monkeypatch):
+    assert failed(made_up(monkeypatch, **figures)) == {sign}
+
+
+def test_nothing_is_seen_in_healthy_figures_and_all_attacks_together_are_the_strongest(monkeypatch):
+    assert failed(made_up(monkeypatch)) == set()
+    for weakest in ("fgsm", "transferred fgsm", "transferred pgd", "radius 0.5", "longer", "margin", "square"):
+        assert made_up(monkeypatch, **{weakest: 3}).strongest.accuracy == 0.03
+    for outside in ("radius 2", "unbounded"):
+        assert made_up(monkeypatch, **{outside: 3}).strongest.accuracy == 0.25
