@@ -10,7 +10,7 @@ import time
 import pytest
 from conftest import QUICK, ROOT
 
-from utils.checkpoints import load_checkpoint, read_metadata, save_checkpoint
+from utils.checkpoints import file_digest, load_checkpoint, read_metadata, save_checkpoint
 from utils.cli import epsilon
 from utils.evaluation import wilson_interval
 
@@ -49,7 +49,8 @@ def test_train_then_test(name, script, tmp_path):
     attacks = report.pop("attacks")
     clean = report.pop("clean_accuracy")
     assert report.pop("clean_confidence_interval") == pytest.approx(wilson_interval(round(clean * 100), 100))
-    assert report == {"checkpoint": str(output), "network": name, "dataset": "digits", "split": "test", "examples": 100}
+    tested_on = {"network": name, "dataset": "digits", "split": "test", "examples": 100}
+    assert report == {"checkpoint": str(output), "sha256": file_digest(output), **tested_on}
     assert [attack["epsilon"] for attack in attacks] == [0.02, 8 / 255]
     for attack in attacks:
         assert attack.keys() == {
@@ -57,6 +58,7 @@ def test_train_then_test(name, script, tmp_path):
             "setting",
             "source",
             "epsilon",
+            "targeted",
             "examples",
             "accuracy",
             "confidence_interval",
@@ -84,7 +86,7 @@ def test_transfer(script, trained, tmp_path):
 
 
 def test_any_mix_of_attacks(script, trained, tmp_path):
-    """In the order asked for, at each radius; the report has each attack's parameters."""
+    """FGSM first, the others in the order asked for, at each radius; the report has each attack's parameters."""
     arguments = ["--checkpoint", trained("cnn"), "--examples", 12, "--epsilon", 0.05, 0.1, "--json", tmp_path / "o"]
     arguments += ["--attack", "autoattack", "pgd", "fgsm", "--steps", 5, "--restarts", 2, "--loss", "margin"]
     tested = script("test-cnn.py", *arguments, "--figures", tmp_path / "figures")
@@ -92,12 +94,63 @@ def test_any_mix_of_attacks(script, trained, tmp_path):
     attacks = json.loads((tmp_path / "o").read_text())["attacks"]
     assert [a["name"] for a in attacks] == ["fgsm"] * 2 + ["autoattack"] * 2 + ["pgd"] * 2
     assert [a["epsilon"] for a in attacks] == [0.05, 0.1] * 3
-    asked = {"steps": 5, "step_size": None, "restarts": 2, "loss": "margin", "seed": 0}
-    assert all(attack.items() >= asked.items() for attack in attacks[4:])
+    asked = {"steps": 5, "step_size": 0.025, "restarts": 2, "random_start": True, "loss": "margin", "seed": 0}
+    assert attacks[4].items() >= asked.items()
+    assert attacks[5]["step_size"] == 0.05
     assert attacks[2]["seed"] == 0
     for weak, strong in ((0, 4), (1, 5), (4, 2), (5, 3)):
         assert attacks[strong]["accuracy"] <= attacks[weak]["accuracy"] + 1 / 12
     assert {path.name for path in tmp_path.iterdir()} == {"o", "figures"}
+
+
+def test_interrupted_test_keeps_the_attacks_that_are_done(script, trained, tmp_path):
+    """Until the report is written, also those of --diagnose."""
+    arguments = ["--checkpoint", trained("cnn"), "--source", trained("cnn-lstm"), "--examples", 12, "--epsilon", 0.1]
+    arguments += ["--attack", "pgd", "autoattack", "--diagnose", "--json", tmp_path / "o.json"]
+    whole = script("test-cnn.py", *arguments)
+    assert whole.returncode == 0, whole.stderr
+    report = json.loads((tmp_path / "o.json").read_text())
+    (tmp_path / "o.json").unlink()
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "test-cnn.py", *map(str, arguments)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    notes, deadline = tmp_path / "o.partial.jsonl", time.monotonic() + 120
+    while not (notes.exists() and len(notes.read_text().splitlines()) > 4):  # pgd, autoattack, the first of the checks
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.communicate(timeout=60)
+    noted = notes.read_text().splitlines()[:4]
+    again = script("test-cnn.py", *arguments)
+    assert again.returncode == 0, again.stderr
+    assert not notes.exists()
+    resumed = json.loads((tmp_path / "o.json").read_text())
+    assert [row["seconds"] for row in resumed["attacks"][-2:]] == [json.loads(line)[2] for line in noted[:2]]
+    for row in (*report["attacks"], *resumed["attacks"]):
+        del row["seconds"]
+    assert resumed == report
+
+
+def test_what_attacks_need_is_missed_before_any_is_run(script, trained, tmp_path):
+    arguments = ["--checkpoint", trained("cnn"), "--examples", 5, "--epsilon", 0.1]
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.util as util, sys\nfind = util.find_spec\n"
+        "util.find_spec = lambda name, *rest: None if name == 'pyautoattack' else find(name, *rest)\n"
+    )
+    for flags in (["--attack", "pgd", "autoattack"], ["--diagnose"]):
+        result = script("test-cnn.py", *arguments, *flags, PYTHONPATH=str(tmp_path))
+        assert_one_line(result, "pip install pyautoattack")
+        assert result.stdout == ""
+    (tmp_path / "damaged.safetensors").write_bytes(b"garbage")
+    result = script("test-cnn.py", *arguments, "--diagnose", "--source", tmp_path / "damaged.safetensors")
+    assert_one_line(result, "damaged.safetensors", "not a safetensors checkpoint")
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(("flag", "value"), [("steps", 3), ("step-size", 0.1), ("restarts", 2), ("loss", "margin")])
+def test_flags_of_pgd_belong_to_it(flag, value, script):
+    assert_one_line(script("test-cnn.py", f"--{flag}", value), f"--{flag} belongs to --attack pgd")
 
 
 def test_default_radius_of_an_iterative_attack(script, trained, tmp_path):
@@ -121,7 +174,7 @@ def test_diagnose_prints_checks_and_two_verdicts(script, trained, tmp_path):
         "checks",
     }
     assert (diagnosis["epsilon"], diagnosis["source"]) == (0.2, str(trained("cnn-lstm")))
-    assert len(diagnosis["checks"]) == 7
+    assert len(diagnosis["checks"]) == 9
     for check in diagnosis["checks"]:
         assert f"{check['name']}: {check['figures']}" in tested.stdout
     assert f"is the evaluation trustworthy? {diagnosis['verdict']}" in tested.stdout
@@ -252,7 +305,7 @@ def test_help_explains_every_flag_and_ends_with_two_examples(name, script):
         "train": "dataset data-dir epochs batch-size lr weight-decay shift contrast average width recipe defense "
         "epsilon steps beta crafting source output overwrite resume seed device precision quiet",
         "study": "dataset data-dir epochs width models scratch results overwrite device precision quiet",
-        "robustness": "dataset data-dir models results examples device quiet",
+        "robustness": "dataset data-dir models results examples overwrite device quiet",
         "test": "checkpoint attack epsilon steps step-size restarts loss source split examples diagnose dataset "
         "data-dir device batch-size seed json figures",
     }[name.removesuffix(".py").split("-")[0]]

@@ -6,6 +6,7 @@ Torch is imported where it is first needed, so that `--help` and mistakes are an
 import argparse
 import json
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
 
@@ -262,7 +263,7 @@ def test_script(network):
         nargs="+",
         choices=["fgsm", "pgd", "autoattack"],
         default=["fgsm"],
-        help="attacks to run, in that order (default fgsm)",
+        help="attacks to run (default fgsm); fgsm comes first, in one pass for all radii",
     )
     option(
         "--epsilon",
@@ -272,13 +273,12 @@ def test_script(network):
         help="L-infinity radii in pixel units, such as 0.02 or 8/255 (default: the study's 0.02 to 0.1 for fgsm, 8/255 "
         "for the others)",
     )
-    option("--steps", type=positive_int, default=20, help="of pgd (default 20)")
+    option("--steps", type=positive_int, help="of pgd (default 20)")
     option("--step-size", type=epsilon, help="of pgd, in pixel units (default 2.5 epsilon / steps)")
-    option("--restarts", type=positive_int, default=1, help="of pgd, each from another random start (default 1)")
+    option("--restarts", type=positive_int, help="of pgd, each from another random start (default 1)")
     option(
         "--loss",
         choices=("cross_entropy", "margin"),
-        default="cross_entropy",
         help="that pgd climbs (default cross_entropy)",
     )
     option(
@@ -300,21 +300,28 @@ def test_script(network):
     option("--json", type=Path, metavar="FILE", help="write the figures to this file")
     option("--figures", type=Path, metavar="FOLDER", help="draw accuracy.png and examples.png into this folder")
     args = parser.parse_args()
+    args.pgd = {name: getattr(args, name) for name in ("steps", "step_size", "restarts", "loss")}
+    args.pgd = {name: value for name, value in args.pgd.items() if value is not None}
+    if args.pgd and "pgd" not in args.attack:
+        parser.error(f"--{next(iter(args.pgd)).replace('_', '-')} belongs to --attack pgd")
     args.checkpoint = args.checkpoint or default_checkpoint(network, args.dataset or "cifar10")
-    run(parser, lambda: test_command(network, args))
+    hint = "; finished batches are kept: the same command goes on after them" if args.json else ""
+    run(parser, lambda: test_command(network, args), hint)
 
 
 def test_command(network_name, args):
     for path in (args.json, args.figures and args.figures / "accuracy.png"):
         if path:
             check_writable(path)
+    if ("autoattack" in args.attack or args.diagnose) and not find_spec("pyautoattack"):
+        raise UserError("AutoAttack and --diagnose need the package pyautoattack: pip install pyautoattack")
 
     import torch
 
     from utils.allocator import keep_freed_memory
-    from utils.checkpoints import read_metadata, write_atomically
+    from utils.checkpoints import file_digest, read_metadata, write_atomically
     from utils.data import load_split
-    from utils.evaluation import multiply_adds
+    from utils.evaluation import Notes, multiply_adds
 
     device = pick_device(args.device)
     torch.manual_seed(args.seed)
@@ -325,6 +332,10 @@ def test_command(network_name, args):
     split = load_split(dataset, args.split, args.data_dir).first(args.examples).to(device)
     network = load_network(args.checkpoint, split, network_name)
     source = load_network(args.source, split) if args.source else None
+    if args.diagnose:
+        through = args.source or a_baseline(split, network_name, args.checkpoint)
+        other = through and load_network(through, split)
+    notes = Notes(args.json.with_suffix(".partial.jsonl")) if args.json else None
 
     parameters = sum(parameter.numel() for parameter in network.parameters())
     print(
@@ -334,23 +345,26 @@ def test_command(network_name, args):
     )
     report = {
         "checkpoint": str(args.checkpoint),
+        "sha256": file_digest(args.checkpoint),
         "network": network_name,
         "dataset": dataset,
         "split": split.name,
         "examples": len(split),
-        **attack_table(network, split, source, args),
+        **attack_table(network, split, source, notes, args),
     }
     if args.diagnose:
-        report["diagnosis"] = print_diagnosis(network, split, network_name, args)
+        report["diagnosis"] = print_diagnosis(network, split, through, other, notes, args)
     if args.json:
         write_atomically(args.json, (json.dumps(report, indent=2) + "\n").encode())
+        notes.finish()
     if args.figures:
         from utils import plotting
 
         plotting.save(plotting.accuracy_against_epsilon(report), args.figures / "accuracy.png")
         # FGSM at the smallest radius that fools the network more often than not.
-        broken = [attack["epsilon"] for attack in report["attacks"] if attack["epsilon"] and attack["accuracy"] < 0.5]
-        shown = min(broken, default=max(attack["epsilon"] for attack in report["attacks"]))
+        rows = [row for row in report["attacks"] if row["name"] == "fgsm"] or report["attacks"]
+        broken = [row["epsilon"] for row in rows if row["epsilon"] and row["accuracy"] < 0.5]
+        shown = min(broken, default=max(row["epsilon"] for row in rows))
         plotting.save(
             plotting.adversarial_examples(network, split, shown, source=source), args.figures / "examples.png"
         )
@@ -370,17 +384,14 @@ def load_network(path, split, name=None):
     return load_checkpoint(path, split.device)
 
 
-def attack_table(network, split, source, args):
+def attack_table(network, split, source, notes, args):
     """Run the attacks, print a line for each, and return what the report says of them."""
     from utils.evaluation import evaluate, evaluate_fgsm, report_row
 
     setting = "white_box" if source is None else "transfer"
     common = {"source": source, "batch_size": args.batch_size, "progress": True}
     radii = {attack: args.epsilon or (EPSILONS[1:] if attack == "fgsm" else [8 / 255]) for attack in args.attack}
-    options = {
-        "pgd": {name: getattr(args, name) for name in ("steps", "step_size", "restarts", "loss", "seed")},
-        "autoattack": {"seed": args.seed},
-    }
+    options = {"pgd": {**args.pgd, "seed": args.seed}, "autoattack": {"seed": args.seed}}
     print(f"\n{'attack':12}{'setting':11}{'epsilon':>8}{'accuracy':>10}{'95 % interval':>17}{'seconds':>9}")
     clean, *attacked = evaluate_fgsm(network, split, radii.get("fgsm", []), **common)
     print_row("clean", "", clean)
@@ -389,7 +400,6 @@ def attack_table(network, split, source, args):
     for attack in args.attack:
         if attack != "fgsm":
             for radius in radii[attack]:
-                notes = args.json and args.json.with_suffix(f".{attack}-{radius:.6g}.partial.jsonl")
                 result = evaluate(network, split, attack, radius, options=options[attack], notes=notes, **common)
                 print_row(attack, setting, result)
                 attacked.append(result)
@@ -402,17 +412,14 @@ def attack_table(network, split, source, args):
     }
 
 
-def print_diagnosis(network, split, network_name, args):
+def print_diagnosis(network, split, path, source, notes, args):
     """Run and print the checks of utils.diagnostics, and return what the report says of them."""
     from utils.diagnostics import diagnose
 
     radius = args.epsilon[0] if args.epsilon else 8 / 255
-    path = args.source or a_baseline(split, network_name, args.checkpoint)
-    source = path and load_network(path, split)
     print(f"\ncan these figures be trusted? Checks at epsilon {radius:.4g}, source {path or 'none'}:\n")
-    diagnosis = diagnose(
-        network, split, epsilon=radius, source=source, seed=args.seed, batch_size=args.batch_size, progress=True
-    )
+    common = {"seed": args.seed, "batch_size": args.batch_size, "notes": notes, "progress": True}
+    diagnosis = diagnose(network, split, epsilon=radius, source=source, **common)
     signs = {True: "yes", False: "NO", None: "?"}
     for check in (*diagnosis.checks, diagnosis.leak):
         print(f"{signs[check.passed]:5}{check.name}: {check.figures}")
@@ -543,8 +550,8 @@ def robustness_script():
         "--results",
         type=Path,
         metavar="FOLDER",
-        help="robustness.json, robustness.md and, in robustness/, the figures, one of them of the logs that are in "
-        f"defenses/ (default results, for digits {DEMO})",
+        help="robustness.json, robustness.md and, in robustness/, the figures, some of them of the logs in "
+        f"defenses/ and tried/ (default results, for digits {DEMO})",
     )
     option(
         "--examples",
@@ -552,6 +559,11 @@ def robustness_script():
         metavar="N",
         default=1000,
         help="attack the first N test images with PGD and AutoAttack, all with FGSM (default 1000)",
+    )
+    option(
+        "--overwrite",
+        action="store_true",
+        help="replace what the report says of other checkpoints, versions or numbers of images",
     )
     option("--quiet", action="store_true", help="print errors alone")
     args = parser.parse_args()
@@ -567,21 +579,18 @@ def robustness_command(args):
 
     from utils import plotting, tables
     from utils.allocator import keep_freed_memory
-    from utils.checkpoints import read_json_lines, write_atomically
+    from utils.checkpoints import write_atomically
     from utils.data import load_split
-    from utils.robustness import checkpoint_paths, measure
+    from utils.robustness import checkpoint_paths, measure, training_logs
 
     keep_freed_memory()
     split = load_split(args.dataset, "test", args.data_dir).to(pick_device(args.device))
     networks = {path: (name, load_network(path, split, name)) for name, path in checkpoint_paths(args.models)}
     path = args.results / "robustness.json"
-    report = measure(networks, split, path, examples=args.examples, quiet=args.quiet)
-    write_atomically(args.results / "robustness.md", tables.robustness_document(report).encode())
-    figures = plotting.robustness_figures(report, networks, split)
-    logs = [read_json_lines(path) for path in sorted((args.results / "defenses").glob("*.jsonl"))]
-    if logs:
-        figures["defenses"] = plotting.defenses_compared(logs)
-    for name, figure in figures.items():
+    report = measure(networks, split, path, examples=args.examples, overwrite=args.overwrite, quiet=args.quiet)
+    logs = training_logs(args.models, args.results)
+    write_atomically(args.results / "robustness.md", tables.robustness_document(report, logs).encode())
+    for name, figure in plotting.robustness_figures(report, logs, networks, split).items():
         plotting.save(figure, args.results / "robustness" / f"{name}.png")
     if not args.quiet:
         print(f"\nsee {args.results / 'robustness.md'} and the figures in {args.results / 'robustness'}")
