@@ -72,8 +72,12 @@ def test_what_is_done_is_skipped_and_what_changed_is_not(measured, networks, dig
     entry = holed["networks"][1]
     entry["results"] = [row for row in entry["results"] if row["name"] != "autoattack"]
     holed["networks"][0]["sha256"] = "0" * 64  # another baseline
+    holed["networks"][1]["threads"] = 99  # which change no figure
     path.write_text(json.dumps(holed))
-    again = measure(networks, split, path, examples=4, quiet=True)
+    with pytest.raises(UserError, match=r"of other checkpoints.*would be lost.*--overwrite"):
+        measure(networks, split, path, examples=4, quiet=True)
+    assert json.loads(path.read_text()) == holed
+    again = measure(networks, split, path, examples=4, overwrite=True, quiet=True)
     assert runs.count("autoattack") == 2
     assert runs.count("fgsm") == 2
     assert len(runs) == 2 + len(RADII) + 1 + 1 + 1
@@ -82,7 +86,10 @@ def test_what_is_done_is_skipped_and_what_changed_is_not(measured, networks, dig
         return [[row["accuracy"] for row in entry["results"]] for entry in report["networks"]]
 
     assert accuracies(again) == accuracies(first)
-    measure(networks, split, path, examples=5, quiet=True)
+    with pytest.raises(UserError, match="numbers of images"):
+        measure(networks, split, path, examples=5, quiet=True)
+    assert read_report(path) == again
+    measure(networks, split, path, examples=5, overwrite=True, quiet=True)
     assert runs.count("pgd") == (len(RADII) + 1) * 3  # other images, for both networks
 
 
@@ -100,6 +107,7 @@ def test_an_interruption_loses_nothing(networks, digits, tmp_path, quick, monkey
     with pytest.raises(KeyboardInterrupt):
         measure(networks, split, path, examples=4, quiet=True)
     assert len(read_report(path)["networks"]) == 2
+    assert path.with_suffix(".partial.jsonl").exists()
     report = measure(networks, split, path, examples=4, quiet=True)
     assert len(calls) == 1 + 2 * (len(RADII) + 1)
     assert [len(entry["results"]) for entry in report["networks"]] == [2 * (len(RADII) + 1) + len(RADII) + 2] * 2
@@ -127,7 +135,7 @@ def test_a_damaged_report_is_one_line(damage, measured, tmp_path):
 
 def test_tables_are_the_reports(measured):
     report, _ = measured
-    text = tables.robustness_document(report)
+    text = tables.robustness_document(report, {"defenses": [], "tried": []})
     assert "on the 40 digits test images, under PGD and AutoAttack on the first 8" in text
     for entry in report["networks"]:
         cells = [
@@ -166,19 +174,51 @@ def test_accuracy_figure_draws_the_report(measured):
     plt.close(figure)
 
 
-def test_defences_figure_draws_the_logs():
-    def log(name, *epochs):
-        first = {"network": "cnn", "width": 32, "defense": {"name": name, "epsilon": 8 / 255}}
-        keys = ("seconds", "choosing_accuracy", "validation_accuracy")
-        return [first, *(dict(zip(keys, epoch, strict=True)) for epoch in epochs)]
+@pytest.fixture
+def logs(tmp_path):
+    """Two trainings' logs in folders as `training_logs` looks for them."""
 
-    logs = [log("trades", (120, 0.2, 0.4)), log("fgsm", (30, 0.3, 0.5), (60, 0.0, 0.8))]
-    figure = plotting.defenses_compared(logs)
+    def write(path, defense, *epochs, **arguments):
+        first = {"network": "cnn", "width": 32, "epochs": 2, "average": 0.999, **arguments}
+        first["defense"] = {"name": defense, "epsilon": 8 / 255, "crafting": "training"}
+        keys = ("seconds", "choosing_accuracy", "validation_accuracy", "robust_accuracy")
+        lines = [{"epoch": i, **dict(zip(keys, epoch, strict=True))} for i, epoch in enumerate(epochs, start=1)]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(line) + "\n" for line in [first, *lines]))
+
+    write(tmp_path / "results/defenses/trades.jsonl", "trades", (120, 0.2, 0.4, 0.3), epochs=1)
+    write(tmp_path / "results/defenses/fgsm.jsonl", "fgsm", (30, 0.3, 0.5, 0.35), (60, 0.0, 0.8, 0.1), average=0)
+    write(tmp_path / "results/tried/cnn-n-fgsm-1.jsonl", "n-fgsm", (30, 0.3, 0.5, 0.35), width=64)
+    (tmp_path / "results/tried/cnn-20-epochs.jsonl").write_text("{}\n")  # of an undefended training
+    write(tmp_path / "models/cnn-robust.jsonl", "n-fgsm", (30, 0.4, 0.6, 0.45), width=96)
+    return robustness.training_logs(tmp_path / "models", tmp_path / "results")
+
+
+def test_trainings_are_told_by_flags_and_kept_epoch(logs):
+    table = tables.training_table(logs["defenses"] + logs["tried"]).splitlines()
+    assert table[2:] == [
+        "| `train-cnn.py --defense fgsm --width 32 --epochs 2` | 1.5 | 50.00 | 35.00 | 30.00 |",
+        "| `train-cnn.py --defense trades --width 32 --epochs 1 --average 0.999` | 2.0 | 40.00 | 30.00 | 20.00 |",
+        "| `train-cnn.py --defense n-fgsm --width 64 --epochs 2 --average 0.999` | 0.5 | 50.00 | 35.00 | 30.00 |",
+        "| `train-cnn.py --defense n-fgsm --width 96 --epochs 2 --average 0.999` | 0.5 | 60.00 | 45.00 | 40.00 |",
+    ]
+
+
+def test_trainings_figure_draws_the_logs(logs):
+    figure = plotting.trainings_compared({"a": logs["defenses"][0], "b": logs["defenses"][1]}, "title")
     robust, clean = ([line.get_data() for line in axes.lines] for axes in figure.axes)
     assert [list(x) for x, _ in robust] == [list(x) for x, _ in clean] == [[0.5, 1.5], [2.0]]
     assert [list(y) for _, y in robust] == [[30, 0], [20]]
     assert [list(y) for _, y in clean] == [[50, 80], [40]]
     plt.close(figure)
+
+
+@pytest.mark.parametrize("text", ["", "[]\n", "{}\n", '{"network": "cnn", "width": 3, "defense": null}\n{}\n'])
+def test_a_log_that_is_none_is_one_line(text, tmp_path):
+    (tmp_path / "defenses").mkdir()
+    (tmp_path / "defenses" / "a.jsonl").write_text(text)
+    with pytest.raises(UserError, match=r"a\.jsonl is no log"):
+        robustness.training_logs(tmp_path, tmp_path)
 
 
 def test_gradient_and_targeted_figures_show_each_network(networks, digits):

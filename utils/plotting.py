@@ -1,16 +1,18 @@
 """Figures, one function each; every function returns the matplotlib Figure, and the caller saves or shows it."""
 
+from itertools import cycle
+
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.lines import Line2D
 
-from attacks import fgsm, step
+from attacks import default_step_size, fgsm, step
 from attacks.core import attacking, evaluation_mode, input_gradient
 from utils.data import batches
 from utils.paper import EPSILONS, PRINTED
 from utils.robustness import PGD_20, RADII, RADIUS, find
-from utils.tables import TITLES, networks, part, pixels, tested_counts, tested_images, trained_on
+from utils.tables import TITLES, networks, part, pixels, tested_counts, tested_images, trained_on, training_flags
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, SKY, GREY = "#0072B2", "#D55E00", "#009E73", "#56B4E9", "#666666"
@@ -187,9 +189,22 @@ def side_by_side(baseline, retrained, split, epsilon, title, columns=5):
     return figure
 
 
-def robustness_figures(report, tested, split):
-    """Every figure on robustness, {name: Figure}. tested: {path: (architecture, network)}, as for `measure`."""
+def robustness_figures(report, logs, tested, split):
+    """Every figure on robustness, {name: Figure}.
+
+    logs: of `utils.robustness.training_logs`. tested: {path: (architecture, network)}, as for `measure`.
+    """
     figures = {"pgd": robust_accuracy(report)}
+    if logs["defenses"]:
+        first = logs["defenses"][0][0]
+        title = (
+            f"Defences at {pixels(first['defense']['epsilon'])}, {TITLES[first['network']]} of width {first['width']}"
+        )
+        by_name = {TITLES[log[0]["defense"]["name"]]: log for log in logs["defenses"]}
+        figures["defenses"] = trainings_compared(by_name, title)
+    if logs["tried"]:
+        by_flags = {f"{TITLES[log[0]['network']]}: {training_flags(log)}": log for log in logs["tried"]}
+        figures["tried"] = trainings_compared(by_flags, "What was tried, of adversarial training")
     for name in dict.fromkeys(name for name, _ in tested.values()):
         baseline, _, robust = (network for other, network in tested.values() if other == name)
         figures[f"{name}-gradients"] = input_gradients({"baseline": baseline, "robust": robust}, split, TITLES[name])
@@ -223,29 +238,26 @@ def robust_accuracy(report):
     return figure
 
 
-def defenses_compared(logs):
+def trainings_compared(logs, title):
     """Accuracy under PGD-10 (left) and clean (right) on validation images against training time, a line for each log.
 
-    logs: lists of what a training's .jsonl holds: its arguments and then an entry for each epoch.
+    logs: {label: what a training's .jsonl holds, its arguments and then an entry for each epoch}.
     """
     figure, panels = plt.subplots(1, 2, figsize=(9.6, 4), sharey=True, layout="constrained")
-    looks = {"fgsm": (ORANGE, "D"), "n-fgsm": (BLUE, "s"), "pgd": (GREEN, "^"), "trades": ("black", "o")}
-    for first, *epochs in sorted(logs, key=lambda log: list(looks).index(log[0]["defense"]["name"])):
+    looks = cycle(zip((BLUE, ORANGE, GREEN, "black", SKY, GREY), "sD^ovP", strict=True))
+    for (label, (_, *epochs)), (color, marker) in zip(logs.items(), looks, strict=False):
         minutes = np.cumsum([epoch["seconds"] for epoch in epochs]) / 60
-        color, marker = looks[first["defense"]["name"]]
-        style = {"color": color, "marker": marker, "markersize": 4, "label": TITLES[first["defense"]["name"]]}
+        style = {"color": color, "marker": marker, "markersize": 4, "label": label}
         for axes, key in zip(panels, ("choosing_accuracy", "validation_accuracy"), strict=True):
             axes.plot(minutes, [100 * epoch[key] for epoch in epochs], **style)
-    first = logs[0][0]
-    for axes, title in zip(panels, ("PGD-10 on the margin, 2,000 images", "clean, 5,000 images"), strict=True):
-        axes.set_title(title, fontsize="medium")
+    for axes, name in zip(panels, ("PGD-10 on the margin, 2,000 images", "clean, 5,000 images"), strict=True):
+        axes.set_title(name, fontsize="medium")
         axes.set_xlabel("training time (minutes)")
         axes.grid(alpha=0.3)
         axes.set(xlim=(0, None), ylim=(0, 100))
     panels[0].set_ylabel("validation accuracy (%)")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
-    radius = pixels(first["defense"]["epsilon"])
-    figure.suptitle(f"Four defences at {radius}, {TITLES[first['network']]} of width {first['width']}")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    figure.suptitle(title)
     return figure
 
 
@@ -291,7 +303,7 @@ def _towards(network, images, targets, epsilon, steps):
     with attacking(network, images.device):
         for _ in range(steps):
             _, _, gradient = input_gradient(network, iterates, targets)
-            iterates = step(iterates, -gradient.sign(), 2.5 * epsilon / steps, low, high)
+            iterates = step(iterates, -gradient.sign(), default_step_size(epsilon, steps), low, high)
     return iterates
 
 

@@ -18,8 +18,9 @@ import torch
 
 from utils import UserError
 from utils.checkpoints import file_digest, read_metadata, versions, write_atomically
-from utils.evaluation import evaluate, evaluate_fgsm, report_row
+from utils.evaluation import Notes, evaluate, evaluate_fgsm, report_row
 from utils.paper import EPSILONS
+from utils.training import read_log
 
 RADIUS = 8 / 255  # that the robust networks are trained for
 RADII = sorted([*(levels / 255 for levels in (2, 4, 8, 12, 16)), *EPSILONS[1:]])
@@ -72,12 +73,13 @@ def tests(everything, examples):
     ]
 
 
-def measure(networks, split, path, *, examples=1000, quiet=False):
+def measure(networks, split, path, *, examples=1000, overwrite=False, quiet=False):
     """Test all networks, write the report to `path` after each test, and return it.
 
     networks: {path of a checkpoint: (architecture, network)}, the baseline of an architecture before its others.
     split: Split, on the networks' device. FGSM is run on all of it, whatever iterates on the first `examples` images.
     What the report at `path` says already, of the same checkpoints, attacks and versions, is not measured again.
+    Raises UserError if the report there says something else too, which would be lost; `overwrite` lets it go.
     """
     report = {"dataset": split.dataset, "split": split.name, "networks": []}
     earlier = read_report(path)["networks"] if path.exists() else []
@@ -94,12 +96,20 @@ def measure(networks, split, path, *, examples=1000, quiet=False):
             "training": metadata.get("training"),
             "precision": metadata.get("precision", "float32"),
             "validation_accuracy": metadata.get("validation_accuracy"),
-            "versions": versions(),
+            "versions": versions("pyautoattack"),
             "threads": torch.get_num_threads(),
         }
-        known = [row for other in earlier if entry.items() <= other.items() for row in other["results"]]
+        same = {key: value for key, value in entry.items() if key != "threads"}  # which change no figure
+        known = [row for other in earlier if same.items() <= other.items() for row in other["results"]]
         done.append([test.find(known) for test in plan])
         report["networks"].append(entry)
+    lost = sum(len(entry["results"]) for entry in earlier) - sum(len(rows) for tests in done for rows in tests)
+    if lost and not overwrite:
+        raise UserError(
+            f"{path} holds {lost} figures of other checkpoints, versions or numbers of images, which would be lost: "
+            "--results names another folder, --overwrite replaces them"
+        )
+    notes = Notes(path.with_suffix(".partial.jsonl"))
 
     def write():
         for entry, rows in zip(report["networks"], done, strict=True):
@@ -113,11 +123,28 @@ def measure(networks, split, path, *, examples=1000, quiet=False):
                     print(
                         f"{entry['name']}, test {index + 1} of {len(plan)}: {test.attack}, {test.setting}", flush=True
                     )
-                source, notes = sources[architecture][0], path.with_suffix(".partial.jsonl")
-                rows[index] = test.run(network, source, split, notes, not quiet)
+                rows[index] = test.run(network, sources[architecture][0], split, notes, not quiet)
                 write()
     write()
+    notes.finish()
     return read_report(path)
+
+
+def training_logs(models, results):
+    """Logs of defended trainings: {"defenses": of results/defenses, "tried": of results/tried and what is shipped}.
+
+    Raises TrainingError if a file there is no such log.
+    """
+
+    def logs(paths):
+        keys = ("robust_accuracy", "choosing_accuracy")
+        return [log for log in (read_log(path, *keys) for path in sorted(paths)) if len(log) > 1]
+
+    shipped = [path.with_suffix(".jsonl") for _, path in checkpoint_paths(models) if path.stem.endswith("-robust")]
+    return {
+        "defenses": logs((results / "defenses").glob("*.jsonl")),
+        "tried": logs((results / "tried").glob("*-n-fgsm-*.jsonl")) + logs(path for path in shipped if path.exists()),
+    }
 
 
 def find(report, name, attack, epsilon, setting="white_box", **options):

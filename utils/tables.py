@@ -186,8 +186,11 @@ def summary(report):
     return "\n".join(lines)
 
 
-def robustness_document(report):
-    """results/robustness.md: every table of the report that robustness.py writes, each under its heading."""
+def robustness_document(report, logs):
+    """results/robustness.md: every table of the report that robustness.py writes, each under its heading.
+
+    logs: of `utils.robustness.training_logs`.
+    """
     on_all, on_some = (f"{count:,}" for count in tested_counts(report))
     opening = (
         f"# Robustness\n\nMade by `python robustness.py` from robustness.json: accuracy in percent on the {on_all} "
@@ -199,6 +202,8 @@ def robustness_document(report):
         "White-box PGD, by radius": radius_table(report, "pgd", **PGD_20),
         "White-box FGSM, by radius": radius_table(report, "fgsm"),
         "Checkpoints tested": robust_checkpoint_table(report),
+        "Four defences on the same network": training_table(logs["defenses"]),
+        "What was tried": training_table(logs["tried"]),
     }
     return "\n\n".join([opening, *(f"## {title}\n\n{text}" for title, text in titled.items())]) + "\n"
 
@@ -239,6 +244,28 @@ def robust_checkpoint_table(report):
     return markdown(["checkpoint", "parameters", "minutes under attack", "SHA-256"], rows)
 
 
+def training_table(logs):
+    """Defended trainings, by their flags, and what the validation images say of the epoch that was kept."""
+    rows = []
+    for log in logs:
+        kept = max(log[1:], key=lambda epoch: epoch["choosing_accuracy"])
+        minutes = sum(epoch["seconds"] for epoch in log[1:]) / 60
+        accuracies = [percent(kept[f"{key}_accuracy"]) for key in ("validation", "robust", "choosing")]
+        rows.append([f"`train-{log[0]['network']}.py {training_flags(log)}`", f"{minutes:.1f}", *accuracies])
+    return markdown(["training", "minutes", "clean", "PGD-10", "PGD-10 on the margin"], rows)
+
+
+def training_flags(log):
+    """The flags that tell a defended training from others."""
+    arguments, defense = log[0], log[0]["defense"]
+    flags = f"--defense {defense['name']} --width {arguments['width']} --epochs {arguments['epochs']}"
+    if arguments["average"]:
+        flags += f" --average {arguments['average']:g}"
+    if defense.get("crafting") == "evaluation":
+        flags += " --crafting evaluation"
+    return flags
+
+
 def diagnosis_table(reports):
     """The verdicts of `test-*.py --diagnose --json`; reports: in the order of the rows."""
     rows = []
@@ -252,6 +279,18 @@ def diagnosis_table(reports):
     return markdown(
         ["network", "checks passed", "is the evaluation trustworthy?", "left by the strongest attack"], rows
     )
+
+
+def agreement_table(report):
+    """Our attacks and a peer's on the same checkpoints; report: what benchmarks/agreement.py wrote."""
+    peer, steps = report["peer"].split()[0], report["steps"]
+    header = ["network", "FGSM", f"{peer}'s FGSM", "pixels that differ", f"PGD-{steps}", f"{peer}'s PGD-{steps}"]
+    rows = []
+    for row in report["networks"]:
+        fgsm, theirs, pgd, their_pgd = (percent(row[key]) for key in ("fgsm", "peer_fgsm", "pgd", "peer_pgd"))
+        differ = f"{row['pixels_that_differ']:,} of {row['pixels']:,}"
+        rows.append([row["name"], fgsm, theirs, differ, pgd, their_pgd])
+    return markdown(header, rows)
 
 
 def defended(entry):

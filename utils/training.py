@@ -17,7 +17,15 @@ from tqdm.auto import tqdm
 from networks import NETWORKS
 from utils import UserError
 from utils.allocator import keep_freed_memory
-from utils.checkpoints import CheckpointError, read_tensors, save_checkpoint, versions, write_atomically, write_tensors
+from utils.checkpoints import (
+    CheckpointError,
+    read_json_lines,
+    read_tensors,
+    save_checkpoint,
+    versions,
+    write_atomically,
+    write_tensors,
+)
 from utils.data import training_batches
 from utils.defenses import RobustValidation
 from utils.evaluation import accuracy
@@ -264,6 +272,20 @@ class PartialRun:
     def _write_log(self, path, arguments, epochs):
         first = {**arguments, "threads": torch.get_num_threads(), "versions": versions()}
         write_atomically(path, "".join(json.dumps(line) + "\n" for line in [first, *epochs]).encode())
+
+
+def read_log(path, *keys):
+    """A training's log: its arguments, and then an entry for each epoch, with those keys too.
+
+    Raises TrainingError if the file is none.
+    """
+    try:
+        log = read_json_lines(path)
+        _ = log[0]["network"], log[0]["width"], log[0]["defense"]
+        _ = [entry[key] for entry in log[1:] for key in ("epoch", "seconds", "validation_accuracy", *keys)]
+        return log
+    except (OSError, LookupError, TypeError) as error:
+        raise TrainingError(f"{path} is no log of such a training ({type(error).__name__}: {error})") from error
 
 
 def check_same_arguments(path, found, wanted):
