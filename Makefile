@@ -15,8 +15,8 @@ demo: $(VENV)/installed  ## the whole study on scikit-learn's digits: no downloa
 study: $(VENV)/installed  ## the whole study on CIFAR-10, or what remains of it: hours on two cores
 	$(RUN) study.py
 
-defenses: $(VENV)/installed  ## four defences on the same network, about seven minutes each on two cores, and their logs
-	for run in "fgsm 20" "n-fgsm 20" "pgd 6" "trades 5"; do set -- $$run; \
+defenses: $(VENV)/installed  ## four defences on the same network, about ten minutes each on two cores, and their logs
+	for run in "fgsm 20" "n-fgsm 15" "pgd 4" "trades 3"; do set -- $$run; \
 	  $(RUN) train-cnn.py --defense $$1 --epochs $$2 --average 0.999 --precision bfloat16 \
 	    --output runs/defenses/$$1.safetensors --resume || exit; done
 	mkdir -p results/defenses && cp runs/defenses/*.jsonl results/defenses/
@@ -27,7 +27,7 @@ robustness: $(VENV)/installed  ## every attack on baselines, the study's defence
 diagnosis: $(VENV)/installed  ## can these figures be trusted? the checks on the same six networks
 	for name in cnn cnn-lstm; do for defense in "" -fgsm-augment-0.2 -robust; do \
 	  $(RUN) test-$$name.py --checkpoint models/$$name$$defense.safetensors --attack fgsm --epsilon 8/255 \
-	    --examples 500 --diagnose --json results/diagnosis/$$name$$defense.json || exit; done; done
+	    --examples 100 --diagnose --json results/diagnosis/$$name$$defense.json || exit; done; done
 
 agreement: .venv-peers/installed  ## our attacks against torchattacks', in an environment of its own
 	.venv-peers/bin/python benchmarks/agreement.py

@@ -21,8 +21,9 @@ from attacks.core import attacking, input_gradient  # noqa: E402
 from utils.checkpoints import file_digest, load_checkpoint, write_atomically  # noqa: E402
 from utils.data import batches, load_split  # noqa: E402
 from utils.evaluation import correct  # noqa: E402
+from utils.robustness import checkpoint_paths  # noqa: E402
 
-EPSILON, STEPS, NETWORKS = 8 / 255, 50, ("cnn", "cnn-fgsm-augment-0.2", "cnn-robust", "cnn-lstm", "cnn-lstm-robust")
+EPSILON, STEPS = 8 / 255, 50
 ROUNDING = 1e-5  # of the image's largest gradient: what another order of summation may change
 
 
@@ -32,7 +33,7 @@ def main():
     parser.add_argument("--examples", type=int, default=1000)
     args = parser.parse_args()
     split = load_split("cifar10", "test", args.data_dir).first(args.examples)
-    rows = [compare(name, split) for name in NETWORKS]
+    rows = [compare(path, split) for _, path in checkpoint_paths(ROOT / "models")]
     report = {
         "peer": f"torchattacks {torchattacks.__version__}",
         "torch": torch.__version__,
@@ -47,8 +48,7 @@ def main():
     )
 
 
-def compare(name, split):
-    path = ROOT / "models" / f"{name}.safetensors"
+def compare(path, split):
     network = load_checkpoint(path)
     peers = torchattacks.FGSM(network, eps=EPSILON)
     peers_pgd = torchattacks.PGD(network, eps=EPSILON, alpha=2.5 * EPSILON / STEPS, steps=STEPS)
@@ -71,7 +71,7 @@ def compare(name, split):
         differ += other.sum().item()
         wrong += (other & (gradient.abs() > ROUNDING * largest)).sum().item()
     row = {
-        "name": name,
+        "name": path.stem,
         "sha256": file_digest(path),
         **{attack: count / len(split) for attack, count in hits.items()},
         "pixels": len(split) * 3 * 32 * 32,
@@ -79,7 +79,7 @@ def compare(name, split):
         "pixels_that_should_agree_and_do_not": wrong,
     }
     print(
-        f"{name:22} FGSM {row['fgsm']:.2%}, theirs {row['peer_fgsm']:.2%}, {differ:,} of {row['pixels']:,} pixels "
+        f"{path.stem:25} FGSM {row['fgsm']:.2%}, theirs {row['peer_fgsm']:.2%}, {differ:,} of {row['pixels']:,} pixels "
         f"differ, {wrong:,} of them by more than rounding; PGD-{STEPS} {row['pgd']:.2%}, theirs {row['peer_pgd']:.2%}",
         flush=True,
     )
