@@ -150,8 +150,10 @@ class RobustValidation:
 DEFENSES = {defense.name: defense for defense in (FGSM, NFGSM, PGD, TRADES)}
 
 
-def cross_entropy(model, images, labels):
-    return F.cross_entropy(model(images).float(), labels)
+def cross_entropy(model, images, labels, label_smoothing=0.0):
+    """The loss without a defence, and on what most defences have crafted."""
+    logits = model(images).float()  # under autocast they come in bfloat16, which has three digits
+    return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
 
 
 def ascend(images, epsilon, steps, gradient):

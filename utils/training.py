@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
@@ -27,7 +26,7 @@ from utils.checkpoints import (
     write_tensors,
 )
 from utils.data import training_batches
-from utils.defenses import RobustValidation
+from utils.defenses import RobustValidation, cross_entropy
 from utils.evaluation import accuracy
 from utils.recipes import Recipe
 
@@ -159,12 +158,6 @@ def epoch_line(entry, of):
     robust = "under PGD {robust_accuracy:.2%}  " if "robust_accuracy" in entry else ""
     line = "epoch {epoch}/{of}  loss {loss:.4f}  validation accuracy {validation_accuracy:.2%}  "
     return (line + robust + "{seconds:.1f} s  {images_per_second:,} images/s").format(of=of, **entry)
-
-
-def cross_entropy(model, images, labels, label_smoothing=0.0):
-    """The loss without a defence."""
-    logits = model(images).float()  # under autocast they come in bfloat16, which has three digits
-    return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
 
 
 def moving_average(decay):
