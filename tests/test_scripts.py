@@ -114,7 +114,7 @@ def test_interrupted_test_keeps_the_attacks_that_are_done(script, trained, tmp_p
     process = subprocess.Popen(
         [sys.executable, ROOT / "test-cnn.py", *map(str, arguments)], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
-    notes, deadline = tmp_path / "o.partial.jsonl", time.monotonic() + 120
+    notes, deadline = tmp_path / "o.attacks.partial.jsonl", time.monotonic() + 120
     while not (notes.exists() and len(notes.read_text().splitlines()) > 4):  # pgd, autoattack, the first of the checks
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline

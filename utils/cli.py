@@ -335,7 +335,7 @@ def test_command(network_name, args):
     if args.diagnose:
         through = args.source or a_baseline(split, network_name, args.checkpoint)
         other = through and load_network(through, split)
-    notes = Notes(args.json.with_suffix(".partial.jsonl")) if args.json else None
+    notes = Notes(args.json.with_suffix(".attacks.partial.jsonl")) if args.json else None
 
     parameters = sum(parameter.numel() for parameter in network.parameters())
     print(

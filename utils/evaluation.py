@@ -6,6 +6,7 @@ import json
 import math
 import time
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -147,23 +148,23 @@ def evaluate(
             "versions": versions("pyautoattack"),
         }
     )
-    noted, rows = notes.rows.get(key, []) if notes else [], []
+    sizes = [len(labels) for labels in split.labels.split(batch_size)]
+    rows = notes.kept(key, sizes) if notes else []
+    done = len(rows)
     title = f"{attack} at {epsilon:.4g}"
     bar = tqdm(total=len(split), unit="image", desc=title, leave=False, disable=None if progress else True)
     with bar, evaluating(network, split.device):
         for index, (images, labels) in enumerate(batches(split, batch_size)):
-            if index < len(noted) and len(noted[index][0]) == len(labels):
-                rows.append(noted[index])
-            else:
+            if index >= done:
                 start = time.perf_counter()
                 crafter = network if source is None else source
                 adversarial = ATTACKS[attack](crafter, images, labels, epsilon=epsilon, **options)
                 hits = correct(network, adversarial, labels).int().tolist()
                 rows.append(("".join(map(str, hits)), round(time.perf_counter() - start, 3)))
                 if notes:
-                    notes.add(key, *rows[-1])
+                    notes.add(key, rows[-1])
             bar.update(len(labels))
-            hits = "".join(hits for hits, _ in rows)
+            hits = "".join(hits for hits, _ in rows[: index + 1])
             bar.set_postfix(accuracy=f"{hits.count('1') / len(hits):.1%}")
     mask = torch.tensor([hit == "1" for hit in hits])
     seconds = sum(seconds for _, seconds in rows)
@@ -187,10 +188,9 @@ class Notes:
         """What the file at `path` holds, if there is one; lines that are none, as of a killed writer, are dropped."""
         self.path, self.rows = Path(path), {}
         if self.path.exists():
-            lines = [line for line in read_json_lines(self.path) if self._is_a_line(line)]
-            for key, hits, seconds in lines:
-                self.rows.setdefault(key, []).append((hits, seconds))
-            write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+            for key, *row in filter(self._is_a_line, read_json_lines(self.path)):
+                self.rows.setdefault(key, []).append(tuple(row))
+            self._write()
 
     @staticmethod
     def _is_a_line(line):
@@ -203,10 +203,28 @@ class Notes:
         """A name for an evaluation. about: what is evaluated and how, JSON-serialisable."""
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
-    def add(self, key, hits, seconds):
-        self.rows.setdefault(key, []).append((hits, seconds))
+    def kept(self, key, sizes):
+        """(hits, seconds) of an evaluation's first batches, which are of these sizes.
+
+        Of a damaged file, those before the first that is of another size; that one and what follows it are dropped.
+        """
+        noted = self.rows.get(key, [])
+        fits = takewhile(lambda pair: len(pair[0][0]) == pair[1], zip(noted, sizes, strict=False))
+        kept = [row for row, _ in fits]
+        if len(kept) < len(noted):
+            self.rows[key] = kept
+            self._write()
+        return list(kept)
+
+    def add(self, key, row):
+        """row: (hits, seconds) of the batch that comes next."""
+        self.rows.setdefault(key, []).append(row)
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps([key, hits, seconds]) + "\n")
+            file.write(json.dumps([key, *row]) + "\n")
+
+    def _write(self):
+        lines = [[key, *row] for key, rows in self.rows.items() for row in rows]
+        write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
     def finish(self):
         self.path.unlink(missing_ok=True)
