@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo study defenses robustness diagnosis agreement test lint format figures constraints clean
+.PHONY: help demo study defenses overfitting robustness diagnosis agreement test lint format figures constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -20,6 +20,12 @@ defenses: $(VENV)/installed  ## four defences on the same network, about ten min
 	  $(RUN) train-cnn.py --defense $$1 --epochs $$2 --average 0.999 --precision bfloat16 \
 	    --output runs/defenses/$$1.safetensors --resume || exit; done
 	mkdir -p results/defenses && cp runs/defenses/*.jsonl results/defenses/
+
+overfitting: $(VENV)/installed  ## FGSM's catastrophic overfitting, and N-FGSM with the same settings
+	for defense in fgsm n-fgsm; do \
+	  $(RUN) train-cnn.py --defense $$defense --epsilon 16/255 --epochs 8 --precision bfloat16 \
+	    --output runs/overfitting/$$defense.safetensors --resume || exit; done
+	mkdir -p results/overfitting && cp runs/overfitting/*.jsonl results/overfitting/
 
 robustness: $(VENV)/installed  ## every attack on baselines, the study's defence and ours, or what remains: hours
 	$(RUN) robustness.py

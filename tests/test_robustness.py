@@ -135,7 +135,7 @@ def test_a_damaged_report_is_one_line(damage, measured, tmp_path):
 
 def test_tables_are_the_reports(measured):
     report, _ = measured
-    text = tables.robustness_document(report, {"defenses": [], "tried": []})
+    text = tables.robustness_document(report, {"defenses": [], "overfitting": [], "tried": []})
     assert "on the 40 digits test images, under PGD and AutoAttack on the first 8" in text
     for entry in report["networks"]:
         cells = [
@@ -178,11 +178,13 @@ def test_accuracy_figure_draws_the_report(measured):
 def logs(tmp_path):
     """Two trainings' logs in folders as `training_logs` looks for them."""
 
-    def write(path, defense, *epochs, **arguments):
+    def write(path, defense, *epochs, epsilon=8 / 255, **arguments):
         first = {"network": "cnn", "width": 32, "epochs": 2, "average": 0.999, **arguments}
-        first["defense"] = {"name": defense, "epsilon": 8 / 255, "crafting": "training"}
+        first["defense"] = {"name": defense, "epsilon": epsilon, "crafting": "training"}
         keys = ("seconds", "choosing_accuracy", "validation_accuracy", "robust_accuracy")
         lines = [{"epoch": i, **dict(zip(keys, epoch, strict=True))} for i, epoch in enumerate(epochs, start=1)]
+        for line in lines:
+            line["single_step_accuracy"] = 0.4
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(json.dumps(line) + "\n" for line in [first, *lines]))
 
@@ -190,6 +192,8 @@ def logs(tmp_path):
     write(tmp_path / "results/defenses/fgsm.jsonl", "fgsm", (30, 0.3, 0.5, 0.35), (60, 0.0, 0.8, 0.1), average=0)
     write(tmp_path / "results/tried/cnn-n-fgsm-1.jsonl", "n-fgsm", (30, 0.3, 0.5, 0.35), width=64)
     (tmp_path / "results/tried/cnn-20-epochs.jsonl").write_text("{}\n")  # of an undefended training
+    overfitting = ((30, 0.2, 0.5, 0.3), (30, 0.0, 0.2, 0.1))
+    write(tmp_path / "results/overfitting/fgsm.jsonl", "fgsm", *overfitting, average=0, epsilon=16 / 255)
     write(tmp_path / "models/cnn-robust.jsonl", "n-fgsm", (30, 0.4, 0.6, 0.45), width=96)
     return robustness.training_logs(tmp_path / "models", tmp_path / "results")
 
@@ -201,6 +205,14 @@ def test_trainings_are_told_by_flags_and_kept_epoch(logs):
         "| `train-cnn.py --defense trades --width 32 --epochs 1 --average 0.999` | 2.0 | 40.00 | 30.00 | 20.00 |",
         "| `train-cnn.py --defense n-fgsm --width 64 --epochs 2 --average 0.999` | 0.5 | 50.00 | 35.00 | 30.00 |",
         "| `train-cnn.py --defense n-fgsm --width 96 --epochs 2 --average 0.999` | 0.5 | 60.00 | 45.00 | 40.00 |",
+    ]
+
+
+def test_overfitting_is_told_by_the_last_two_epochs(logs):
+    training = "`train-cnn.py --defense fgsm --epsilon 16/255 --width 32 --epochs 2`"
+    assert tables.overfitting_table(logs["overfitting"]).splitlines()[2:] == [
+        f"| {training} | 1 | 50.00 | 40.00 | 30.00 |",
+        f"| {training} | 2 | 20.00 | 40.00 | 10.00 |",
     ]
 
 

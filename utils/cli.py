@@ -551,7 +551,7 @@ def robustness_script():
         type=Path,
         metavar="FOLDER",
         help="robustness.json, robustness.md and, in robustness/, the figures, some of them of the logs in "
-        f"defenses/ and tried/ (default results, for digits {DEMO})",
+        f"defenses/, overfitting/ and tried/ (default results, for digits {DEMO})",
     )
     option(
         "--examples",

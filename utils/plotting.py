@@ -202,9 +202,13 @@ def robustness_figures(report, logs, tested, split):
         )
         by_name = {TITLES[log[0]["defense"]["name"]]: log for log in logs["defenses"]}
         figures["defenses"] = trainings_compared(by_name, title)
-    if logs["tried"]:
-        by_flags = {f"{TITLES[log[0]['network']]}: {training_flags(log)}": log for log in logs["tried"]}
-        figures["tried"] = trainings_compared(by_flags, "What was tried, of adversarial training")
+    for name, title in (
+        ("overfitting", "Catastrophic overfitting"),
+        ("tried", "What was tried, of adversarial training"),
+    ):
+        if logs[name]:
+            by_flags = {f"{TITLES[log[0]['network']]}: {training_flags(log)}": log for log in logs[name]}
+            figures[name] = trainings_compared(by_flags, title)
     for name in dict.fromkeys(name for name, _ in tested.values()):
         baseline, _, robust = (network for other, network in tested.values() if other == name)
         figures[f"{name}-gradients"] = input_gradients({"baseline": baseline, "robust": robust}, split, TITLES[name])

@@ -131,9 +131,9 @@ def measure(networks, split, path, *, examples=1000, overwrite=False, quiet=Fals
 
 
 def training_logs(models, results):
-    """Logs of defended trainings: {"defenses": of results/defenses, "tried": of results/tried and what is shipped}.
+    """Logs of defended trainings, {"defenses": [...], "overfitting": [...], "tried": [...]}, of the folders named so.
 
-    Raises TrainingError if a file there is no such log.
+    Those of the shipped networks are among what was tried. Raises TrainingError if a file there is no such log.
     """
 
     def logs(paths):
@@ -143,6 +143,7 @@ def training_logs(models, results):
     shipped = [path.with_suffix(".jsonl") for _, path in checkpoint_paths(models) if path.stem.endswith("-robust")]
     return {
         "defenses": logs((results / "defenses").glob("*.jsonl")),
+        "overfitting": logs((results / "overfitting").glob("*.jsonl")),
         "tried": logs((results / "tried").glob("*-n-fgsm-*.jsonl")) + logs(path for path in shipped if path.exists()),
     }
 

@@ -203,6 +203,7 @@ def robustness_document(report, logs):
         "White-box FGSM, by radius": radius_table(report, "fgsm"),
         "Checkpoints tested": robust_checkpoint_table(report),
         "Four defences on the same network": training_table(logs["defenses"]),
+        "Catastrophic overfitting": overfitting_table(logs["overfitting"]),
         "What was tried": training_table(logs["tried"]),
     }
     return "\n\n".join([opening, *(f"## {title}\n\n{text}" for title, text in titled.items())]) + "\n"
@@ -255,10 +256,23 @@ def training_table(logs):
     return markdown(["training", "minutes", "clean", "PGD-10", "PGD-10 on the margin"], rows)
 
 
+def overfitting_table(logs):
+    """Defended trainings, by their flags, and what the watched validation images say after the last epochs."""
+    rows = []
+    for log in logs:
+        for epoch in log[-2:]:
+            accuracies = [percent(epoch[f"{key}_accuracy"]) for key in ("validation", "single_step", "robust")]
+            rows.append([f"`train-{log[0]['network']}.py {training_flags(log)}`", str(epoch["epoch"]), *accuracies])
+    return markdown(["training", "epoch", "clean", "a single step (FGSM)", "PGD-10"], rows)
+
+
 def training_flags(log):
     """The flags that tell a defended training from others."""
     arguments, defense = log[0], log[0]["defense"]
-    flags = f"--defense {defense['name']} --width {arguments['width']} --epochs {arguments['epochs']}"
+    flags = f"--defense {defense['name']}"
+    if defense["epsilon"] != RADIUS:
+        flags += f" --epsilon {pixels(defense['epsilon'])}"
+    flags += f" --width {arguments['width']} --epochs {arguments['epochs']}"
     if arguments["average"]:
         flags += f" --average {arguments['average']:g}"
     if defense.get("crafting") == "evaluation":
