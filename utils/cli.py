@@ -106,7 +106,7 @@ def train_script(network):
     option(
         "--crafting",
         choices=("training", "evaluation"),
-        help="mode of batch norm while fgsm, n-fgsm, pgd and trades craft (default training, the better on validation)",
+        help="mode of batch norm while fgsm, n-fgsm, pgd and trades craft (default training; evaluation did no better)",
     )
     option(
         "--source",
