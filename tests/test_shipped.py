@@ -13,16 +13,22 @@ from conftest import ROOT
 from torch.nn import functional as F
 
 from attacks import fgsm
-from utils import tables
+from utils import robustness, tables
 from utils.checkpoints import file_digest, load_checkpoint, read_metadata
 from utils.data import load_split
-from utils.evaluation import accuracy, evaluate_fgsm
+from utils.diagnostics import diagnose
+from utils.evaluation import accuracy, evaluate, evaluate_fgsm
 from utils.paper import PRINTED, REMEASURED
 from utils.study import read_report
 
 STUDY = read_report(ROOT / "results" / "study.json")
 SHIPPED = [entry["name"] for entry in tables.part(STUDY, "study")]
+ROBUSTNESS = robustness.read_report(ROOT / "results" / "robustness.json")
 ROBUST = ["cnn-robust", "cnn-lstm-robust"]
+DIAGNOSES = [
+    json.loads((ROOT / "results" / "diagnosis" / f"{e['name']}.json").read_text(encoding="utf-8"))
+    for e in ROBUSTNESS["networks"]
+]
 
 
 def entry(name):
@@ -73,6 +79,100 @@ def test_shipped_checkpoint_scores_what_results_say(name, cifar10_dir):
     results = evaluate_fgsm(network, test, [row["epsilon"] for row in expected[1:]], source=source)
     assert [r.accuracy for r in results] == pytest.approx([row["accuracy"] for row in expected], abs=0.003)
     assert accuracy(network, validation) == pytest.approx(entry(name)["validation_accuracy"], abs=0.001)
+
+
+# ---- robustness ----
+
+
+def under(name, attack, epsilon=robustness.RADIUS, setting="white_box", **options):
+    return robustness.find(ROBUSTNESS, name, attack, epsilon, setting, **options)["accuracy"]
+
+
+def test_robustness_is_of_the_shipped_checkpoints_and_real_data():
+    assert (ROBUSTNESS["dataset"], ROBUSTNESS["split"]) == ("cifar10", "test")
+    assert tables.tested_counts(ROBUSTNESS) == (10_000, 1_000)
+    paths = [path for _, path in robustness.checkpoint_paths(ROOT / "models")]
+    assert [e["name"] for e in ROBUSTNESS["networks"]] == [path.stem for path in paths]
+    assert [e["sha256"] for e in ROBUSTNESS["networks"]] == [file_digest(path) for path in paths]
+    plan = robustness.tests(10_000, 1_000)
+    assert all(test.find(e["results"]) for e in ROBUSTNESS["networks"] for test in plan)
+
+
+@pytest.mark.parametrize("name", ROBUST)
+def test_log_of_a_robust_network_belongs_to_it(name):
+    metadata = read_metadata(ROOT / "models" / f"{name}.safetensors")
+    first, *epochs = map(json.loads, (ROOT / "models" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines())
+    assert first.items() >= metadata["training"].items()
+    assert len(epochs) == metadata["training"]["epochs"]
+    kept = epochs[metadata["epochs"] - 1]
+    assert kept["choosing_accuracy"] == max(epoch["choosing_accuracy"] for epoch in epochs)
+    assert kept.items() >= {key: value for key, value in metadata.items() if key.endswith("_accuracy")}.items()
+
+
+@pytest.mark.parametrize(("name", "autoattack", "clean"), [("cnn-robust", 0.33, 0.65), ("cnn-lstm-robust", 0.29, 0.60)])
+def test_robust_networks_hold(name, autoattack, clean):
+    assert under(name, "autoattack") >= autoattack
+    assert under(name, "fgsm", 0.0) >= clean
+    (entry,) = (e for e in ROBUSTNESS["networks"] if e["name"] == name)
+    assert entry["parameters"] <= 4_000_000
+    assert under(name, "autoattack") <= under(name, "pgd", steps=50) <= under(name, "pgd", steps=20)
+
+
+@pytest.mark.parametrize("name", ["cnn", "cnn-fgsm-augment-0.2", "cnn-lstm", "cnn-lstm-fgsm-augment-0.2"])
+def test_baselines_and_the_studys_defence_hold_nothing(name):
+    assert under(name, "autoattack") == 0
+    assert under(name, "pgd", steps=20) <= 0.01
+
+
+@pytest.mark.parametrize("name", ROBUST)
+def test_robust_checkpoint_scores_what_results_say(name, cifar10_dir):
+    network = load_checkpoint(ROOT / "models" / f"{name}.safetensors")
+    test = load_split("cifar10", "test", cifar10_dir)
+    assert accuracy(network, test) == pytest.approx(under(name, "fgsm", 0.0), abs=0.003)
+    attacked = evaluate(network, test.first(1000), "pgd", 16 / 255, options=robustness.PGD_20)
+    assert attacked.accuracy == pytest.approx(under(name, "pgd", 16 / 255, steps=20), abs=0.003)
+
+
+@pytest.mark.parametrize("report", DIAGNOSES, ids=[e["name"] for e in ROBUSTNESS["networks"]])
+def test_verdicts_are_the_expected_ones(report):
+    diagnosis, name = report["diagnosis"], report["checkpoint"]
+    assert (report["dataset"], report["split"], report["examples"]) == ("cifar10", "test", 500)
+    if "augment" in name:
+        assert diagnosis["verdict"].startswith("label leaking")
+    else:
+        assert diagnosis["verdict"] == "trustworthy"
+    if "robust" in name:
+        assert diagnosis["robust_accuracy"] > 0.25
+    else:
+        assert diagnosis["robust_accuracy"] <= 0.01
+
+
+@pytest.mark.parametrize("name", [e["name"] for e in ROBUSTNESS["networks"]])
+def test_shipped_checkpoint_is_diagnosed_anew(name, cifar10_dir):
+    """With few images for the robust networks, on which attacks take their time."""
+    baseline = name.split("-fgsm")[0].split("-robust")[0]
+    other = {"cnn": "cnn-lstm", "cnn-lstm": "cnn"}[baseline]
+    network, source = (
+        load_checkpoint(ROOT / "models" / f"{n}.safetensors") for n in (name, other if name == baseline else baseline)
+    )
+    test = load_split("cifar10", "test", cifar10_dir).first(40 if name in ROBUST else 500)
+    diagnosis = diagnose(network, test, source=source, queries=100)
+    if "augment" in name:
+        assert diagnosis.verdict.startswith("label leaking")
+    else:
+        assert diagnosis.verdict == "trustworthy"
+    assert diagnosis.strongest.accuracy > 0.25 if name in ROBUST else diagnosis.strongest.accuracy <= 0.01
+
+
+def test_torchattacks_agrees():
+    report = json.loads((ROOT / "results" / "agreement.json").read_text(encoding="utf-8"))
+    assert report["examples"] == 1000
+    digests = {e["name"]: e["sha256"] for e in ROBUSTNESS["networks"]}
+    assert {*ROBUST, "cnn", "cnn-lstm"} <= {row["name"] for row in report["networks"]}
+    for row in report["networks"]:
+        assert row["sha256"] == digests[row["name"]]
+        assert row["pixels_that_should_agree_and_do_not"] == 0
+        assert abs(row["pgd"] - row["peer_pgd"]) <= 0.01
 
 
 @pytest.mark.parametrize(("name", "floor"), [("cnn", 0.88), ("cnn-lstm", 0.865)])
@@ -172,6 +272,16 @@ CARD = (ROOT / "models" / "README.md").read_text(encoding="utf-8")
 
 def test_tables_are_made_from_the_report():
     assert (ROOT / "results" / "tables.md").read_text(encoding="utf-8") == tables.document(STUDY)
+
+
+def test_robustness_tables_are_made_from_the_report_and_quoted():
+    made = (ROOT / "results" / "robustness.md").read_text(encoding="utf-8")
+    assert made == tables.robustness_document(ROBUSTNESS)
+    assert tables.robustness_table(ROBUSTNESS) in README
+    assert tables.diagnosis_table(DIAGNOSES) in README
+    assert tables.robust_checkpoint_table(ROBUSTNESS) in CARD
+    first_table = next(line for line in README.splitlines() if line.startswith("|"))
+    assert tables.robustness_table(ROBUSTNESS).startswith(first_table)
 
 
 def test_every_table_and_sentence_is_quoted():
