@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from utils.study import read_report
 STUDY = read_report(ROOT / "results" / "study.json")
 SHIPPED = [entry["name"] for entry in tables.part(STUDY, "study")]
 ROBUSTNESS = robustness.read_report(ROOT / "results" / "robustness.json")
+LOGS = robustness.training_logs(ROOT / "models", ROOT / "results")
 ROBUST = ["cnn-robust", "cnn-lstm-robust"]
 DIAGNOSES = [
     json.loads((ROOT / "results" / "diagnosis" / f"{e['name']}.json").read_text(encoding="utf-8"))
@@ -129,14 +131,16 @@ def test_robust_checkpoint_scores_what_results_say(name, cifar10_dir):
     network = load_checkpoint(ROOT / "models" / f"{name}.safetensors")
     test = load_split("cifar10", "test", cifar10_dir)
     assert accuracy(network, test) == pytest.approx(under(name, "fgsm", 0.0), abs=0.003)
-    attacked = evaluate(network, test.first(1000), "pgd", 16 / 255, options=robustness.PGD_20)
-    assert attacked.accuracy == pytest.approx(under(name, "pgd", 16 / 255, steps=20), abs=0.003)
+    attacked = evaluate(network, test.first(1000), "pgd", 0.1, options=robustness.PGD_20)
+    assert attacked.accuracy == pytest.approx(under(name, "pgd", 0.1, steps=20), abs=0.003)
 
 
 @pytest.mark.parametrize("report", DIAGNOSES, ids=[e["name"] for e in ROBUSTNESS["networks"]])
 def test_verdicts_are_the_expected_ones(report):
-    diagnosis, name = report["diagnosis"], report["checkpoint"]
-    assert (report["dataset"], report["split"], report["examples"]) == ("cifar10", "test", 500)
+    diagnosis, name = report["diagnosis"], Path(report["checkpoint"]).stem
+    assert (report["dataset"], report["split"]) == ("cifar10", "test")
+    assert report["examples"] >= 100
+    assert report["sha256"] == file_digest(ROOT / "models" / f"{name}.safetensors")
     if "augment" in name:
         assert diagnosis["verdict"].startswith("label leaking")
     else:
@@ -166,9 +170,10 @@ def test_shipped_checkpoint_is_diagnosed_anew(name, cifar10_dir):
 
 def test_torchattacks_agrees():
     report = json.loads((ROOT / "results" / "agreement.json").read_text(encoding="utf-8"))
+    assert tables.agreement_table(report) in README
     assert report["examples"] == 1000
     digests = {e["name"]: e["sha256"] for e in ROBUSTNESS["networks"]}
-    assert {*ROBUST, "cnn", "cnn-lstm"} <= {row["name"] for row in report["networks"]}
+    assert [row["name"] for row in report["networks"]] == list(digests)
     for row in report["networks"]:
         assert row["sha256"] == digests[row["name"]]
         assert row["pixels_that_should_agree_and_do_not"] == 0
@@ -276,9 +281,11 @@ def test_tables_are_made_from_the_report():
 
 def test_robustness_tables_are_made_from_the_report_and_quoted():
     made = (ROOT / "results" / "robustness.md").read_text(encoding="utf-8")
-    assert made == tables.robustness_document(ROBUSTNESS)
+    assert made == tables.robustness_document(ROBUSTNESS, LOGS)
     assert tables.robustness_table(ROBUSTNESS) in README
     assert tables.diagnosis_table(DIAGNOSES) in README
+    assert tables.training_table(LOGS["defenses"]) in README
+    assert tables.training_table(LOGS["tried"]) in CARD
     assert tables.robust_checkpoint_table(ROBUSTNESS) in CARD
     first_table = next(line for line in README.splitlines() if line.startswith("|"))
     assert tables.robustness_table(ROBUSTNESS).startswith(first_table)
