@@ -17,6 +17,7 @@ from attacks import fgsm
 from utils import robustness, tables
 from utils.checkpoints import file_digest, load_checkpoint, read_metadata
 from utils.data import load_split
+from utils.defenses import RobustValidation
 from utils.diagnostics import diagnose
 from utils.evaluation import accuracy, evaluate, evaluate_fgsm
 from utils.paper import PRINTED, REMEASURED
@@ -168,6 +169,17 @@ def test_shipped_checkpoint_is_diagnosed_anew(name, cifar10_dir):
     assert diagnosis.strongest.accuracy > 0.25 if name in ROBUST else diagnosis.strongest.accuracy <= 0.01
 
 
+def test_fgsm_overfits_catastrophically_and_n_fgsm_does_not():
+    logs = {log[0]["defense"]["name"]: log for log in LOGS["overfitting"]}
+    settings = [{key: value for key, value in log[0].items() if key != "defense"} for log in logs.values()]
+    assert settings[0] == settings[1]
+    named = {
+        name: [RobustValidation.collapse(log[1:end]) for end in range(2, len(log) + 1)] for name, log in logs.items()
+    }
+    assert any(named["fgsm"])
+    assert not any(named["n-fgsm"])
+
+
 def test_torchattacks_agrees():
     report = json.loads((ROOT / "results" / "agreement.json").read_text(encoding="utf-8"))
     assert tables.agreement_table(report) in README
@@ -285,6 +297,7 @@ def test_robustness_tables_are_made_from_the_report_and_quoted():
     assert tables.robustness_table(ROBUSTNESS) in README
     assert tables.diagnosis_table(DIAGNOSES) in README
     assert tables.training_table(LOGS["defenses"]) in README
+    assert tables.overfitting_table(LOGS["overfitting"]) in README
     assert tables.training_table(LOGS["tried"]) in CARD
     assert tables.robust_checkpoint_table(ROBUSTNESS) in CARD
     first_table = next(line for line in README.splitlines() if line.startswith("|"))
