@@ -15,25 +15,25 @@ demo: $(VENV)/installed  ## the whole study on scikit-learn's digits: no downloa
 study: $(VENV)/installed  ## the whole study on CIFAR-10, or what remains of it: hours on two cores
 	$(RUN) study.py
 
-defenses: $(VENV)/installed  ## four defences on the same network, about ten minutes each on two cores, and their logs
-	for run in "fgsm 20" "n-fgsm 15" "pgd 4" "trades 3"; do set -- $$run; \
-	  $(RUN) train-cnn.py --defense $$1 --epochs $$2 --average 0.999 --precision bfloat16 \
+defenses: $(VENV)/installed  ## four defences on the same network, seven to twelve minutes each on two cores, and their logs
+	for run in "fgsm 20 0.999" "n-fgsm 15 0.999" "pgd 4 0.99" "trades 3 0.99"; do set -- $$run; \
+	  $(RUN) train-cnn.py --defense $$1 --epochs $$2 --average $$3 --precision bfloat16 \
 	    --output runs/defenses/$$1.safetensors --resume || exit; done
 	mkdir -p results/defenses && cp runs/defenses/*.jsonl results/defenses/
 
 overfitting: $(VENV)/installed  ## FGSM's catastrophic overfitting, and N-FGSM with the same settings
-	for defense in fgsm n-fgsm; do \
-	  $(RUN) train-cnn.py --defense $$defense --epsilon 16/255 --epochs 8 --precision bfloat16 \
-	    --output runs/overfitting/$$defense.safetensors --resume || exit; done
+	for run in "fgsm 8 64" "fgsm 12 32" "fgsm 12 64" "fgsm 16 32" "fgsm 16 64" "n-fgsm 16 32"; do set -- $$run; \
+	  $(RUN) train-cnn.py --defense $$1 --epsilon $$2/255 --width $$3 --epochs 8 --precision bfloat16 \
+	    --output runs/overfitting/$$1-$$2-$$3.safetensors --resume || exit; done
 	mkdir -p results/overfitting && cp runs/overfitting/*.jsonl results/overfitting/
 
 robustness: $(VENV)/installed  ## every attack on baselines, the study's defence and ours, or what remains: hours
 	$(RUN) robustness.py
 
 diagnosis: $(VENV)/installed  ## can these figures be trusted? the checks on the same six networks
-	for name in cnn cnn-lstm; do for defense in "" -fgsm-augment-0.2 -robust; do \
-	  $(RUN) test-$$name.py --checkpoint models/$$name$$defense.safetensors --attack fgsm --epsilon 8/255 \
-	    --examples 100 --diagnose --json results/diagnosis/$$name$$defense.json || exit; done; done
+	for name in cnn cnn-lstm; do for run in "500" "500 -fgsm-augment-0.2" "100 -robust"; do set -- $$run; \
+	  $(RUN) test-$$name.py --checkpoint models/$$name$$2.safetensors --attack fgsm --epsilon 8/255 \
+	    --examples $$1 --diagnose --json results/diagnosis/$$name$$2.json || exit; done; done
 
 agreement: .venv-peers/installed  ## our attacks against torchattacks', in an environment of its own
 	.venv-peers/bin/python benchmarks/agreement.py

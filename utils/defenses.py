@@ -132,7 +132,7 @@ class RobustValidation:
         """A warning, if catastrophic overfitting (Wong et al., 2020, arXiv:2001.03994) began in the last epoch.
 
         So it is called when a network withstands one step about as well as none, and several smaller ones do not get
-        half of that: clean accuracy stays meanwhile, which tells it from a training that diverged.
+        half of that. A training that diverged leaves a network to which all three are alike.
         """
 
         def collapsed(entry):

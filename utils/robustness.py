@@ -140,10 +140,13 @@ def training_logs(models, results):
         keys = ("robust_accuracy", "choosing_accuracy")
         return [log for log in (read_log(path, *keys) for path in sorted(paths)) if len(log) > 1]
 
+    def by_settings(log):
+        return log[0]["defense"]["name"], log[0]["defense"]["epsilon"], log[0]["width"]
+
     shipped = [path.with_suffix(".jsonl") for _, path in checkpoint_paths(models) if path.stem.endswith("-robust")]
     return {
         "defenses": logs((results / "defenses").glob("*.jsonl")),
-        "overfitting": logs((results / "overfitting").glob("*.jsonl")),
+        "overfitting": sorted(logs((results / "overfitting").glob("*.jsonl")), key=by_settings),
         "tried": logs((results / "tried").glob("*-n-fgsm-*.jsonl")) + logs(path for path in shipped if path.exists()),
     }
 
