@@ -12,7 +12,7 @@ from attacks.core import attacking, evaluation_mode, input_gradient
 from utils.data import batches
 from utils.paper import EPSILONS, PRINTED
 from utils.robustness import PGD_20, RADII, RADIUS, find
-from utils.tables import TITLES, networks, part, pixels, tested_counts, tested_images, trained_on, training_flags
+from utils.tables import TITLES, networks, part, pixels, tested_counts, tested_images, trained_on
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, SKY, GREY = "#0072B2", "#D55E00", "#009E73", "#56B4E9", "#666666"
@@ -202,13 +202,12 @@ def robustness_figures(report, logs, tested, split):
         )
         by_name = {TITLES[log[0]["defense"]["name"]]: log for log in logs["defenses"]}
         figures["defenses"] = trainings_compared(by_name, title)
-    for name, title in (
-        ("overfitting", "Catastrophic overfitting"),
-        ("tried", "What was tried, of adversarial training"),
-    ):
-        if logs[name]:
-            by_flags = {f"{TITLES[log[0]['network']]}: {training_flags(log)}": log for log in logs[name]}
-            figures[name] = trainings_compared(by_flags, title)
+    if logs["overfitting"]:
+        by_settings = {_settings(log, "epsilon", "width"): log for log in logs["overfitting"]}
+        figures["overfitting"] = trainings_compared(by_settings, "Catastrophic overfitting", against="epoch")
+    if logs["tried"]:
+        by_settings = {_settings(log, "width", "epochs", "average", "crafting"): log for log in logs["tried"]}
+        figures["tried"] = trainings_compared(by_settings, "What was tried, of adversarial training")
     for name in dict.fromkeys(name for name, _ in tested.values()):
         baseline, _, robust = (network for other, network in tested.values() if other == name)
         figures[f"{name}-gradients"] = input_gradients({"baseline": baseline, "robust": robust}, split, TITLES[name])
@@ -242,25 +241,42 @@ def robust_accuracy(report):
     return figure
 
 
-def trainings_compared(logs, title):
-    """Accuracy under PGD-10 (left) and clean (right) on validation images against training time, a line for each log.
+def _settings(log, *keys):
+    """In words, architecture and defence of a training, and those of its arguments."""
+    arguments, defense = log[0], log[0]["defense"]
+    words = {
+        "epsilon": f"epsilon {pixels(defense['epsilon'])}",
+        "width": f"width {arguments['width']}",
+        "epochs": f"{arguments['epochs']} epochs",
+        "average": f"average {arguments['average']:g}" if arguments["average"] else "last weights",
+        "crafting": "crafted in evaluation mode" if defense.get("crafting") == "evaluation" else "",
+    }
+    named = [f"{TITLES[arguments['network']]}, {TITLES[defense['name']]}", *(words[key] for key in keys)]
+    return ", ".join(filter(None, named))
 
-    logs: {label: what a training's .jsonl holds, its arguments and then an entry for each epoch}.
+
+def trainings_compared(logs, title, against="time"):
+    """Accuracy under PGD-10 (left) and clean (right) on validation images, a line for each log.
+
+    logs: {label: what a training's .jsonl holds, its arguments and then an entry for each epoch}. against: training
+    "time", or "epoch".
     """
     figure, panels = plt.subplots(1, 2, figsize=(9.6, 4), sharey=True, layout="constrained")
     looks = cycle(zip((BLUE, ORANGE, GREEN, "black", SKY, GREY), "sD^ovP", strict=True))
     for (label, (_, *epochs)), (color, marker) in zip(logs.items(), looks, strict=False):
         minutes = np.cumsum([epoch["seconds"] for epoch in epochs]) / 60
+        places = minutes if against == "time" else [epoch["epoch"] for epoch in epochs]
         style = {"color": color, "marker": marker, "markersize": 4, "label": label}
         for axes, key in zip(panels, ("choosing_accuracy", "validation_accuracy"), strict=True):
-            axes.plot(minutes, [100 * epoch[key] for epoch in epochs], **style)
+            axes.plot(places, [100 * epoch[key] for epoch in epochs], **style)
     for axes, name in zip(panels, ("PGD-10 on the margin, 2,000 images", "clean, 5,000 images"), strict=True):
         axes.set_title(name, fontsize="medium")
-        axes.set_xlabel("training time (minutes)")
+        axes.set_xlabel("training time (minutes)" if against == "time" else "epoch")
         axes.grid(alpha=0.3)
         axes.set(xlim=(0, None), ylim=(0, 100))
     panels[0].set_ylabel("validation accuracy (%)")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    style = {"loc": "outside lower center", "ncols": 2, "frameon": False, "fontsize": "small"}
+    figure.legend(*panels[0].get_legend_handles_labels(), **style)
     figure.suptitle(title)
     return figure
 
