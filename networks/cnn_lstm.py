@@ -24,6 +24,9 @@ class CNNLSTM(nn.Module):
         self.classifier = nn.Linear(2 * width, num_classes)
 
     def forward(self, images):
-        positions = self.features(self.normalize(images)).flatten(2).transpose(1, 2)  # (N, 16, 4 width)
-        hidden, _ = self.lstm(positions)
+        hidden, _ = self.lstm(self.sequence(images))
         return self.classifier(hidden[:, -1])
+
+    def sequence(self, images):
+        """What the LSTM reads of images (N, 3, 32, 32): (N, 16, 4 width), the positions of the map row after row."""
+        return self.features(self.normalize(images)).flatten(2).transpose(1, 2)

@@ -25,7 +25,7 @@ import torch
 
 from networks import NETWORKS
 from utils import UserError, checkpoint_stem
-from utils.adversarial import AugmentedSplit, adversarial_set
+from utils.adversarial import FOLDER, AugmentedSplit, adversarial_set
 from utils.allocator import keep_freed_memory
 from utils.checkpoints import (
     file_digest,
@@ -107,6 +107,7 @@ class Study:
         models,
         scratch,
         report,
+        adversarial=FOLDER,
         data_dir=None,
         width=32,
         epochs=None,
@@ -116,6 +117,7 @@ class Study:
         quiet=False,
     ):
         """models, scratch, epochs: as for `lines`. report: path of the JSON file. width: of every network.
+        adversarial: folder of the adversarial sets.
         precision: of the trainings, as for `train`.
         overwrite: train again what was trained with other arguments, or is damaged; without it, that is an error. The
         baselines of the study proper are taken as they are: to train one again, delete it.
@@ -124,7 +126,7 @@ class Study:
         self.splits = {name: load_split(dataset, name, data_dir) for name in ("train", "validation", "test")}
         self.lines = lines(dataset, models, scratch, epochs)
         self.path, self.width, self.device, self.precision = report, width, device, precision
-        self.overwrite, self.quiet = overwrite, quiet
+        self.overwrite, self.quiet, self.adversarial = overwrite, quiet, adversarial
         self.about = {"dataset": dataset, "split": "test", "examples": len(self.splits["test"])}
         earlier = read_report(report) if report.exists() else {**self.about, "networks": []}
         if {key: earlier[key] for key in self.about} != self.about:
@@ -253,7 +255,8 @@ class Study:
         return True
 
     def _adversarial_set(self, line, split):
-        return adversarial_set(line.path(), self.splits[split], device=self.device, progress=not self.quiet)
+        options = {"folder": self.adversarial, "device": self.device, "progress": not self.quiet}
+        return adversarial_set(line.path(), self.splits[split], **options)
 
     def _train(self, line, epsilon):
         training, path = self.splits["train"], line.path(epsilon)

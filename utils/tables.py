@@ -3,6 +3,7 @@
 import statistics
 from pathlib import Path
 
+from utils.evaluation import difference_interval, evaluate, evaluate_fgsm, multiply_adds
 from utils.paper import EPSILONS, PRINTED, REMEASURED
 from utils.robustness import PGD_20, PGD_50, RADII, RADIUS, find
 
@@ -328,6 +329,97 @@ def pixels(epsilon):
     """An epsilon as papers write it: 8/255 where it is a whole number of grey levels, else a decimal."""
     levels = 255 * epsilon
     return f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-9 and levels > 0 else f"{epsilon:.4g}"
+
+
+def pairs(report):
+    """The study's entries of one architecture, each with the other's of the same training epsilon."""
+    first, second = (part(report, "study", name) for name in networks(report))
+    others = {entry["training_epsilon"]: entry for entry in second}
+    return [(entry, others[entry["training_epsilon"]]) for entry in first]
+
+
+def ahead_table(report):
+    """In how many cells of the study's tables either architecture is ahead, by more than the 95 % interval."""
+    names = [TITLES[name] for name in networks(report)]
+    baselines, *retrained = pairs(report)
+    kinds = {  # the first cell of a row is the clean accuracy, in either setting
+        "clean": [(entry["transfer"][:1], other["transfer"][:1]) for entry, other in pairs(report)],
+        "baselines, under their own examples": [[entry["white_box"][1:] for entry in baselines]],
+        "retrained, transferred FGSM": [[entry["transfer"][1:] for entry in pair] for pair in retrained],
+        "retrained, white-box FGSM": [[entry["white_box"][1:] for entry in pair] for pair in retrained],
+    }
+    rows = []
+    for kind, cells in kinds.items():
+        counts, extreme = dict.fromkeys((*names, "neither"), 0), dict.fromkeys(names, 0.0)
+        for a, b in (pair for row in cells for pair in zip(*row, strict=True)):
+            low, high = difference_interval(a["accuracy"], b["accuracy"], report["examples"])
+            ahead = names[0] if low > 0 else names[1] if high < 0 else "neither"
+            counts[ahead] += 1
+            if ahead != "neither":
+                extreme[ahead] = max(extreme[ahead], abs(a["accuracy"] - b["accuracy"]))
+        ahead = (f"{counts[n]}, by up to {percent(extreme[n])}" if counts[n] else "0" for n in names)
+        rows.append([kind, *ahead, str(counts["neither"])])
+    return markdown(["cells in which one is ahead", *names, "neither"], rows)
+
+
+def conclusion_table(report, robustness=None):
+    """The study's conclusion, claim by claim, with the 95 % interval of what it rests on.
+
+    report: the study's; robustness: that of utils.robustness, for the networks that hold. Accuracies in percent.
+    """
+    first, second = networks(report)
+    baselines, *_, largest = pairs(report)
+    at = f"FGSM at {EPSILONS[-1]:g}"
+    claims = {
+        "more accurate: baselines, clean": ([entry["transfer"][0] for entry in baselines], report["examples"]),
+        f"more robust: retrained on {largest[0]['training_epsilon']:g}, transferred {at}": (
+            [entry["transfer"][-1] for entry in largest],
+            report["examples"],
+        ),
+        f"more robust: the same, white-box {at}": ([entry["white_box"][-1] for entry in largest], report["examples"]),
+    }
+    if robustness:
+        rows = [find(robustness, f"{name}-robust", "autoattack", RADIUS) for name in (first, second)]
+        claims["more robust: adversarially trained, AutoAttack"] = rows, rows[0]["examples"]
+    table = []
+    for claim, (rows, examples) in claims.items():
+        a, b = (row["accuracy"] for row in rows)
+        low, high = difference_interval(a, b, examples)
+        verdict = "holds" if low > 0 else "the other way round" if high < 0 else "open"
+        difference = f"{100 * (a - b):+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
+        table.append([claim, percent(a), percent(b), difference, verdict])
+    seconds = [entry["training_seconds"] for entry in baselines]
+    if all(seconds):
+        a, b = (f"{s / 60:.1f} min" for s in seconds)
+        table.append(
+            ["faster to train: baselines", a, b, f"{100 * (seconds[0] / seconds[1] - 1):+.0f} %", "one run each"]
+        )
+    return markdown([f"the {TITLES[first]} is …", TITLES[first], TITLES[second], "difference (95 %)", "so?"], table)
+
+
+def cost_table(tested):
+    """Parameters, multiply-adds and training time of networks. tested: {name: (network, log of its training)}."""
+    rows = []
+    for name, (network, log) in tested.items():
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+        minutes = sum(epoch["seconds"] for epoch in log[1:]) / 60
+        width = str(network.arguments["width"])
+        precision = log[1].get("precision", "float32")
+        rows.append([name, width, f"{parameters:,}", f"{multiply_adds(network):,}", f"{minutes:.1f}", precision])
+    header = ["network", "width", "parameters", "multiply-adds an image", "training, minutes", "trained in"]
+    return markdown(header, rows)
+
+
+def attacked_table(networks, split, epsilon, *, progress=False):
+    """Networks, {name: network}, clean, under white-box FGSM and under PGD-20, on a split."""
+    rows = []
+    for name, network in networks.items():
+        results = evaluate_fgsm(network, split, [epsilon], progress=progress)
+        results.append(evaluate(network, split, "pgd", epsilon, options=PGD_20, progress=progress))
+        cells = ({"accuracy": r.accuracy, "confidence_interval": r.confidence_interval} for r in results)
+        rows.append([name, *map(with_interval, cells)])
+    at = pixels(epsilon)
+    return markdown([f"first {len(split):,} test images", "clean", f"FGSM, {at}", f"PGD-20, {at}"], rows)
 
 
 def tested_images(report):
