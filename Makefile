@@ -3,14 +3,20 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo study defenses overfitting robustness diagnosis agreement test lint format figures constraints clean
+.PHONY: help demo notebooks study defenses overfitting robustness diagnosis agreement test lint format figures constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-13s %s\n", $$1, $$2 }' Makefile
 
-demo: $(VENV)/installed  ## the whole study on scikit-learn's digits: no download, two minutes
+demo: $(VENV)/installed  ## the whole study on scikit-learn's digits: no download, four minutes
 	$(RUN) study.py --dataset digits
+	for name in cnn cnn-lstm; do \
+	  $(RUN) train-$$name.py --dataset digits --defense n-fgsm --epsilon 0.1 --average 0.99 --quiet --resume \
+	    --output results/demo/$$name-robust.safetensors || exit; done
+
+notebooks: $(VENV)/installed  ## run the four notebooks from top to bottom and store their outputs
+	$(RUN) -m utils.notebooks main.ipynb cnn.ipynb rnn.ipynb analysis.ipynb
 
 study: $(VENV)/installed  ## the whole study on CIFAR-10, or what remains of it: hours on two cores
 	$(RUN) study.py
