@@ -1,0 +1,343 @@
+"""The notebooks: they run from top to bottom, what is stored in them is in order, and the explorer explores."""
+
+import base64
+import io
+import math
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib.image
+import matplotlib.pyplot as plt
+import nbformat
+import papermill
+import pytest
+import torch
+from conftest import QUICK, ROOT
+from sklearn.metrics import cohen_kappa_score
+
+from utils import tables
+from utils.checkpoints import load_checkpoint
+from utils.data import to_unit_range
+from utils.evaluation import (
+    agreement,
+    difference_interval,
+    evaluate_fgsm,
+    predictions,
+    transfer_matrix,
+    wilson_interval,
+)
+from utils.notebooks import CHOICES, WIDGET, Explorer
+from utils.robustness import read_report as read_robustness
+from utils.study import read_report
+
+NAMES = ("main", "cnn", "rnn", "analysis")
+
+
+def stored(name):
+    return nbformat.read(ROOT / f"{name}.ipynb", as_version=4)
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def text_of(notebook):
+    """All that the outputs say."""
+    outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
+    return "\n".join(
+        output.get("text", "") + "".join(v for k, v in output.get("data", {}).items() if k.startswith("text/"))
+        for output in outputs
+    )
+
+
+# ---- as they are stored ----
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_stored_outputs_are_in_order_and_complete(name):
+    notebook = stored(name)
+    cells = code_cells(notebook)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    for cell in cells:
+        assert all(output.output_type != "error" for output in cell.outputs)
+        assert all(output.get("name") != "stderr" for output in cell.outputs), "a warning"
+        data = [output.get("data", {}) for output in cell.outputs]
+        if "plt.show()" in cell.source or cell.source.startswith("Explorer("):
+            assert any("image/png" in of_an_output for of_an_output in data), cell.source
+        if "print(" in cell.source or "display(" in cell.source:
+            assert cell.outputs, cell.source
+        assert not any(WIDGET in of_an_output for of_an_output in data), "a progress bar, or a widget that is dead"
+    assert (ROOT / f"{name}.ipynb").stat().st_size < 1.5 * 2**20
+    written = text_of(notebook) + "".join(cell.source for cell in notebook.cells)
+    assert not re.search(r"/(home|root|tmp|work|usr|Users)/", written)
+    assert str(ROOT) not in written
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_set_up_and_rhythm(name):
+    notebook = stored(name)
+    (parameters,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+    for assignment in ('dataset = "cifar10"', "data_dir = None", "quick = False", "retrain = False"):
+        assert assignment in parameters.source
+    assert f"/blob/main/{name}.ipynb" in notebook.cells[0].source  # the Colab badge
+    for cell in code_cells(notebook):
+        assert cell.source.count("\n") < 25
+        assert max(map(len, cell.source.splitlines())) <= 100
+
+
+def test_headline_numbers_are_those_of_the_results():
+    study = read_report(ROOT / "results" / "study.json")
+    for name, network in (("cnn", "cnn"), ("rnn", "cnn-lstm")):
+        text = text_of(stored(name))
+        baseline, *_ = tables.part(study, "study", network)
+        assert f"10,000 test images: {baseline['transfer'][0]['accuracy']:.2%} correct" in text
+        assert tables.transfer_table(study, network) in text
+    robustness, text = read_robustness(ROOT / "results" / "robustness.json"), text_of(stored("analysis"))
+    for table in (tables.robustness_table(robustness), tables.conclusion_table(study, robustness)):
+        assert table in text
+    for table in (tables.ahead_table(study), tables.spread_table(study)):
+        assert table in text
+
+
+# ---- as they run ----
+
+
+def execute(name, folder, **parameters):
+    """Run the notebook in that folder and return it."""
+    output = folder / f"{name}-run.ipynb"
+    environment = {"PYTHONPATH": str(ROOT), "DATA_DIR": os.environ.get("DATA_DIR", ""), "MPLBACKEND": ""}
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in environment.items():
+            patch.setenv(key, value) if value else patch.delenv(key, raising=False)
+        papermill.execute_notebook(
+            ROOT / f"{name}.ipynb",
+            output,
+            parameters={"quick": True, **parameters},
+            cwd=folder,
+            kernel_name="python3",
+            progress_bar=False,
+            execution_timeout=300,
+        )
+    return nbformat.read(output, as_version=4)
+
+
+def assert_ran(notebook):
+    assert all(cell.execution_count for cell in code_cells(notebook))
+    outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
+    assert all(output.output_type != "error" for output in outputs)
+    assert all(output.get("name") != "stderr" for output in outputs), outputs
+    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 3
+
+
+@pytest.fixture(scope="session")
+def demo(script, tmp_path_factory):
+    """A folder in which the demo was made, quickly."""
+    folder = tmp_path_factory.mktemp("demo")
+    made = script("study.py", *QUICK, "--quiet", cwd=folder)
+    assert made.returncode == 0, made.stderr
+    for name in ("cnn", "cnn-lstm"):
+        output = f"results/demo/{name}-robust.safetensors"
+        defense = ("--defense", "n-fgsm", "--epsilon", 0.1, "--quiet", "--output", output)
+        made = script(f"train-{name}.py", *QUICK, *defense, cwd=folder)
+        assert made.returncode == 0, made.stderr
+    return folder
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_runs_on_digits(name, demo):
+    assert_ran(execute(name, demo, dataset="digits"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_runs_on_cifar10_with_the_shipped_checkpoints(name, cifar10_dir, tmp_path):
+    for folder in ("models", "results"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    assert_ran(execute(name, tmp_path, data_dir=str(cifar10_dir.resolve())))
+
+
+def test_retrain_trains(tmp_path):
+    notebook = execute("cnn", tmp_path, dataset="digits", retrain=True)
+    assert_ran(notebook)
+    folder = tmp_path / "runs" / "notebooks" / "digits-quick"
+    assert {"cnn.safetensors", "cnn-robust.safetensors", "study.json"} <= {path.name for path in folder.iterdir()}
+    assert not (tmp_path / "results").exists()
+
+
+# ---- the explorer ----
+
+
+@pytest.fixture
+def explorer(digits, trained):
+    networks = {"baseline": load_checkpoint(trained("cnn")), "other": load_checkpoint(trained("cnn-lstm"))}
+    return Explorer(digits["test"], networks, largest=100)
+
+
+def shown(picture):
+    """The pixels of a PNG."""
+    return matplotlib.image.imread(io.BytesIO(picture))
+
+
+def test_every_choice_changes_the_picture(explorer):
+    before = shown(explorer.picture.value)
+    for choice, value in (
+        (explorer.levels, 12),
+        (explorer.image, 3),
+        (explorer.network, "other"),
+        (explorer.attack, "PGD, 10 steps"),
+        (explorer.levels, 0),
+    ):
+        choice.value = value
+        after = shown(explorer.picture.value)
+        below = len(after) // 8  # without the title, which would differ in any case
+        assert (after[below:] != before[below:]).any(), choice
+        before = after
+
+
+@pytest.mark.parametrize("name", ["baseline", "other"])
+@pytest.mark.parametrize("attack", CHOICES)
+def test_figure_shows_the_attack(name, attack, explorer):
+    explorer.image.value, explorer.attack.value, explorer.levels.value = 2, attack, 51
+    figure = explorer.figure([name])
+    image, perturbation, adversarial, bars = figure.axes
+    images, labels = explorer.split.take(torch.tensor([2]))
+    crafted = CHOICES[attack](explorer.networks[name], images, labels, epsilon=51 / 255)
+    for drawn, expected in ((image, images), (adversarial, crafted)):
+        torch.testing.assert_close(torch.tensor(drawn.images[0].get_array()).permute(2, 0, 1)[None], expected)
+    assert perturbation.get_title() == f"perturbation, magnified {0.5 / (crafted - images).abs().max():.3g} times"
+    wanted = explorer.networks[name](torch.cat([images, crafted])).softmax(1).detach()
+    drawn = torch.tensor([bar.get_width() for bar in bars.patches]).float().view(2, 10)
+    torch.testing.assert_close(drawn / 100, wanted, atol=1e-5, rtol=0)
+    plt.close(figure)
+
+
+def test_where_widgets_do_not_live_a_picture_of_all_networks_stands_in(explorer):
+    bundle = explorer._repr_mimebundle_()
+    assert bundle[WIDGET]["model_id"] == explorer.box.model_id
+    one, all_of_them = shown(explorer.picture.value), shown(base64.b64decode(bundle["image/png"]))
+    assert len(all_of_them) == 2 * len(one)
+
+
+def test_picture_changes_within_half_a_second(digits):
+    """With the widest network and the slowest attack, on an image whose label no step changes."""
+    robust = load_checkpoint(ROOT / "models" / "cnn-robust.safetensors")
+    split = digits["test"].first(2)
+    split = replace(split, labels=predictions(robust, to_unit_range(split.images)))
+    explorer = Explorer(split, {"robust": robust})
+    explorer.attack.value = "PGD, 10 steps"
+    seconds = []
+    for level in (1, 2, 3, 2, 1):
+        start = time.perf_counter()
+        explorer.levels.value = level
+        seconds.append(time.perf_counter() - start)
+    assert sorted(seconds)[2] < 0.5
+
+
+def test_interval_of_a_difference():
+    """Newcombe (1998), Table II, example (a), method 10: 56/70 - 48/80 = 0.2, from 0.0524 to 0.3339."""
+    low, high = wilson_interval(56, 70), wilson_interval(48, 80)
+    expected = (0.2 - math.hypot(0.8 - low[0], high[1] - 0.6), 0.2 + math.hypot(low[1] - 0.8, 0.6 - high[0]))
+    assert expected == pytest.approx((0.0524, 0.3339), abs=1e-4)
+    # The same numbers of images on both sides, as here.
+    low, high = difference_interval(0.8, 0.6, 80)
+    assert low < 0.2 < high
+    assert difference_interval(0.6, 0.8, 80) == pytest.approx((-high, -low))
+    # Example (b) of the same table, 9/10 - 3/10: 0.6, from 0.1705 to 0.8090.
+    assert difference_interval(0.9, 0.3, 10) == pytest.approx((0.1705, 0.8090), abs=1e-4)
+    assert difference_interval(0.5, 0.5, 100)[0] == pytest.approx(-difference_interval(0.5, 0.5, 100)[1])
+
+
+def test_agreement_is_cohens_kappa():
+    generator = torch.Generator().manual_seed(0)
+    first = torch.rand(300, generator=generator) < 0.7
+    second = torch.where(torch.rand(300, generator=generator) < 0.5, first, torch.rand(300, generator=generator) < 0.4)
+    kappa, low, high = agreement(first, second)
+    assert kappa == pytest.approx(cohen_kappa_score(first, second))
+    assert low < kappa < high
+    assert agreement(first, first) == pytest.approx((1, 1, 1))
+    assert math.isnan(agreement(torch.ones(5).bool(), torch.ones(5).bool())[0])
+
+
+def test_transfer_matrix_crafts_on_rows_and_shows_to_columns(digits, trained):
+    networks, split = [load_checkpoint(trained(name)) for name in ("cnn", "cnn-lstm")], digits["test"].first(60)
+    matrix = transfer_matrix(networks, split, 0.1, batch_size=25)
+    for source, row in zip(networks, matrix, strict=True):
+        for tested, result in zip(networks, row, strict=True):
+            expected = evaluate_fgsm(tested, split, [0.1], source=source, batch_size=25)[1]
+            assert (result.correct, result.examples) == (expected.correct, 60)
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine's PATH")
+def test_explorer_in_a_browser(demo, tmp_path):
+    """JupyterLab on loopback: run all cells of main.ipynb, move the slider, and the picture changes."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    notebook = stored("main")
+    for cell in notebook.cells:
+        if "parameters" in cell.metadata.get("tags", []):
+            cell.source = 'dataset, data_dir, quick, retrain = "digits", None, True, False'
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    notebook.metadata.pop("widgets", None)
+    nbformat.write(notebook, demo / "main.ipynb")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = [f"--ServerApp.port={port}", "--ServerApp.ip=127.0.0.1", "--IdentityProvider.token="]
+    arguments += ["--no-browser", "--allow-root", "--LabApp.expose_app_in_browser=True", f"--ServerApp.root_dir={demo}"]
+    # All cells are to be in the page, not only those in view.
+    settings = tmp_path / "settings" / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
+    settings.parent.mkdir(parents=True)
+    settings.write_text('{"windowingMode": "none"}', encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path), "JUPYTER_CONFIG_DIR": str(tmp_path)}
+    environment["JUPYTERLAB_SETTINGS_DIR"] = str(tmp_path / "settings")
+    with open(tmp_path / "lab.log", "w") as log:
+        lab = subprocess.Popen(
+            [sys.executable, "-m", "jupyterlab", *arguments], env=environment, stdout=log, stderr=log, cwd=demo
+        )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        for _ in range(120):
+            try:
+                urllib.request.urlopen(f"{url}/api", timeout=5)
+                break
+            except OSError:
+                assert lab.poll() is None, (tmp_path / "lab.log").read_text()
+                time.sleep(0.5)
+        with sync_api.sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+            page = browser.new_page(viewport={"width": 1300, "height": 1000})
+            page.goto(f"{url}/lab/tree/main.ipynb", timeout=120_000)
+            page.locator(".jp-Notebook").wait_for(timeout=120_000)
+            page.get_by_text("| Idle").wait_for(timeout=120_000)  # the status bar: the kernel is connected
+            page.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells') }")
+            picture = page.locator("img.widget-image")
+            picture.wait_for(state="attached", timeout=240_000)
+            picture.scroll_into_view_if_needed()
+            before = picture.get_attribute("src")
+            handle = page.locator(".widget-slider .noUi-handle").first
+            handle.click()
+            page.keyboard.press("ArrowRight")
+            page.wait_for_function(
+                "before => document.querySelector('img.widget-image').src !== before", arg=before, timeout=10_000
+            )
+            page.wait_for_timeout(500)
+            assert not page.locator("[data-mime-type='application/vnd.jupyter.stderr']").count()
+            if folder := os.environ.get("SCREENSHOT"):
+                page.locator(".jp-OutputArea-output:has(img.widget-image)").first.screenshot(path=Path(folder))
+            browser.close()
+    finally:
+        lab.terminate()
+        try:
+            lab.wait(30)
+        except subprocess.TimeoutExpired:
+            lab.kill()
