@@ -204,7 +204,7 @@ class Explorer:
 
     def _repr_mimebundle_(self, **_):
         picture = base64.b64encode(_png(self.figure(list(self.networks)), dpi=110)).decode()
-        widget = self.box._repr_mimebundle_()[WIDGET]
+        widget = {"version_major": 2, "version_minor": 0, "model_id": self.box.model_id}  # in ipywidgets 7 and 8
         return {WIDGET: widget, "image/png": picture, "text/plain": "the explorer"}
 
 
