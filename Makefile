@@ -28,7 +28,7 @@ defenses: $(VENV)/installed  ## four defences on the same network, seven to twel
 	mkdir -p results/defenses && cp runs/defenses/*.jsonl results/defenses/
 
 overfitting: $(VENV)/installed  ## FGSM's catastrophic overfitting, and N-FGSM with the same settings
-	for run in "fgsm 12 32" "fgsm 16 32" "fgsm 16 64" "n-fgsm 16 32"; do set -- $$run; \
+	for run in "fgsm 12 32" "fgsm 12 64" "fgsm 16 32" "fgsm 16 64" "n-fgsm 16 32"; do set -- $$run; \
 	  $(RUN) train-cnn.py --defense $$1 --epsilon $$2/255 --width $$3 --epochs 8 --precision bfloat16 \
 	    --output runs/overfitting/$$1-$$2-$$3.safetensors --resume || exit; done
 	mkdir -p results/overfitting && cp runs/overfitting/*.jsonl results/overfitting/

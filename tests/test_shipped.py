@@ -186,7 +186,7 @@ def test_fgsm_overfits_catastrophically_and_n_fgsm_does_not():
         for settings, log in logs.items()
     }
     assert {settings for settings, collapsed in named.items() if collapsed} == {("fgsm", 16, 32), ("fgsm", 16, 64)}
-    assert ("fgsm", 12, 32) in named
+    assert {("fgsm", 12, 32), ("fgsm", 12, 64)} <= set(named)
 
 
 def test_torchattacks_agrees():
