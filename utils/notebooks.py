@@ -33,7 +33,8 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 class Notebook:
     """The data and networks that a notebook works with.
 
-    dataset, data_dir: as for `load_split`. quick: few images and epochs. retrain: train what could have been loaded.
+    dataset, data_dir: as for `load_split`. quick: few images and epochs, and narrow networks where trained.
+    retrain: train what could have been loaded.
     Shipped checkpoints and results are looked for in models/ and results/, those of digits where `make demo` puts them;
     what a notebook trains itself goes to runs/.
     """
@@ -103,10 +104,12 @@ class Notebook:
         folder = Path("runs/notebooks") / (self.dataset + ("-quick" if self.quick else ""))
         folder.mkdir(parents=True, exist_ok=True)
         options = {"data_dir": self.data_dir, "device": self.device, "epochs": 1 if self.quick else None}
+        options["width"] = 8 if self.quick else 32
         folders = {"models": folder, "scratch": folder, "adversarial": folder / "adversarial"}
         Study(self.dataset, report=folder / "study.json", **folders, **options).run()
         cifar10 = self.dataset == "cifar10"
         average, epochs, widths = (0.999, 30, (96, 64)) if cifar10 else (0.99, 20, (32, 32))
+        widths = (8, 8) if self.quick else widths
         recipe = replace(RECIPES["one-cycle"].with_defense(), average=average, epochs=1 if self.quick else epochs)
         precision = "bfloat16" if cifar10 else "float32"
         for name, width in zip(("cnn", "cnn-lstm"), widths, strict=True):
