@@ -74,7 +74,7 @@ class Notebook:
     @cached_property
     def results(self):
         shipped = Path("results" if self.dataset == "cifar10" else "results/demo")
-        return self._retrained() if self.retrain else shipped
+        return self.models if self.retrain else shipped
 
     @property
     def radius(self):
