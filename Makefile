@@ -9,11 +9,11 @@ RUN := $(VENV)/bin/python
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-13s %s\n", $$1, $$2 }' Makefile
 
-demo: $(VENV)/installed  ## the whole study on scikit-learn's digits: no download, four minutes
+demo: $(VENV)/installed  ## the whole study on scikit-learn's digits: no download, five minutes
 	$(RUN) study.py --dataset digits
 	for name in cnn cnn-lstm; do \
-	  $(RUN) train-$$name.py --dataset digits --defense n-fgsm --epsilon 0.1 --average 0.99 --quiet --resume \
-	    --output results/demo/$$name-robust.safetensors || exit; done
+	  $(RUN) train-$$name.py --dataset digits --defense n-fgsm --epsilon 0.1 --recipe paper --epochs 20 --quiet \
+	    --resume --output results/demo/$$name-robust.safetensors || exit; done
 
 notebooks: $(VENV)/installed  ## run the four notebooks from top to bottom and store their outputs
 	$(RUN) -m utils.notebooks main.ipynb cnn.ipynb rnn.ipynb analysis.ipynb

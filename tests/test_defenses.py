@@ -213,8 +213,8 @@ def entries(*accuracies):
 
 def test_collapse_is_to_withstand_one_step_and_not_several():
     healthy, collapsed = (0.6, 0.4, 0.38), (0.7, 0.65, 0.02)
-    undefended, diverged = (0.9, 0.15, 0.0), (0.1, 0.1, 0.1)
-    for epochs in ([healthy], [undefended], [diverged], [healthy, diverged], [undefended, undefended]):
+    undefended, diverged, at_chance = (0.9, 0.15, 0.0), (0.1, 0.1, 0.1), (0.1, 0.17, 0.0)
+    for epochs in ([healthy], [undefended], [diverged], [at_chance], [healthy, diverged], [undefended, undefended]):
         assert RobustValidation.collapse(entries(*epochs)) is None
     assert "epoch 1: 65.0% withstand a single step, and 2.0%" in RobustValidation.collapse(entries(collapsed))
     assert "epoch 2" in RobustValidation.collapse(entries(healthy, collapsed))

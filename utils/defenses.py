@@ -132,12 +132,12 @@ class RobustValidation:
         """A warning, if catastrophic overfitting (Wong et al., 2020, arXiv:2001.03994) began in the last epoch.
 
         So it is called when a network withstands one step about as well as none, and several smaller ones do not get
-        half of that. A training that diverged leaves a network to which all three are alike.
+        half of that. A network that has learnt nothing, one class in ten right by chance, has nothing to lose.
         """
 
         def collapsed(entry):
             single, several = entry.get("single_step_accuracy", 0), entry["robust_accuracy"]
-            return single > entry["validation_accuracy"] / 2 and several < single / 2
+            return single > max(0.2, entry["validation_accuracy"] / 2) and several < single / 2
 
         if collapsed(epochs[-1]) and not any(map(collapsed, epochs[-2:-1])):
             return (
