@@ -107,12 +107,14 @@ class Notebook:
         options["width"] = 8 if self.quick else 32
         folders = {"models": folder, "scratch": folder, "adversarial": folder / "adversarial"}
         Study(self.dataset, report=folder / "study.json", **folders, **options).run()
-        cifar10 = self.dataset == "cifar10"
-        # Few digits are few steps, in which SGD leaves a defended CNN-LSTM at chance, and Adam does not.
-        recipe = replace(RECIPES["one-cycle"].with_defense(), average=0.999) if cifar10 else RECIPES["paper"]
-        recipe = replace(recipe, epochs=1 if self.quick else 30 if cifar10 else 20)
-        widths = (8, 8) if self.quick else (96, 64) if cifar10 else (32, 32)
-        precision = "bfloat16" if cifar10 else "float32"
+        if self.dataset == "cifar10":
+            recipe = replace(RECIPES["one-cycle"].with_defense(), average=0.999, epochs=30)
+            widths, precision = (96, 64), "bfloat16"
+        else:  # few digits are few steps, in which SGD leaves a defended CNN-LSTM at chance, and Adam does not
+            recipe = replace(RECIPES["paper"].with_defense(), epochs=20)
+            widths, precision = (32, 32), "float32"
+        if self.quick:
+            recipe, widths = replace(recipe, epochs=1), (8, 8)
         for name, width in zip(("cnn", "cnn-lstm"), widths, strict=True):
             output = folder / f"{name}-robust.safetensors"
             if not output.exists():
