@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo notebooks study defenses overfitting robustness diagnosis agreement test lint format figures constraints clean
+.PHONY: help demo notebooks study defenses overfitting robustness diagnosis agreement test lint format figures constraints clean benchmark
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -43,6 +43,9 @@ diagnosis: $(VENV)/installed  ## can these figures be trusted? the checks on the
 
 agreement: .venv-peers/installed  ## our attacks against torchattacks', in an environment of its own
 	.venv-peers/bin/python benchmarks/agreement.py
+
+benchmark: .venv-peers/installed  ## how fast, beside what people would use instead? hours on two cores
+	.venv-peers/bin/python -m benchmarks.run
 
 .venv-peers/installed: benchmarks/requirements.txt requirements.txt
 	$(PYTHON) -m venv .venv-peers

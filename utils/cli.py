@@ -5,6 +5,7 @@ Torch is imported where it is first needed, so that `--help` and mistakes are an
 
 import argparse
 import json
+import os
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from math import isfinite
@@ -17,6 +18,8 @@ from utils.recipes import RECIPES
 DEMO = Path("results/demo")  # all that the study writes on digits, for which nobody waits long
 ONLINE = ("fgsm", "n-fgsm", "pgd", "trades")  # the defences that are losses, utils.defenses.DEFENSES
 LARGEST_INT = 2**63 - 1  # torch's integers have 64 bits
+RANK = int(os.environ.get("RANK", 0))  # of this process among those that torchrun started
+WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))  # how many those are
 
 
 class Parser(argparse.ArgumentParser):
@@ -58,7 +61,12 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--quiet", action="store_true", help="print errors alone")
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message} (--help explains every flag)\n")
+        # Of many processes all make the same mistake: one says so.
+        self.exit(2, None if RANK else f"{self.prog}: error: {message} (--help explains every flag)\n")
+
+    def refuse_many_processes(self):
+        if WORLD_SIZE > 1:
+            self.error("torchrun is for train-*.py and test-*.py, this is for one process")
 
 
 def train_script(network):
@@ -163,6 +171,8 @@ def train_script(network):
         args.epsilon = args.epsilon or 8 / 255
     args.source = args.source or default_checkpoint(network, args.dataset)
     args.output = args.output or default_checkpoint(network, args.dataset, args.epsilon, args.defense)
+    if args.output.suffix != ".safetensors":
+        parser.error(f"--output {args.output}: a checkpoint's name ends in .safetensors")
     replaced = {
         name: getattr(args, name)
         for name in ("epochs", "batch_size", "lr", "weight_decay", "shift", "contrast", "average")
@@ -177,14 +187,40 @@ def train_script(network):
 
 
 def train_command(network, args, recipe):
-    if args.output.suffix != ".safetensors":
-        raise UserError(f"--output {args.output}: a checkpoint's name ends in .safetensors")
+    from utils.distributed import from_main, joined
+    from utils.training import train
 
+    with joined():
+        device = pick_device(args.device)
+        prepared = from_main(lambda: prepare_training(network, args, recipe, device))
+        if prepared is None:
+            return
+        training, validation, defense = prepared
+        train(
+            network,
+            training,
+            validation,
+            recipe,
+            output=args.output,
+            width=args.width,
+            seed=args.seed,
+            device=device,
+            precision=args.precision,
+            defense=defense,
+            resume=args.resume,
+            quiet=args.quiet,
+        )
+        if not args.quiet:
+            print(f"saved {args.output}")
+
+
+def prepare_training(network, args, recipe, device):
+    """Training and validation split and the defence, or None if there is nothing left to be trained."""
     from utils.adversarial import FOLDER, AugmentedSplit, adversarial_set
     from utils.checkpoints import file_digest, read_metadata
     from utils.data import load_split
     from utils.defenses import DEFENSES
-    from utils.training import PartialRun, check_same_arguments, train, training_arguments
+    from utils.training import PartialRun, check_same_arguments, training_arguments
 
     partial = PartialRun(args.output)
     existing = [path for path in (partial.state, partial.output, partial.log) if path.exists()]
@@ -193,7 +229,6 @@ def train_command(network, args, recipe):
             raise UserError(f"{partial.state} is an interrupted run: --resume continues it, --overwrite starts again")
         raise UserError(f"{existing[0]} exists: --overwrite replaces it, --output names another file")
     check_writable(args.output)
-    device = pick_device(args.device)
     if args.defense == "fgsm-augment":
         read_metadata(args.source)  # before a download, that is
         if args.source.resolve() == args.output.resolve():
@@ -214,29 +249,14 @@ def train_command(network, args, recipe):
         check_same_arguments(args.output, read_metadata(args.output).get("training"), wanted)
         if not args.quiet:
             print(f"{args.output} is finished: nothing to resume")
-        return
+        return None
     if args.defense == "fgsm-augment":
         signs = adversarial_set(args.source, training.clean, device=device, progress=not args.quiet)
         training = replace(training, direction=signs.direction)
     if not args.quiet:
         defended = f", {args.defense} at {args.epsilon:g}" if args.epsilon else ""
         print(f"training {network}, width {args.width}, on {len(training):,} {args.dataset} images{defended}, {device}")
-    train(
-        network,
-        training,
-        validation,
-        recipe,
-        output=args.output,
-        width=args.width,
-        seed=args.seed,
-        device=device,
-        precision=args.precision,
-        defense=defense,
-        resume=args.resume,
-        quiet=args.quiet,
-    )
-    if not args.quiet:
-        print(f"saved {args.output}")
+    return training, validation, defense
 
 
 def test_script(network):
@@ -310,39 +330,58 @@ def test_script(network):
 
 
 def test_command(network_name, args):
+    import torch
+
+    from utils.allocator import keep_freed_memory
+    from utils.distributed import from_main, joined
+    from utils.evaluation import multiply_adds
+
+    with joined():
+        device = pick_device(args.device)
+        report, split, networks, through, notes = from_main(lambda: prepare_test(network_name, args))
+        split = split.to(device)
+        network, source, other = (network and network.to(device) for network in networks)
+        torch.manual_seed(args.seed)
+        keep_freed_memory()
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+        print(
+            f"{args.checkpoint}: {network_name}, width {network.arguments['width']}, {parameters:,} parameters, "
+            f"{multiply_adds(network):,} multiply-adds an image\n"
+            f"{split.dataset} {split.name} split, {len(split):,} images, {device}"
+        )
+        report |= attack_table(network, split, source, notes, args)
+        if args.diagnose:
+            report["diagnosis"] = print_diagnosis(network, split, through, other, notes, args)
+        from_main(lambda: write_report(report, network, split, source, notes, args))
+
+
+def prepare_test(network_name, args):
+    """Whatever may be missing or damaged is found so here, before hours of attacks.
+
+    Returns the opening of the report, the split, three networks (the tested, the source or None, and what --diagnose
+    transfers from or None), the last one's path or None, and Notes if there is a file to write; all on the CPU.
+    """
     for path in (args.json, args.figures and args.figures / "accuracy.png"):
         if path:
             check_writable(path)
     if ("autoattack" in args.attack or args.diagnose) and not find_spec("pyautoattack"):
         raise UserError("AutoAttack and --diagnose need the package pyautoattack: pip install pyautoattack")
 
-    import torch
-
-    from utils.allocator import keep_freed_memory
-    from utils.checkpoints import file_digest, read_metadata, write_atomically
+    from utils.checkpoints import file_digest, read_metadata
     from utils.data import load_split
-    from utils.evaluation import Notes, multiply_adds
+    from utils.evaluation import Notes
 
-    device = pick_device(args.device)
-    torch.manual_seed(args.seed)
-    keep_freed_memory()
     dataset = args.dataset or read_metadata(args.checkpoint)["dataset"]
     if dataset not in DATASETS:
         raise UserError(f"{args.checkpoint} was trained on {dataset!r}, which is none of {', '.join(DATASETS)}")
-    split = load_split(dataset, args.split, args.data_dir).first(args.examples).to(device)
+    split = load_split(dataset, args.split, args.data_dir).first(args.examples)
     network = load_network(args.checkpoint, split, network_name)
     source = load_network(args.source, split) if args.source else None
-    if args.diagnose:
-        through = args.source or a_baseline(split, network_name, args.checkpoint)
+    through, other = args.source, source
+    if args.diagnose and not args.source:
+        through = a_baseline(split, network_name, args.checkpoint)
         other = through and load_network(through, split)
     notes = Notes(args.json.with_suffix(".attacks.partial.jsonl")) if args.json else None
-
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    print(
-        f"{args.checkpoint}: {network_name}, width {network.arguments['width']}, {parameters:,} parameters, "
-        f"{multiply_adds(network):,} multiply-adds an image\n"
-        f"{dataset} {split.name} split, {len(split):,} images, {device}"
-    )
     report = {
         "checkpoint": str(args.checkpoint),
         "sha256": file_digest(args.checkpoint),
@@ -350,10 +389,14 @@ def test_command(network_name, args):
         "dataset": dataset,
         "split": split.name,
         "examples": len(split),
-        **attack_table(network, split, source, notes, args),
     }
-    if args.diagnose:
-        report["diagnosis"] = print_diagnosis(network, split, through, other, notes, args)
+    return report, split, (network, source, other), through, notes
+
+
+def write_report(report, network, split, source, notes, args):
+    """Write the file, and so be done with the notes, and draw the figures that were asked for."""
+    from utils.checkpoints import write_atomically
+
     if args.json:
         write_atomically(args.json, (json.dumps(report, indent=2) + "\n").encode())
         notes.finish()
@@ -371,7 +414,7 @@ def test_command(network_name, args):
 
 
 def load_network(path, split, name=None):
-    """A checkpoint's network, on the split's device. Raises UserError unless it fits the split, and the name if any."""
+    """A checkpoint's network, on the CPU. Raises UserError unless it fits the split, and the name if any."""
     from utils.checkpoints import load_checkpoint, read_metadata
 
     metadata = read_metadata(path)
@@ -381,7 +424,7 @@ def load_network(path, split, name=None):
         raise UserError(f"{path} was trained on {metadata['dataset']!r}, not on {split.dataset}")
     if metadata["class_names"] != list(split.class_names):
         raise UserError(f"{path} tells other classes apart than {split.dataset} has")
-    return load_checkpoint(path, split.device)
+    return load_checkpoint(path)
 
 
 def attack_table(network, split, source, notes, args):
@@ -493,6 +536,7 @@ def study_script():
     args.models = args.models or (DEMO if digits else Path("models"))
     args.scratch = args.scratch or (DEMO if digits else Path("runs/study"))
     args.results = args.results or (DEMO if digits else Path("results"))
+    parser.refuse_many_processes()
     run(parser, lambda: study_command(args), hint="; what is finished is kept: the same command goes on after it")
 
 
@@ -570,6 +614,7 @@ def robustness_script():
     digits = args.dataset == "digits"
     args.models = args.models or (DEMO if digits else Path("models"))
     args.results = args.results or (DEMO if digits else Path("results"))
+    parser.refuse_many_processes()
     run(parser, lambda: robustness_command(args), hint="; what is finished is kept: the same command goes on after it")
 
 
@@ -585,7 +630,9 @@ def robustness_command(args):
 
     keep_freed_memory()
     split = load_split(args.dataset, "test", args.data_dir).to(pick_device(args.device))
-    networks = {path: (name, load_network(path, split, name)) for name, path in checkpoint_paths(args.models)}
+    networks = {
+        path: (name, load_network(path, split, name).to(split.device)) for name, path in checkpoint_paths(args.models)
+    }
     path = args.results / "robustness.json"
     report = measure(networks, split, path, examples=args.examples, overwrite=args.overwrite, quiet=args.quiet)
     logs = training_logs(args.models, args.results)
@@ -690,12 +737,27 @@ width = whole_number(1, LARGEST_WIDTH)
 def pick_device(name):
     import torch
 
+    if WORLD_SIZE > 1:
+        return device_of_this_process(name)
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(device for device, there in available.items() if there)
     if not available[name]:
         raise UserError(f"--device {name}: this machine, or this build of torch, has none")
     return torch.device(name)
+
+
+def device_of_this_process(name):
+    """Of many processes on a machine, each has a GPU of its own, or all share the CPU."""
+    import torch
+
+    count, index = torch.cuda.device_count(), int(os.environ["LOCAL_RANK"])
+    if name == "cpu" or (name == "auto" and count == 0):
+        return torch.device("cpu")
+    if name == "mps" or index >= count:
+        raise UserError(f"each process needs a GPU and this machine has {count}: --device cpu, or fewer processes")
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
 
 
 def check_writable(path):
@@ -713,11 +775,12 @@ def check_writable(path):
 
 def run(parser, command, hint=""):
     """Run a command; one line on stderr and status 2 for what the user can mend, 1 for a failing disk."""
+    who = f"{parser.prog}, rank {RANK}" if RANK else parser.prog
     try:
         command()
     except KeyboardInterrupt:
-        parser.exit(130, f"{parser.prog}: interrupted{hint}\n")
+        parser.exit(130, None if RANK else f"{who}: interrupted{hint}\n")
     except UserError as error:
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
+        parser.exit(2, f"{who}: error: {error}\n")
     except OSError as error:
-        parser.exit(1, f"{parser.prog}: error: {error}\n")
+        parser.exit(1, f"{who}: error: {error}\n")

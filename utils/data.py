@@ -4,11 +4,13 @@ import hashlib
 import os
 from dataclasses import dataclass, replace
 from http.client import HTTPException
+from itertools import islice
 from pathlib import Path
 
 import torch
 
 from utils import DATASETS, SPLITS, UserError
+from utils.distributed import share
 
 CIFAR10_VALIDATION = 5000  # the last training images: networks and hyperparameters are chosen on them
 
@@ -142,9 +144,13 @@ def to_unit_range(images):
     return images.to(torch.float32, memory_format=torch.channels_last).div_(255)
 
 
-def batches(split, batch_size):
-    """Yield (images, labels) in order, the last batch possibly smaller; images float32 in [0, 1], channels_last."""
-    for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
+def batches(split, batch_size, first=0, stride=1):
+    """Yield (images, labels) in order, the last batch possibly smaller; images float32 in [0, 1], channels_last.
+
+    Of all batches, counted from 0, the one with the number `first` and from there every stride-th.
+    """
+    pairs = zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True)
+    for images, labels in islice(pairs, first, None, stride):
         yield to_unit_range(images), labels
 
 
@@ -156,7 +162,8 @@ def training_batches(split, batch_size, generator, *, flip, shift, contrast=1.0)
     flip: whether to flip horizontally with probability 1/2. shift: up to so many pixels along each axis, the border
     reflected. contrast: the lowest of the factors by which an image's contrast is scaled, the highest being 1.
     generator: a torch.Generator on the CPU, so that the order is the same on every device; the whole epoch's random
-    numbers are drawn at once and sent to the device once.
+    numbers are drawn at once and sent to the device once. Of many processes, each draws them all, and takes its share
+    of every batch.
     """
     count = len(split)
     order = torch.randperm(count, generator=generator)
@@ -165,7 +172,8 @@ def training_batches(split, batch_size, generator, *, flip, shift, contrast=1.0)
     # Drawn only where it is wanted, so that trainings without it see the random numbers that they always saw.
     factors = torch.empty(count).uniform_(contrast, 1, generator=generator) if contrast < 1 else torch.ones(count)
     parts = (tensor.to(split.device).split(batch_size) for tensor in (order, flipped, shifts, factors))
-    for chosen, batch_flipped, batch_shifts, batch_factors in zip(*parts, strict=True):
+    for part in zip(*parts, strict=True):
+        chosen, batch_flipped, batch_shifts, batch_factors = map(share, part)
         images, labels = split.take(chosen)
         images = flip_and_shift(images, batch_flipped, batch_shifts)
         yield (scale_contrast(images, batch_factors) if contrast < 1 else images), labels

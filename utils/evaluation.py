@@ -1,4 +1,8 @@
-"""Accuracy, with and without an attack, and how certain it is."""
+"""Accuracy, with and without an attack, and how certain it is.
+
+Of many processes (utils.distributed), each attacks every so many-th batch, and all learn of all results: those of one
+process with the same batches, for an attack's random numbers begin anew in each batch.
+"""
 
 import hashlib
 import inspect
@@ -6,6 +10,7 @@ import json
 import math
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 
@@ -15,7 +20,7 @@ from tqdm.auto import tqdm
 
 from attacks import autoattack, default_step_size, fgsm, fgsm_direction, pgd, step
 from attacks.core import evaluating, evaluation_mode
-from utils import EVALUATION_BATCH
+from utils import EVALUATION_BATCH, distributed
 from utils.checkpoints import read_json_lines, versions, write_atomically
 from utils.data import batches, tensor_digest
 
@@ -142,10 +147,10 @@ def evaluate_fgsm(
     """
     counts = [0] * (1 + len(epsilons))
     seconds = [0.0] * (1 + len(epsilons))
-    bar = tqdm(total=len(split), unit="image", desc="evaluating", leave=False, disable=None if progress else True)
-    with bar, evaluating(network, split.device):
-        crafted = iter(() if direction is None else direction.split(batch_size))
-        for images, labels in batches(split, batch_size):
+    rank, ranks = distributed.rank(), distributed.world_size()
+    with _bar(split, "evaluating", progress) as bar, evaluating(network, split.device):
+        crafted = iter(() if direction is None else direction.split(batch_size)[rank::ranks])
+        for images, labels in batches(split, batch_size, rank, ranks):
             start = time.perf_counter()
             counts[0] += correct(network, images, labels).sum().item()
             seconds[0] += time.perf_counter() - start
@@ -161,6 +166,10 @@ def evaluate_fgsm(
                 counts[i] += correct(network, step(images, signs, epsilon), labels).sum().item()
                 seconds[i] += crafting + time.perf_counter() - start
             bar.update(len(labels))
+    counts, seconds = (
+        [sum(of_one) for of_one in zip(*of_all, strict=True)]
+        for of_all in zip(*distributed.gather((counts, seconds)), strict=True)
+    )
     return [Result(*row) for row in zip([0.0, *epsilons], counts, [len(split)] * len(counts), seconds, strict=True)]
 
 
@@ -181,45 +190,62 @@ def evaluate(
     attack: a key of ATTACKS; options: its other arguments, a seed among them being that of each batch. source: as for
         `evaluate_fgsm`.
     notes: Notes, in which every finished batch is noted, so that an interrupted evaluation of the same network, data
-        and attack goes on where it was. Its seconds are then those of all sittings.
+        and attack goes on where it was. Its seconds are then those of all sittings. Of many processes, all pass what
+        the first has made, utils.distributed.from_main(lambda: Notes(path)), and it alone reads them and adds to them.
+    An attack's seconds are those of all processes together.
     """
     options = options or {}
-    key = notes and notes.key(
-        {
-            "networks": [_described(network), source and _described(source)],
-            "split": split.digest(),
-            "attack": {"name": attack, "epsilon": float(epsilon), **options},
-            "batch_size": batch_size,
-            "versions": versions("pyautoattack"),
-        }
-    )
     sizes = [len(labels) for labels in split.labels.split(batch_size)]
-    rows = notes.kept(key, sizes) if notes else []
-    done = len(rows)
-    title = f"{attack} at {epsilon:.4g}"
-    bar = tqdm(total=len(split), unit="image", desc=title, leave=False, disable=None if progress else True)
-    with bar, evaluating(network, split.device):
-        for index, (images, labels) in enumerate(batches(split, batch_size)):
-            if index >= done:
-                start = time.perf_counter()
-                crafter = network if source is None else source
-                adversarial = ATTACKS[attack](crafter, images, labels, epsilon=epsilon, **options)
-                hits = correct(network, adversarial, labels).int().tolist()
-                rows.append(("".join(map(str, hits)), round(time.perf_counter() - start, 3)))
-                if notes:
-                    notes.add(key, rows[-1])
-            bar.update(len(labels))
-            hits = "".join(hits for hits, _ in rows[: index + 1])
+
+    def noted():
+        key = notes.key(
+            {
+                "networks": [_described(network), source and _described(source)],
+                "split": split.digest(),
+                "attack": {"name": attack, "epsilon": float(epsilon), **options},
+                "batch_size": batch_size,
+                "versions": versions("pyautoattack"),
+            }
+        )
+        return key, notes.kept(key, sizes)
+
+    def attacked(images, labels):
+        start = time.perf_counter()
+        crafter = network if source is None else source
+        adversarial = ATTACKS[attack](crafter, images, labels, epsilon=epsilon, **options)
+        hits = correct(network, adversarial, labels).int().tolist()
+        return "".join(map(str, hits)), round(time.perf_counter() - start, 3)
+
+    key, rows = distributed.from_main(noted) if notes else (None, [])
+    rank, ranks = distributed.rank(), distributed.world_size()
+    with _bar(split, f"{attack} at {epsilon:.4g}", progress) as bar, evaluating(network, split.device):
+        bar.update(sum(sizes[: len(rows)]))
+        mine = batches(split, batch_size, len(rows) + rank, ranks)
+        # A round is a batch for each process, in the last perhaps not for all, and then its notes.
+        while len(rows) < len(sizes):
+            batch = next(mine, None)
+            new = [row for row in distributed.gather(batch and attacked(*batch)) if row]
+            if notes:
+                distributed.from_main(partial(notes.add, key, new))
+            rows += new
+            bar.update(sum(len(hits) for hits, _ in new))
+            hits = "".join(hits for hits, _ in rows)
             bar.set_postfix(accuracy=f"{hits.count('1') / len(hits):.1%}")
-    mask = torch.tensor([hit == "1" for hit in hits])
+    mask = torch.tensor([hit == "1" for hits, _ in rows for hit in hits])
     seconds = sum(seconds for _, seconds in rows)
-    return Result(epsilon, hits.count("1"), len(split), seconds, attack, options, mask)
+    return Result(epsilon, mask.sum().item(), len(split), seconds, attack, options, mask)
 
 
 def _described(network):
     """What tells a network from others, JSON-serialisable."""
     state = network.state_dict()
     return [type(network).__name__, list(state), tensor_digest(*state.values())]
+
+
+def _bar(split, title, progress):
+    """A progress bar over the images, where it is wanted and can be seen."""
+    shown = progress and distributed.rank() == 0
+    return tqdm(total=len(split), unit="image", desc=title, leave=False, disable=None if shown else True)
 
 
 class Notes:
@@ -261,11 +287,11 @@ class Notes:
             self._write()
         return list(kept)
 
-    def add(self, key, row):
-        """row: (hits, seconds) of the batch that comes next."""
-        self.rows.setdefault(key, []).append(row)
+    def add(self, key, rows):
+        """rows: (hits, seconds) of the batches that come next."""
+        self.rows.setdefault(key, []).extend(rows)
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps([key, *row]) + "\n")
+            file.writelines(json.dumps([key, *row]) + "\n" for row in rows)
 
     def _write(self):
         lines = [[key, *row] for key, rows in self.rows.items() for row in rows]

@@ -308,6 +308,79 @@ def agreement_table(report):
     return markdown(header, rows)
 
 
+def benchmarks_document(report):
+    """results/benchmarks.md: every section of the report that benchmarks/run.py writes, as far as it has been run."""
+    peers = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
+    opening = (
+        f"# Benchmarks\n\nMade by `make benchmark` from benchmarks.json: {report['device']}, {report['cores']} cores, "
+        f"{report['threads']} threads, Python {report['python']}, {peers}; "
+        f"{TITLES.get(report['dataset'], report['dataset'])}. Contenders ran in turn: medians, and in brackets "
+        "interquartile ranges; *ratio* is how many times faster ours was in the same round."
+    )
+    titled = {}
+    if "attacks" in report:
+        titled["Attacks, images a second"] = attack_speed_table(report)
+    for title, key in (("Adversarial sets", "adversarial_sets"), ("Training", "training")):
+        for part in report.get(key, []):
+            what = f"{part['epsilons']} epsilon" if "epsilons" in part else f"defence {part['defense']}"
+            titled[f"{title}: {what}"] = contenders_table(part["rows"])
+    if "time_to_accuracy" in report:
+        part = report["time_to_accuracy"]
+        reached = "; ".join(
+            f"{name} {', '.join(percent(accuracy) for accuracy in accuracies)}"
+            for name, accuracies in part["accuracies"].items()
+        )
+        text = f"Test accuracy in percent, by seed: {reached}.\n\n{contenders_table(part['rows'])}"
+        titled[f"Time to the study's {PRINTED['cnn'][None][0]} %"] = text
+    for title, key in (("Many processes", "processes"), ("Start-up", "startup")):
+        if key in report:
+            titled[title] = contenders_table(report[key])
+    if "growth" in report:
+        titled["How the cost grows"] = growth_table(report["growth"], "images_per_second")
+    if "memory" in report:
+        titled["Peak memory, MiB"] = growth_table(report["memory"], "peak_mebibytes")
+    return "\n\n".join([opening, *(f"## {title}\n\n{text}" for title, text in titled.items())]) + "\n"
+
+
+def attack_speed_table(report):
+    """Ours and each peer's speed, and our ratio to the fastest peer."""
+    names = [row["name"] for row in report["attacks"][0]["rows"]]
+    lines = []
+    for part in report["attacks"]:
+        fastest = min(part["rows"][1:], key=lambda row: row["ratio"])
+        lines.append(
+            [
+                part["attack"],
+                str(part["batch"]),
+                part["peers_memory_format"].replace("_format", ""),
+                *(f"{row['images_per_second']:,.0f}" for row in part["rows"]),
+                f"**{fastest['ratio']:.2f}** ({fastest['ratio_iqr']:.2f})",
+            ]
+        )
+    return markdown(["attack", "batch", "the peers' memory format", *names, "ratio to the fastest peer"], lines)
+
+
+def contenders_table(rows):
+    lines = [
+        [
+            row["name"],
+            f"{row['seconds']:.3g} ({row['seconds_iqr']:.1g})",
+            f"{row['images_per_second']:,.0f}" if row["images_per_second"] else "",
+            f"**{row['ratio']:.2f}** ({row['ratio_iqr']:.2f})",
+        ]
+        for row in rows
+    ]
+    return markdown(["", "seconds", "images a second", "ratio"], lines)
+
+
+def growth_table(rows, value):
+    lines = []
+    for row in rows:
+        (axis, *_) = row
+        lines.append([row["what"], f"{axis} {row[axis]}", f"{row[value]:,.0f}"])
+    return markdown(["what", "by", value.replace("_", " ")], lines)
+
+
 def defended(entry):
     """An entry's row heading: the architecture and its defence."""
     training = entry["training"] or {}

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from networks import NETWORKS
-from utils import UserError
+from utils import UserError, distributed
 from utils.allocator import keep_freed_memory
 from utils.checkpoints import (
     CheckpointError,
@@ -62,12 +62,17 @@ def train(
     resume: continue an interrupted run, if there is one, from its last finished epoch, to the bit-identical end on
         the same machine's CPU with the same number of threads.
 
+    Of many processes (utils.distributed), all call this alike, and see the batches that one would. Each takes its share
+    of a batch, normalises by that share, draws the defence's random numbers itself, and goes on with the mean of all
+    gradients and statistics. The first alone writes and prints; the network that is returned is the same on all.
+
     While it runs, `output` is left alone: progress is kept in <stem>.partial.safetensors and <stem>.partial.jsonl
     beside it. At the end the checkpoint is written, the log becomes <stem>.jsonl and the partial files are gone.
     Returns the network in evaluation mode. Raises TrainingError if a run of other arguments or of another precision is
     there to be resumed, or the loss is no longer finite.
     """
     keep_freed_memory()
+    quiet = quiet or distributed.rank() > 0
     torch.manual_seed(seed)
     mean, std = training.channel_statistics()
     network = NETWORKS[name](width, len(training.class_names), mean, std).to(device, memory_format=torch.channels_last)
@@ -95,13 +100,15 @@ def train(
         robust_validation = RobustValidation(validation, defense.epsilon)
         modules["best"] = copy.deepcopy(current)
     run = PartialRun(output)
-    epochs = run.restore(arguments, modules, optimizer, generator) if resume and run.exists() else []
+    resume = resume and distributed.from_main(run.exists)
+    epochs = run.restore(arguments, modules, optimizer, generator) if resume else []
     if epochs and epochs[-1]["precision"] != precision:
         raise TrainingError(f"{run.state} was begun in {epochs[-1]['precision']}, not in {precision}: --precision")
     steps = -(-len(training) // recipe.batch_size)
 
     for epoch in range(len(epochs) + 1, recipe.epochs + 1):
-        start, total_loss = time.perf_counter(), torch.zeros((), device=device)
+        start, total_loss, seen = time.perf_counter(), torch.zeros((), device=device), 0
+        distributed.seed_noise(seed, epoch)
         network.train()
         bar = tqdm(
             training_batches(training, recipe.batch_size, generator, **augmentation),
@@ -118,14 +125,17 @@ def train(
                 loss = loss_function(network, images, labels)
             optimizer.zero_grad()
             loss.backward()
+            distributed.average(network, len(labels))
             optimizer.step()
             if recipe.average:
                 average.update_parameters(network)
             total_loss += loss.detach() * len(labels)
+            seen += len(labels)
             if step % 20 == 0 and not bar.disable:  # seldom, for reading the loss makes a GPU wait
                 bar.set_postfix(loss=f"{loss.item():.3f}", **_last_accuracy(epochs))
-        seconds = time.perf_counter() - start
-        mean_loss = total_loss.item() / len(training)
+        losses, counts = zip(*distributed.gather((total_loss.item(), seen)), strict=True)
+        mean_loss = sum(losses) / sum(counts)
+        seconds = time.perf_counter() - start  # the loss has been read, and so a GPU has finished too
         if not math.isfinite(mean_loss):
             raise TrainingError(f"the loss became {mean_loss} in epoch {epoch}; a lower --lr may help")
         epochs.append(
@@ -142,14 +152,15 @@ def train(
             epochs[-1] |= robust_validation(current)
             if robust_validation.best(epochs) is epochs[-1]:
                 modules["best"].load_state_dict(current.state_dict())
-            if warning := robust_validation.collapse(epochs):
+            if distributed.rank() == 0 and (warning := robust_validation.collapse(epochs)):
                 print(warning, file=sys.stderr, flush=True)
-        run.save(arguments, epochs, modules, optimizer, generator)
+        distributed.from_main(partial(run.save, arguments, epochs, modules, optimizer, generator))
         if not quiet:
             print(epoch_line(epochs[-1], recipe.epochs), flush=True)
 
     kept = modules.get("best", current)
-    run.finish(arguments, epochs, robust_validation.best(epochs) if "best" in modules else epochs[-1], kept, training)
+    entry = robust_validation.best(epochs) if "best" in modules else epochs[-1]
+    distributed.from_main(partial(run.finish, arguments, epochs, entry, kept, training))
     return kept.eval()
 
 
@@ -221,14 +232,18 @@ class PartialRun:
 
     def restore(self, arguments, modules, optimizer, generator):
         """Put modules, optimiser and generators where the run left them; returns the finished epochs' log entries."""
-        metadata, tensors = read_tensors(self.state)
-        check_same_arguments(self.state, metadata.get("arguments"), arguments)
+        metadata, tensors = distributed.from_main(partial(self._read, arguments))
         try:
             self._restore(tensors, modules, optimizer, generator)
             return metadata["epochs"]
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise CheckpointError(f"{self.state} does not hold the state of this training ({reason})") from error
+
+    def _read(self, arguments):
+        metadata, tensors = read_tensors(self.state)
+        check_same_arguments(self.state, metadata.get("arguments"), arguments)
+        return metadata, tensors
 
     def _restore(self, tensors, modules, optimizer, generator):
         for key, module in modules.items():
@@ -263,7 +278,8 @@ class PartialRun:
         self.state.unlink(missing_ok=True)  # last, for as long as it is there --resume comes back here
 
     def _write_log(self, path, arguments, epochs):
-        first = {**arguments, "threads": torch.get_num_threads(), "versions": versions()}
+        machine = {"processes": distributed.world_size(), "threads": torch.get_num_threads(), "versions": versions()}
+        first = {**arguments, **machine}
         write_atomically(path, "".join(json.dumps(line) + "\n" for line in [first, *epochs]).encode())
 
 

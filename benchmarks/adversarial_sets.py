@@ -1,0 +1,47 @@
+"""Adversarial sets against an FGSM transform, image by image in a Dataset, for one epsilon and for ten."""
+
+import os
+import tempfile
+
+import torch
+
+from attacks import step
+from benchmarks import plain
+from benchmarks.timing import interleaved, say, table, timed
+from utils import EVALUATION_BATCH
+from utils.adversarial import adversarial_set
+from utils.data import batches
+
+EPSILONS = [k / 255 for k in range(1, 11)]
+
+
+def measure(setting):
+    split = setting.splits["train"].first(1000)
+    network = setting.network(torch.contiguous_format).cpu()  # the transform's workers have no GPU
+    workers = min((0, os.cpu_count()), key=lambda n: timed(lambda: plain_sets(network, split, EPSILONS[:1], n)))
+    report = []
+    for epsilons in (EPSILONS[:1], EPSILONS):
+        contenders = {
+            "ours": lambda epsilons=epsilons: our_sets(setting, split, epsilons),
+            f"a transform, {workers} workers": lambda epsilons=epsilons: plain_sets(network, split, epsilons, workers),
+        }
+        rows = table(interleaved(contenders, setting.rounds), len(split) * len(epsilons))
+        say(f"{len(split):,} images under FGSM at {len(epsilons)} epsilon", rows)
+        report.append({"epsilons": len(epsilons), "images": len(split), "rows": rows})
+    return report
+
+
+def our_sets(setting, split, epsilons):
+    """Computed, written to disk, and all examples made once."""
+    with tempfile.TemporaryDirectory() as folder:
+        crafted = adversarial_set(setting.checkpoint, split, folder=folder, device=setting.device)
+    for epsilon in epsilons:
+        directions = crafted.direction.split(EVALUATION_BATCH)
+        for (images, _), direction in zip(batches(split, EVALUATION_BATCH), directions, strict=True):
+            step(images, direction.to(images), epsilon)
+
+
+def plain_sets(network, split, epsilons, workers):
+    for epsilon in epsilons:
+        for _ in plain.loader(plain.AttackedImages(split, network, epsilon), EVALUATION_BATCH, workers):
+            pass

@@ -1,0 +1,100 @@
+"""FGSM and PGD-20 against torchattacks, foolbox and the Adversarial Robustness Toolbox, on the same network."""
+
+import warnings
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from attacks import fgsm, pgd
+from benchmarks.timing import interleaved, say, table
+from utils.evaluation import correct
+
+warnings.filterwarnings("ignore")  # the peers' own, about new versions of Python and torch
+import foolbox  # noqa: E402
+import torchattacks  # noqa: E402
+from art.attacks import evasion  # noqa: E402
+from art.estimators.classification import PyTorchClassifier  # noqa: E402
+
+BATCHES = (1, 32, 250, 1000)
+# So small that the network withstands it on most images: our PGD leaves off where it has won, and theirs does not.
+EPSILON, STEPS = 0.5 / 255, 20
+STEP = 2.5 * EPSILON / STEPS
+
+
+def measure(setting):
+    network = setting.network()
+    images, labels = robust_images(network, setting.splits["train"].first(2500).to(setting.device))
+    report = []
+    for name, attacks in (("fgsm", fgsm_contenders), ("pgd-20", pgd_contenders)):
+        for batch in BATCHES:
+            if batch > len(images):
+                continue
+            ours = images[:batch], labels[:batch]
+            # Once as whoever calls them finds them, our networks and batches channels_last, theirs as torch makes
+            # them; and once channels_last for all.
+            for memory_format in (torch.contiguous_format, torch.channels_last):
+                theirs = ours[0].contiguous(memory_format=memory_format), ours[1]
+                contenders = attacks(setting.network(memory_format), *theirs)
+                contenders["ours"] = attacks(network, *ours)["ours"]
+                check_equal(name, contenders, network, *ours)
+                rows = table(interleaved(contenders, setting.rounds), batch)
+                peers_format = str(memory_format).removeprefix("torch.")
+                say(f"{name}, batch {batch}, the peers' memory format {peers_format}", rows)
+                report.append({"attack": name, "batch": batch, "peers_memory_format": peers_format, "rows": rows})
+    return report
+
+
+def robust_images(network, split):
+    """Those, channels_last, that PGD-20 does not get misclassified, and their labels."""
+    images, labels = split.take(torch.arange(len(split), device=split.device))
+    left = correct(network, pgd(network, images, labels, epsilon=EPSILON, steps=STEPS, random_start=False), labels)
+    return images[left].contiguous(memory_format=torch.channels_last), labels[left]
+
+
+def fgsm_contenders(network, images, labels):
+    classifier, arrays = art(network), (images.cpu().numpy(), labels.cpu().numpy())
+    theirs = torchattacks.FGSM(network, eps=EPSILON)
+    wrapped, foolboxs = foolbox.PyTorchModel(network, bounds=(0, 1)), foolbox.attacks.LinfFastGradientAttack()
+    arts = evasion.FastGradientMethod(classifier, norm=np.inf, eps=EPSILON, batch_size=len(images))
+    return {
+        "ours": lambda: fgsm(network, images, labels, epsilon=EPSILON),
+        "torchattacks": lambda: theirs(images, labels),
+        "foolbox": lambda: foolboxs(wrapped, images, labels, epsilons=EPSILON)[1],
+        "adversarial-robustness-toolbox": lambda: torch.from_numpy(arts.generate(*arrays)),
+    }
+
+
+def pgd_contenders(network, images, labels):
+    classifier, arrays = art(network), (images.cpu().numpy(), labels.cpu().numpy())
+    theirs = torchattacks.PGD(network, eps=EPSILON, alpha=STEP, steps=STEPS, random_start=False)
+    wrapped = foolbox.PyTorchModel(network, bounds=(0, 1))
+    foolboxs = foolbox.attacks.LinfProjectedGradientDescentAttack(abs_stepsize=STEP, steps=STEPS, random_start=False)
+    arts = evasion.ProjectedGradientDescent(
+        classifier, norm=np.inf, eps=EPSILON, eps_step=STEP, max_iter=STEPS, batch_size=len(images), verbose=False
+    )
+    ours = {"epsilon": EPSILON, "steps": STEPS, "step_size": STEP, "random_start": False}
+    return {
+        "ours": lambda: pgd(network, images, labels, **ours),
+        "torchattacks": lambda: theirs(images, labels),
+        "foolbox": lambda: foolboxs(wrapped, images, labels, epsilons=EPSILON)[1],
+        "adversarial-robustness-toolbox": lambda: torch.from_numpy(arts.generate(*arrays)),
+    }
+
+
+def art(network):
+    return PyTorchClassifier(
+        network, loss=torch.nn.CrossEntropyLoss(), input_shape=(3, 32, 32), nb_classes=10, clip_values=(0, 1)
+    )
+
+
+def check_equal(name, contenders, network, images, labels):
+    """Raise AssertionError unless all find the same: FGSM's pixels, and the loss that PGD reaches, but for rounding."""
+    crafted = {peer: attack().to(images) for peer, attack in contenders.items()}
+    for peer, adversarial in crafted.items():
+        if name == "fgsm":
+            differing = ((adversarial - crafted["ours"]).abs() > 1e-5).float().mean().item()
+            assert differing < 0.01, f"{peer}: {differing:.2%} of FGSM's pixels are others than ours"
+        else:
+            loss, ours = (F.cross_entropy(network(x), labels).item() for x in (adversarial, crafted["ours"]))
+            assert abs(loss - ours) < 0.01 * ours + 1e-3, f"{peer}: PGD reaches a loss of {loss}, ours {ours}"

@@ -1,0 +1,85 @@
+"""What is made of the benchmarks' report, and README's arithmetic about many processes."""
+
+import re
+
+import pytest
+from conftest import ROOT
+
+from networks import CNN, CNNLSTM
+from utils import tables
+from utils.evaluation import multiply_adds
+
+
+def row(name, seconds, images=None):
+    speed = images and images / seconds
+    return {
+        "name": name,
+        "seconds": seconds,
+        "seconds_iqr": 0.01,
+        "images_per_second": speed,
+        "ratio": seconds / 0.5,
+        "ratio_iqr": 0.02,
+    }
+
+
+PAIR = [row("ours", 0.5, 1000), row("theirs", 1.0, 1000)]
+REPORT = {
+    "dataset": "digits",
+    "device": "a processor",
+    "cores": 2,
+    "threads": 2,
+    "python": "3.12",
+    "versions": {"torch": "2.9"},
+    "startup": [row("--help", 0.5), row("import torch", 1.0)],
+    "attacks": [
+        {
+            "attack": "fgsm",
+            "batch": 250,
+            "peers_memory_format": "contiguous_format",
+            "rows": [*PAIR, row("slow", 3.0, 1000)],
+        }
+    ],
+    "adversarial_sets": [{"epsilons": 10, "images": 1000, "rows": PAIR}],
+    "training": [{"defense": "n-fgsm", "rows": PAIR}],
+    "time_to_accuracy": {"accuracies": {"ours": [0.81, 0.82], "plain": [0.8, 0.805]}, "rows": PAIR},
+    "processes": PAIR,
+    "growth": [{"width": 16, "what": "FGSM", "images_per_second": 5000.4}],
+    "memory": [{"batch": 250, "what": "test-cnn.py", "peak_mebibytes": 512}],
+}
+
+
+def test_document_says_what_the_report_does():
+    text = tables.benchmarks_document(REPORT)
+    for part in (
+        "a processor, 2 cores, 2 threads, Python 3.12, torch 2.9; digits",
+        "| fgsm | 250 | contiguous | 2,000 | 1,000 | 333 | **2.00** (0.02) |",
+        "## Adversarial sets: 10 epsilon",
+        "## Training: defence n-fgsm",
+        "Test accuracy in percent, by seed: ours 81.00, 82.00; plain 80.00, 80.50.",
+        "| theirs | 1 (0.01) | 1,000 | **2.00** (0.02) |",
+        "| import torch | 1 (0.01) |  | **2.00** (0.02) |",
+        "| FGSM | width 16 | 5,000 |",
+        "| test-cnn.py | batch 250 | 512 |",
+    ):
+        assert part in text
+
+
+def test_document_of_a_part_of_the_benchmarks():
+    header = {name: REPORT[name] for name in ("dataset", "device", "cores", "threads", "python", "versions")}
+    assert tables.benchmarks_document(header).count("\n\n") == 1
+    assert "## Start-up" in tables.benchmarks_document({**header, "startup": REPORT["startup"]})
+
+
+@pytest.mark.parametrize(("title", "network"), [("CNN", CNN), ("CNN-LSTM", CNNLSTM)])
+def test_readme_computes_what_gradients_weigh(title, network):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    times = r"\| (.*) ms " * 3
+    rows = re.findall(rf"\| {title}, width (\d+) \| ([\d.]+) MB {times}\| (.*) million", readme)
+    assert len(rows) == 2
+    for width, megabytes, nvlink, fast, slow, million in rows:
+        built = network(int(width))
+        gradients = 4 * sum(parameter.numel() for parameter in built.parameters())
+        assert float(megabytes) == pytest.approx(gradients / 1e6, abs=0.005)
+        for milliseconds, bytes_per_second in ((nvlink, 300e9), (fast, 12.5e9), (slow, 0.125e9)):
+            assert float(milliseconds) == pytest.approx(1000 * gradients * 7 / 4 / bytes_per_second, rel=0.1)
+        assert float(million) == pytest.approx(multiply_adds(built) / 1e6, abs=0.05)
