@@ -17,7 +17,8 @@ from torch import multiprocessing
 from networks import CNN
 from utils.checkpoints import load_checkpoint, read_metadata
 from utils.data import load_split, tensor_digest
-from utils.distributed import average, from_main, gather, joined, rank, seed_noise, share
+from utils.defenses import PGD, TRADES
+from utils.distributed import average_statistics, from_main, gather, joined, rank, replicated, seed_noise, share
 from utils.evaluation import Notes, evaluate, evaluate_fgsm
 from utils.recipes import RECIPES
 from utils.training import cross_entropy, train
@@ -70,7 +71,7 @@ def test_alone_nothing_is_shared_or_changed():
     assert torch.equal(share(batch), batch)
     assert gather("a") == ["a"]
     assert from_main(lambda: "a") == "a"
-    average(network, 5)  # which has no gradients yet
+    assert replicated(network) is network
     with joined():
         assert rank() == 0
 
@@ -81,17 +82,31 @@ def shares():
 
 
 def means():
-    """Ranks with three images and one: a mean over four images, of gradients and statistics."""
-    network = CNN(width=4)
-    images = 3 - 2 * rank()
-    for parameter in network.parameters():
-        parameter.grad = torch.full_like(parameter, 1.0 + 4 * rank())
+    """Of gradients after a backward pass, though a defence makes several forward passes; of statistics when asked."""
+    torch.manual_seed(0)
+    alone, network = CNN(width=4), CNN(width=4)
+    network.load_state_dict(alone.state_dict())
+    images, labels = torch.rand(8, 3, 32, 32), torch.arange(8)
+    for defense in (PGD(0.1, steps=2), TRADES(0.1, steps=2)):
+        model = replicated(network)
+        defense(model, images, labels)  # and no backward pass
+        for _ in range(2):  # after the first, DistributedDataParallel groups the parameters anew
+            network.zero_grad()
+            torch.manual_seed(rank())
+            defense(model, images + 0.1 * rank(), labels).backward()
+        expected = [0] * len(list(network.parameters()))
+        for other in range(2):
+            torch.manual_seed(other)
+            alone.load_state_dict(network.state_dict())
+            loss = defense(alone.train(), images + 0.1 * other, labels)
+            gradients = torch.autograd.grad(loss, list(alone.parameters()))
+            expected = [sum_ + gradient / 2 for sum_, gradient in zip(expected, gradients, strict=True)]
+        for parameter, mean in zip(network.parameters(), expected, strict=True):
+            torch.testing.assert_close(parameter.grad, mean, rtol=1e-3, atol=1e-5)
     norm = network.features[0][2]
     norm.running_mean.fill_(1.0 + 4 * rank())
-    average(network, images)
-    assert all((parameter.grad == 2).all() for parameter in network.parameters())
-    assert (norm.running_mean == 2).all()
-    assert norm.num_batches_tracked == 0
+    average_statistics(network)
+    assert (norm.running_mean == 3).all()
 
 
 def noise():

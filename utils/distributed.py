@@ -7,11 +7,16 @@ does nothing.
 """
 
 import contextlib
+import inspect
 import os
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+PATIENCE = timedelta(days=1)  # for ranks that are slower: torchrun ends those that wait for one that has failed
 
 
 @contextlib.contextmanager
@@ -23,7 +28,7 @@ def joined():
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     with contextlib.ExitStack() as stack:
         if rank() > 0:
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
@@ -74,23 +79,27 @@ def share(batch):
     return batch.tensor_split(world_size())[rank()] if len(batch) >= world_size() else batch
 
 
-def average(network, examples):
-    """After a backward pass on so many `examples` of this rank: let all ranks go on with the same, as one would.
+def replicated(network):
+    """What is called in training: the network, of many processes wrapped so that backward passes average gradients.
 
-    Gradients, and the statistics that batch norm has learnt, become their means over the images of all ranks. They
-    travel together, as one flat tensor, after the backward pass: DistributedDataParallel would send them meanwhile, but
-    its hooks expect one forward pass for each backward pass, and a defence makes several.
+    Batch norm's statistics are left to each rank until `average_statistics`: by default DistributedDataParallel sends
+    them before every forward pass, and a defence needs several, some of which have no statistics of their own.
     """
     if world_size() == 1:
+        return network
+    known = inspect.signature(DistributedDataParallel).parameters
+    option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its older name
+    return DistributedDataParallel(network, **{option: False})
+
+
+def average_statistics(network):
+    """Let the statistics that batch norm has learnt on each rank become, on every rank, their mean."""
+    if world_size() == 1:
         return
-    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    tensors = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
-    tensors += [statistic for norm in norms for statistic in (norm.running_mean, norm.running_var)]
-    flat = torch.cat([*(tensor.flatten() for tensor in tensors), tensors[0].new_ones(1)]) * examples
-    dist.all_reduce(flat)
-    *means, _ = (flat / flat[-1]).split([*(tensor.numel() for tensor in tensors), 1])
-    for tensor, mean in zip(tensors, means, strict=True):
-        tensor.copy_(mean.view_as(tensor))
+    for norm in (module for module in network.modules() if isinstance(module, _BatchNorm)):
+        for statistic in (norm.running_mean, norm.running_var):
+            dist.all_reduce(statistic)
+            statistic /= world_size()
 
 
 def seed_noise(seed, epoch):

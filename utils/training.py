@@ -64,7 +64,8 @@ def train(
 
     Of many processes (utils.distributed), all call this alike, and see the batches that one would. Each takes its share
     of a batch, normalises by that share, draws the defence's random numbers itself, and goes on with the mean of all
-    gradients and statistics. The first alone writes and prints; the network that is returned is the same on all.
+    gradients, and after each epoch of all statistics (of shares that differ by an image, each counts alike). The first
+    alone writes and prints; the network that is returned is the same on all.
 
     While it runs, `output` is left alone: progress is kept in <stem>.partial.safetensors and <stem>.partial.jsonl
     beside it. At the end the checkpoint is written, the log becomes <stem>.jsonl and the partial files are gone.
@@ -105,6 +106,7 @@ def train(
     if epochs and epochs[-1]["precision"] != precision:
         raise TrainingError(f"{run.state} was begun in {epochs[-1]['precision']}, not in {precision}: --precision")
     steps = -(-len(training) // recipe.batch_size)
+    model = distributed.replicated(network)
 
     for epoch in range(len(epochs) + 1, recipe.epochs + 1):
         start, total_loss, seen = time.perf_counter(), torch.zeros((), device=device), 0
@@ -122,10 +124,9 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = lr
             with torch.autocast(training.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-                loss = loss_function(network, images, labels)
+                loss = loss_function(model, images, labels)
             optimizer.zero_grad()
             loss.backward()
-            distributed.average(network, len(labels))
             optimizer.step()
             if recipe.average:
                 average.update_parameters(network)
@@ -135,6 +136,9 @@ def train(
                 bar.set_postfix(loss=f"{loss.item():.3f}", **_last_accuracy(epochs))
         losses, counts = zip(*distributed.gather((total_loss.item(), seen)), strict=True)
         mean_loss = sum(losses) / sum(counts)
+        distributed.average_statistics(network)
+        if recipe.average:
+            distributed.average_statistics(average)
         seconds = time.perf_counter() - start  # the loss has been read, and so a GPU has finished too
         if not math.isfinite(mean_loss):
             raise TrainingError(f"the loss became {mean_loss} in epoch {epoch}; a lower --lr may help")
