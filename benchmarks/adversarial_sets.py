@@ -16,7 +16,7 @@ EPSILONS = [k / 255 for k in range(1, 11)]
 
 
 def measure(setting):
-    split = setting.splits["train"].first(1000)
+    split = setting.splits["train"].first(setting.pick(1000, 20))
     network = setting.network(torch.contiguous_format).cpu()  # the transform's workers have no GPU
     workers = min((0, os.cpu_count()), key=lambda n: timed(lambda: plain_sets(network, split, EPSILONS[:1], n)))
     report = []
@@ -25,7 +25,7 @@ def measure(setting):
             "ours": lambda epsilons=epsilons: our_sets(setting, split, epsilons),
             f"a transform, {workers} workers": lambda epsilons=epsilons: plain_sets(network, split, epsilons, workers),
         }
-        rows = table(interleaved(contenders, setting.rounds), len(split) * len(epsilons))
+        rows = table(interleaved(contenders, setting), len(split) * len(epsilons))
         say(f"{len(split):,} images under FGSM at {len(epsilons)} epsilon", rows)
         report.append({"epsilons": len(epsilons), "images": len(split), "rows": rows})
     return report

@@ -1,8 +1,10 @@
-"""FGSM and PGD-20 against torchattacks, foolbox and the Adversarial Robustness Toolbox, on the same network."""
+"""FGSM and PGD-20 against torchattacks, foolbox and the Adversarial Robustness Toolbox, on the same network.
+
+The peers are imported where they are called, so that the other sections run without them.
+"""
 
 import warnings
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -10,13 +12,6 @@ from attacks import fgsm, pgd
 from benchmarks.timing import interleaved, say, table
 from utils.evaluation import correct
 
-warnings.filterwarnings("ignore")  # the peers' own, about new versions of Python and torch
-import foolbox  # noqa: E402
-import torchattacks  # noqa: E402
-from art.attacks import evasion  # noqa: E402
-from art.estimators.classification import PyTorchClassifier  # noqa: E402
-
-BATCHES = (1, 32, 250, 1000)
 # So small that the network withstands it on most images: our PGD leaves off where it has won, and theirs does not.
 EPSILON, STEPS = 0.5 / 255, 20
 STEP = 2.5 * EPSILON / STEPS
@@ -24,10 +19,10 @@ STEP = 2.5 * EPSILON / STEPS
 
 def measure(setting):
     network = setting.network()
-    images, labels = robust_images(network, setting.splits["train"].first(2500).to(setting.device))
+    images, labels = robust_images(network, setting.splits["train"].first(setting.pick(2500, 50)).to(setting.device))
     report = []
-    for name, attacks in (("fgsm", fgsm_contenders), ("pgd-20", pgd_contenders)):
-        for batch in BATCHES:
+    for name, contenders_of in (("fgsm", fgsm_contenders), ("pgd-20", pgd_contenders)):
+        for batch in setting.pick((1, 32, 250, 1000), (1, 8)):
             if batch > len(images):
                 continue
             ours = images[:batch], labels[:batch]
@@ -35,10 +30,12 @@ def measure(setting):
             # them; and once channels_last for all.
             for memory_format in (torch.contiguous_format, torch.channels_last):
                 theirs = ours[0].contiguous(memory_format=memory_format), ours[1]
-                contenders = attacks(setting.network(memory_format), *theirs)
-                contenders["ours"] = attacks(network, *ours)["ours"]
-                check_equal(name, contenders, network, *ours)
-                rows = table(interleaved(contenders, setting.rounds), batch)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # the peers', about new versions of Python and torch
+                    contenders = contenders_of(setting.network(memory_format), *theirs)
+                    contenders["ours"] = contenders_of(network, *ours)["ours"]
+                    check_equal(name, contenders, network, *ours)
+                    rows = table(interleaved(contenders, setting), batch)
                 peers_format = str(memory_format).removeprefix("torch.")
                 say(f"{name}, batch {batch}, the peers' memory format {peers_format}", rows)
                 report.append({"attack": name, "batch": batch, "peers_memory_format": peers_format, "rows": rows})
@@ -53,10 +50,13 @@ def robust_images(network, split):
 
 
 def fgsm_contenders(network, images, labels):
-    classifier, arrays = art(network), (images.cpu().numpy(), labels.cpu().numpy())
+    import foolbox
+    import torchattacks
+    from art.attacks.evasion import FastGradientMethod
+
     theirs = torchattacks.FGSM(network, eps=EPSILON)
     wrapped, foolboxs = foolbox.PyTorchModel(network, bounds=(0, 1)), foolbox.attacks.LinfFastGradientAttack()
-    arts = evasion.FastGradientMethod(classifier, norm=np.inf, eps=EPSILON, batch_size=len(images))
+    arts, arrays = FastGradientMethod(art(network), eps=EPSILON, batch_size=len(images)), as_arrays(images, labels)
     return {
         "ours": lambda: fgsm(network, images, labels, epsilon=EPSILON),
         "torchattacks": lambda: theirs(images, labels),
@@ -66,14 +66,18 @@ def fgsm_contenders(network, images, labels):
 
 
 def pgd_contenders(network, images, labels):
-    classifier, arrays = art(network), (images.cpu().numpy(), labels.cpu().numpy())
+    import foolbox
+    import torchattacks
+    from art.attacks.evasion import ProjectedGradientDescent
+
+    ours = {"epsilon": EPSILON, "steps": STEPS, "step_size": STEP, "random_start": False}
     theirs = torchattacks.PGD(network, eps=EPSILON, alpha=STEP, steps=STEPS, random_start=False)
     wrapped = foolbox.PyTorchModel(network, bounds=(0, 1))
     foolboxs = foolbox.attacks.LinfProjectedGradientDescentAttack(abs_stepsize=STEP, steps=STEPS, random_start=False)
-    arts = evasion.ProjectedGradientDescent(
-        classifier, norm=np.inf, eps=EPSILON, eps_step=STEP, max_iter=STEPS, batch_size=len(images), verbose=False
+    arts = ProjectedGradientDescent(
+        art(network), eps=EPSILON, eps_step=STEP, max_iter=STEPS, batch_size=len(images), verbose=False
     )
-    ours = {"epsilon": EPSILON, "steps": STEPS, "step_size": STEP, "random_start": False}
+    arrays = as_arrays(images, labels)
     return {
         "ours": lambda: pgd(network, images, labels, **ours),
         "torchattacks": lambda: theirs(images, labels),
@@ -83,9 +87,16 @@ def pgd_contenders(network, images, labels):
 
 
 def art(network):
+    from art.estimators.classification import PyTorchClassifier
+
     return PyTorchClassifier(
         network, loss=torch.nn.CrossEntropyLoss(), input_shape=(3, 32, 32), nb_classes=10, clip_values=(0, 1)
     )
+
+
+def as_arrays(images, labels):
+    """As the Adversarial Robustness Toolbox takes them; NumPy keeps the memory format."""
+    return images.cpu().numpy(), labels.cpu().numpy()
 
 
 def check_equal(name, contenders, network, images, labels):
@@ -96,5 +107,6 @@ def check_equal(name, contenders, network, images, labels):
             differing = ((adversarial - crafted["ours"]).abs() > 1e-5).float().mean().item()
             assert differing < 0.01, f"{peer}: {differing:.2%} of FGSM's pixels are others than ours"
         else:
-            loss, ours = (F.cross_entropy(network(x), labels).item() for x in (adversarial, crafted["ours"]))
+            with torch.no_grad():
+                loss, ours = (F.cross_entropy(network(x), labels).item() for x in (adversarial, crafted["ours"]))
             assert abs(loss - ours) < 0.01 * ours + 1e-3, f"{peer}: PGD reaches a loss of {loss}, ours {ours}"

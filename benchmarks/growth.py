@@ -13,16 +13,16 @@ import torch
 
 from attacks import fgsm, pgd
 from benchmarks.attacks import EPSILON, robust_images
-from benchmarks.timing import ROOT, say, table, timed
+from benchmarks.timing import ROOT, in_turn, say, table, timed
 from benchmarks.training import our_epoch
 from networks import NETWORKS
 from utils.recipes import RECIPES
 
-WIDTHS, BATCHES, STEPS = (16, 32, 64, 96), (1, 8, 32, 128, 250, 500, 1000), (5, 10, 20, 50)
-
 
 def measure(setting):
-    training, validation = setting.splits["train"].first(2560), setting.splits["validation"].first(10)
+    """Each figure the median of three, after one to warm up: absolute ones, which only their trend makes comparable."""
+    training, validation = (setting.splits[name].first(n) for name, n in (("train", 2560), ("validation", 10)))
+    training = training.first(setting.pick(None, 200))
     images, labels = robust_images(setting.network(), training.to(setting.device))
     recipe, rows = RECIPES["one-cycle"], []
 
@@ -39,24 +39,25 @@ def measure(setting):
 
     def add(axis, value, what, count, seconds):
         seconds()
-        rows.append({axis: value, "what": what, "images_per_second": count / median(seconds() for _ in range(3))})
+        middle = median(seconds() for _ in range(setting.pick(3, 1)))
+        rows.append({axis: value, "what": what, "images_per_second": count / middle})
         print(f"  {axis} {value}, {what}: {rows[-1]['images_per_second']:,.0f} images/s", flush=True)
 
     print("\nhow the cost grows")
-    for width in WIDTHS:
+    for width in setting.pick((16, 32, 64, 96), (8,)):
         add("width", width, "FGSM", *attack(fgsm, fresh("cnn", width), 250, epsilon=EPSILON))
         add("width", width, "training", *train(width=width))
-    for batch in BATCHES:
+    for batch in setting.pick((1, 8, 32, 64, 125, 250, 500, 1000), (1, 8)):
         add("batch", batch, "FGSM", *attack(fgsm, setting.network(), batch, epsilon=EPSILON))
-    for batch in (32, 64, 128, 256, 512):
+    for batch in setting.pick((32, 64, 128, 256, 512), (32,)):
         add("batch", batch, "training", *train(batch))
     for name in ("cnn", "cnn-lstm"):
         add("network", name, "FGSM", *attack(fgsm, fresh(name), 250, epsilon=EPSILON))
-    for steps in STEPS:
+    for steps in setting.pick((5, 10, 20, 50), (2,)):
         options = {"epsilon": EPSILON, "steps": steps, "random_start": False}
         add("steps", steps, "PGD", *attack(pgd, setting.network(), 250, **options))
     before = torch.get_num_threads()
-    for threads in range(1, os.cpu_count() + 1):
+    for threads in range(1, setting.pick(os.cpu_count(), 1) + 1):
         torch.set_num_threads(threads)
         add("threads", threads, "FGSM", *attack(fgsm, setting.network(), 250, epsilon=EPSILON))
         add("threads", threads, "training", *train())
@@ -66,21 +67,22 @@ def measure(setting):
 
 def processes(setting):
     """One process with a thread for each core, and a process for each core with one thread: training, by its log."""
-    dataset = setting.splits["train"].dataset
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     cores = os.cpu_count()
-    contenders = {"one process": [sys.executable], f"{cores} processes": [*torchrun, str(cores)]}
-    times, images = {name: [] for name in contenders}, len(setting.splits["train"])
-    for _ in range(setting.rounds):
-        for name, command in contenders.items():
-            with tempfile.TemporaryDirectory() as folder:
-                output = Path(folder) / "a.safetensors"
-                arguments = ["--dataset", dataset, "--epochs", "2", "--device", "cpu", "--quiet", "--output", output]
-                environment = {**os.environ, "OMP_NUM_THREADS": str(cores if command == [sys.executable] else 1)}
-                subprocess.run([*command, ROOT / "train-cnn.py", *arguments], check=True, env=environment)
-                entries = output.with_suffix(".jsonl").read_text().splitlines()
-                times[name].append(json.loads(entries[-1])["seconds"])
-    rows = table(times, images)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(cores)]
+    arguments = [*setting.data, "--epochs", "2", "--device", "cpu", "--quiet", "--width", setting.pick("32", "4")]
+
+    def second_epoch(launcher, threads):
+        with tempfile.TemporaryDirectory() as folder:
+            output = Path(folder) / "a.safetensors"
+            command = [sys.executable, *launcher, ROOT / "train-cnn.py", *arguments, "--output", output]
+            subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
+            return json.loads(output.with_suffix(".jsonl").read_text().splitlines()[-1])["seconds"]
+
+    contenders = {
+        f"one process, {cores} threads": lambda: second_epoch([], cores),
+        f"{cores} processes": lambda: second_epoch(torchrun, 1),
+    }
+    rows = table(in_turn(contenders, setting.rounds), len(setting.splits["train"]))
     say("many processes", rows)
     return rows
 
@@ -89,15 +91,15 @@ def memory(setting):
     """The most that a process held, in MiB: testing under FGSM by batch, and training on digits by width."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = ["--checkpoint", setting.checkpoint, "--examples", "1000", "--epsilon", "0.02"]
-        for batch in BATCHES[2:]:
-            used = peak("test-cnn.py", *checkpoint, "--batch-size", batch)
+        tested = ["--checkpoint", setting.checkpoint, *setting.data, "--examples", "1000", "--epsilon", "0.02"]
+        for batch in setting.pick((32, 128, 250, 500, 1000), (8,)):
+            used = peak("test-cnn.py", *tested, "--batch-size", batch)
             rows.append({"batch": batch, "what": "test-cnn.py", "peak_mebibytes": used})
-        for width in WIDTHS:
+        for width in setting.pick((16, 32, 64, 96), (4,)):
             output = Path(folder) / f"{width}.safetensors"
             arguments = ("--dataset", "digits", "--epochs", 1, "--width", width, "--output", output)
             used = peak("train-cnn.py", *arguments)
-            rows.append({"width": width, "what": "train-cnn.py", "peak_mebibytes": used})
+            rows.append({"width": width, "what": "train-cnn.py on digits", "peak_mebibytes": used})
     print("\npeak memory")
     for row in rows:
         print("  " + ", ".join(f"{name} {value}" for name, value in row.items()))

@@ -7,8 +7,9 @@ import argparse
 import json
 import os
 import platform
+import subprocess
+import sys
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -18,16 +19,14 @@ from benchmarks.timing import ROOT, Setting, cpu_name
 from utils.checkpoints import versions, write_atomically
 from utils.cli import DEMO
 from utils.data import DataError, load_split
-from utils.recipes import RECIPES
 from utils.tables import benchmarks_document
-from utils.training import train
 
 SECTIONS = {
     "startup": startup.measure,
     "attacks": attacks.measure,
-    "adversarial_sets": adversarial_sets.measure,
+    "adversarial-sets": adversarial_sets.measure,
     "training": training.images_a_second,
-    "time_to_accuracy": training.to_the_studys_accuracy,
+    "time-to-accuracy": training.to_the_studys_accuracy,
     "processes": growth.processes,
     "growth": growth.measure,
     "memory": growth.memory,
@@ -38,41 +37,53 @@ PEERS = ("torchattacks", "foolbox", "adversarial-robustness-toolbox")
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     option = parser.add_argument
-    option("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="measure this again and keep the rest")
+    sections = f"of {', '.join(SECTIONS)}: measure these again (default: those that the report has not yet)"
+    option("sections", nargs="*", metavar="SECTION", choices=[[], *SECTIONS], help=sections)
     option("--data-dir", type=Path, metavar="FOLDER", help="holds CIFAR-10 (default $DATA_DIR, else data)")
     option("--dataset", choices=("cifar10", "digits"), default="cifar10")
     option("--device", type=torch.device, default="cpu")
     option("--rounds", type=int, default=7, help="of each comparison (default 7)")
+    option("--results", type=Path, metavar="FOLDER", help=f"default results, for digits {DEMO}")
+    option("--quick", action="store_true", help="does everything run? On a few digits, once: no figure means anything")
     args = parser.parse_args()
-    try:
-        splits = {name: load_split(args.dataset, name, args.data_dir) for name in ("train", "validation", "test")}
-    except DataError as error:
-        print(f"{error}: digits, then")
-        splits = {name: load_split("digits", name) for name in ("train", "validation", "test")}
-    dataset = splits["train"].dataset
+    dataset, splits = splits_of("digits" if args.quick else args.dataset, args.data_dir)
     report = {
         "dataset": dataset,
         "device": torch.cuda.get_device_name() if args.device.type == "cuda" else cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        "versions": {**versions(), **{peer: version(peer) for peer in PEERS}},
+        "versions": versions(*PEERS),
+        "quick": args.quick,
     }
-    path = (DEMO if dataset == "digits" else ROOT / "results") / "benchmarks.json"
+    path = (args.results or (DEMO if dataset == "digits" else Path("results"))) / "benchmarks.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     earlier = json.loads(path.read_text()) if path.exists() else {}
-    if report.items() <= earlier.items():
+    if report.items() <= earlier.items():  # of the same machine and versions
         report = earlier
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = ROOT / "models" / "cnn.safetensors"
-        if dataset == "digits":
+        checkpoint, data = ROOT / "models" / "cnn.safetensors", ["--dataset", dataset]
+        if args.data_dir:
+            data += ["--data-dir", args.data_dir.resolve()]
+        if dataset == "digits":  # by a process of its own, because a training changes this one's allocator
             checkpoint = Path(folder) / "cnn.safetensors"
-            train("cnn", splits["train"], splits["validation"], RECIPES["short"], output=checkpoint, quiet=True)
-        setting = Setting(checkpoint, splits, args.device, args.rounds)
-        for name in args.only:
-            report[name] = SECTIONS[name](setting)
+            command = [sys.executable, ROOT / "train-cnn.py", *data, "--recipe", "short", "--quiet"]
+            subprocess.run([*command, "--output", checkpoint], check=True)
+        rounds = 1 if args.quick else args.rounds
+        setting = Setting(checkpoint, splits, data, args.device, rounds, args.quick)
+        for section in args.sections or [name for name in SECTIONS if name not in report]:
+            report[section] = SECTIONS[section](setting)
             write_atomically(path, (json.dumps(report, indent=1) + "\n").encode())
             write_atomically(path.with_suffix(".md"), benchmarks_document(report).encode())
+
+
+def splits_of(dataset, data_dir):
+    """The data set's name and its three splits; the digits' where it is not to be had."""
+    try:
+        return dataset, {name: load_split(dataset, name, data_dir) for name in ("train", "validation", "test")}
+    except DataError as error:
+        print(f"{error}: digits, then")
+        return splits_of("digits", None)
 
 
 if __name__ == "__main__":

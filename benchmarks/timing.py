@@ -12,20 +12,54 @@ from utils.checkpoints import load_checkpoint
 ROOT = Path(__file__).parent.parent
 
 
-def interleaved(contenders, rounds, seconds=0.3):
+@dataclass
+class Setting:
+    """What is measured on, and how long."""
+
+    checkpoint: Path  # of a trained CNN of width 32
+    splits: dict  # "train", "validation" and "test", of CIFAR-10 or of the digits
+    data: list  # the arguments with which a script finds the same
+    device: torch.device
+    rounds: int  # of each comparison
+    quick: bool  # does everything run? seconds, of which no figure means anything
+
+    def pick(self, usual, quick):
+        return quick if self.quick else usual
+
+    def network(self, memory_format=torch.channels_last):
+        return load_checkpoint(self.checkpoint, self.device).to(memory_format=memory_format)
+
+
+def interleaved(contenders, setting):
     """Time functions without arguments in turn, round after round, so that all meet the machine in the same moods.
 
-    contenders: {name: function}. In every round each runs as often as takes about `seconds`, the order turned by one;
+    contenders: {name: function}. In every round each runs as often as takes about 0.3 seconds, the order turned by one;
     before the first it runs twice, to warm up. Returns {name: the seconds of each round}.
     """
-    names, runs, times = list(contenders), {}, {name: [] for name in contenders}
+    runs = {}
     for name, function in contenders.items():
         function()
-        runs[name] = max(1, round(seconds / timed(function)))
+        runs[name] = max(1, round(setting.pick(0.3, 0) / timed(function)))
+    calls = {name: lambda name=name: timed(contenders[name], runs[name]) / runs[name] for name in contenders}
+    return in_turn(calls, setting.rounds)
+
+
+def in_turn(contenders, rounds):
+    """Like `interleaved`, of functions that return seconds, and without the warm-up."""
+    names, times = list(contenders), {name: [] for name in contenders}
     for turn in range(rounds):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            times[name].append(timed(contenders[name], runs[name]) / runs[name])
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            times[name].append(contenders[name]())
     return times
+
+
+def timed(function, runs=1):
+    """Seconds of so many runs; on a GPU, until it has finished."""
+    start = timer()
+    for _ in range(runs):
+        function()
+    return timer() - start
 
 
 def table(times, images=None):
@@ -37,28 +71,20 @@ def table(times, images=None):
     ours, *_ = times.values()
     rows = []
     for name, seconds in times.items():
-        ratios = [theirs / mine for theirs, mine in zip(seconds, ours, strict=True)]
         task = TaskSpec(name, setup="", num_threads=torch.get_num_threads())
-        seconds, ratio = Measurement(1, seconds, task), Measurement(1, ratios, task)
+        ratios = Measurement(1, [theirs / mine for theirs, mine in zip(seconds, ours, strict=True)], task)
+        seconds = Measurement(1, seconds, task)
         rows.append(
             {
                 "name": name,
                 "seconds": seconds.median,
                 "seconds_iqr": seconds.iqr,
                 "images_per_second": images and images / seconds.median,
-                "ratio": ratio.median,
-                "ratio_iqr": ratio.iqr,
+                "ratio": ratios.median,
+                "ratio_iqr": ratios.iqr,
             }
         )
     return rows
-
-
-def timed(function, runs=1):
-    """Seconds of so many runs; on a GPU, until it has finished."""
-    start = timer()
-    for _ in range(runs):
-        function()
-    return timer() - start
 
 
 def cpu_name():
@@ -73,17 +99,7 @@ def say(title, rows):
     print(f"\n{title}")
     for row in rows:
         speed = f"{row['images_per_second']:,.0f} images/s" if row["images_per_second"] else ""
-        print(f"  {row['name']:30}{row['seconds']:10.4f} s{speed:>20}{row['ratio']:9.2f} (IQR {row['ratio_iqr']:.2f})")
-
-
-@dataclass
-class Setting:
-    """What is measured on: a trained CNN of width 32, its checkpoint, and the splits, CIFAR-10's or the digits'."""
-
-    checkpoint: Path
-    splits: dict
-    device: torch.device
-    rounds: int
-
-    def network(self, memory_format=torch.channels_last):
-        return load_checkpoint(self.checkpoint, self.device).to(memory_format=memory_format)
+        print(
+            f"  {row['name']:30}{row['seconds']:10.4f} s{speed:>20}{row['ratio']:9.2f} (IQR {row['ratio_iqr']:.2f})",
+            flush=True,
+        )

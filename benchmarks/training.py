@@ -12,7 +12,7 @@ import torch
 from torchvision.transforms import ToTensor
 
 from benchmarks import plain
-from benchmarks.timing import say, table, timed
+from benchmarks.timing import in_turn, say, table, timed
 from networks import CNN
 from utils.defenses import NFGSM, PGD
 from utils.evaluation import accuracy
@@ -20,7 +20,6 @@ from utils.paper import PRINTED
 from utils.recipes import RECIPES
 from utils.training import train
 
-SEEDS = (0, 1, 2)
 DEFENSES = {
     "none": (None, plain.cross_entropy),
     "n-fgsm": (NFGSM(8 / 255), plain.n_fgsm),
@@ -33,17 +32,17 @@ def to_the_studys_accuracy(setting):
 
     Ours in four epochs, validated after each; the study's in ten with Adam and batches of 64.
     """
-    training, validation, test = (setting.splits[name] for name in ("train", "validation", "test"))
-    workers = best_workers(training.first(2560), plain.FLIP, 64, plain.cross_entropy, setting.device)
+    examples = setting.pick(None, 128)
+    training, validation, test = (setting.splits[name].first(examples) for name in ("train", "validation", "test"))
+    recipe = replace(RECIPES["short"], epochs=setting.pick(RECIPES["short"].epochs, 1))
+    workers = best_workers(setting, training.first(2560), plain.FLIP, 64, plain.cross_entropy)
     accuracies = {"ours": [], "plain": []}
 
     def ours(seed):
         with tempfile.TemporaryDirectory() as folder:
             output = Path(folder) / "a.safetensors"
-            recipe = RECIPES["short"]
-            network = train(
-                "cnn", training, validation, recipe, output=output, seed=seed, device=setting.device, quiet=True
-            )
+            options = {"output": output, "seed": seed, "device": setting.device, "quiet": True}
+            network = train("cnn", training, validation, recipe, **options)
         accuracies["ours"].append(accuracy(network, test.to(setting.device)))
 
     def theirs(seed):
@@ -51,13 +50,13 @@ def to_the_studys_accuracy(setting):
         network = CNN().to(setting.device)
         optimizer = torch.optim.Adam(network.parameters(), lr=0.001)
         batches = plain.loader(plain.PILImages(training, plain.FLIP), 64, workers, shuffle=True)
-        plain.train(network, batches, optimizer, 10, setting.device)
+        plain.train(network, batches, optimizer, setting.pick(10, 1), setting.device)
         held_out = plain.loader(plain.PILImages(test, ToTensor()), 250, workers)
         accuracies["plain"].append(plain.accuracy(network, held_out, setting.device))
 
     name = f"DataLoader, {workers} workers, Adam"
     times = {"ours": [], name: []}
-    for seed in SEEDS:
+    for seed in setting.pick((0, 1, 2), (0,)):
         times["ours"].append(timed(partial(ours, seed)))
         times[name].append(timed(partial(theirs, seed)))
     rows = table(times)
@@ -68,10 +67,11 @@ def to_the_studys_accuracy(setting):
 
 def images_a_second(setting):
     """Of one epoch on a part of the training images, with the one-cycle recipe on both sides."""
-    training, validation = setting.splits["train"].first(5120), setting.splits["validation"].first(10)
+    training, validation = (setting.splits[name].first(n) for name, n in (("train", 5120), ("validation", 10)))
+    training = training.first(setting.pick(None, 200))
     recipe, report = RECIPES["one-cycle"], []
     for defense, (ours, theirs) in DEFENSES.items():
-        workers = best_workers(training.first(1280), plain.FLIP_AND_SHIFT, recipe.batch_size, theirs, setting.device)
+        workers = best_workers(setting, training.first(1280), plain.FLIP_AND_SHIFT, recipe.batch_size, theirs)
         images = plain.PILImages(training, plain.FLIP_AND_SHIFT)
         batches = plain.loader(images, recipe.batch_size, workers, shuffle=True)
         epoch = plain_epoch(batches, theirs, recipe, setting.device)
@@ -80,11 +80,7 @@ def images_a_second(setting):
             "ours": partial(our_epoch, training, validation, ours, recipe, setting.device),
             f"DataLoader, {workers} workers": partial(timed, epoch),
         }
-        times = {name: [] for name in contenders}
-        for turn in range(setting.rounds):
-            for name in list(contenders)[:: 1 if turn % 2 else -1]:
-                times[name].append(contenders[name]())
-        rows = table(times, len(training))
+        rows = table(in_turn(contenders, setting.rounds), len(training))
         say(f"training, defence {defense}", rows)
         report.append({"defense": defense, "rows": rows})
     return report
@@ -109,12 +105,12 @@ def plain_epoch(batches, loss_function, recipe, device):
     return partial(plain.train, network, batches, optimizer, 1, device, loss_function)
 
 
-def best_workers(split, transform, batch_size, loss_function, device):
+def best_workers(setting, split, transform, batch_size, loss_function):
     """The number of DataLoader workers with which an epoch on the split is fastest."""
     seconds = {}
-    for workers in range(os.cpu_count() + 1):
+    for workers in range(setting.pick(os.cpu_count(), 1) + 1):
         batches = plain.loader(plain.PILImages(split, transform), batch_size, workers, shuffle=True)
-        epoch = plain_epoch(batches, loss_function, RECIPES["one-cycle"], device)
+        epoch = plain_epoch(batches, loss_function, RECIPES["one-cycle"], setting.device)
         epoch()
         seconds[workers] = timed(epoch)
     return min(seconds, key=seconds.get)

@@ -1,6 +1,9 @@
 """What is made of the benchmarks' report, and README's arithmetic about many processes."""
 
+import json
 import re
+import subprocess
+import sys
 
 import pytest
 from conftest import ROOT
@@ -29,7 +32,8 @@ REPORT = {
     "cores": 2,
     "threads": 2,
     "python": "3.12",
-    "versions": {"torch": "2.9"},
+    "versions": {"torch": "2.9", "foolbox": None},
+    "quick": False,
     "startup": [row("--help", 0.5), row("import torch", 1.0)],
     "attacks": [
         {
@@ -39,9 +43,9 @@ REPORT = {
             "rows": [*PAIR, row("slow", 3.0, 1000)],
         }
     ],
-    "adversarial_sets": [{"epsilons": 10, "images": 1000, "rows": PAIR}],
+    "adversarial-sets": [{"epsilons": 10, "images": 1000, "rows": PAIR}],
     "training": [{"defense": "n-fgsm", "rows": PAIR}],
-    "time_to_accuracy": {"accuracies": {"ours": [0.81, 0.82], "plain": [0.8, 0.805]}, "rows": PAIR},
+    "time-to-accuracy": {"accuracies": {"ours": [0.81, 0.82], "plain": [0.8, 0.805]}, "rows": PAIR},
     "processes": PAIR,
     "growth": [{"width": 16, "what": "FGSM", "images_per_second": 5000.4}],
     "memory": [{"batch": 250, "what": "test-cnn.py", "peak_mebibytes": 512}],
@@ -65,9 +69,52 @@ def test_document_says_what_the_report_does():
 
 
 def test_document_of_a_part_of_the_benchmarks():
-    header = {name: REPORT[name] for name in ("dataset", "device", "cores", "threads", "python", "versions")}
+    header = {name: REPORT[name] for name in ("dataset", "device", "cores", "threads", "python", "versions", "quick")}
     assert tables.benchmarks_document(header).count("\n\n") == 1
+    assert "no figure means anything" in tables.benchmarks_document({**header, "quick": True})
     assert "## Start-up" in tables.benchmarks_document({**header, "startup": REPORT["startup"]})
+
+
+def test_readmes_table_names_the_fastest_of_the_others():
+    table = tables.benchmarks_table(REPORT)
+    assert "| FGSM, batch 250, out of the box | 2,000 images/s | theirs: 1,000 images/s | **2.00** (0.02) |" in table
+    assert "| training to 80.374 % |" in table
+
+
+SECTIONS = ("startup", "adversarial-sets", "training", "time-to-accuracy", "processes", "growth", "memory")
+
+
+def quick_run(python, folder, *sections):
+    command = [python, "-m", "benchmarks.run", "--quick", "--results", str(folder), *sections]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / "benchmarks.json").read_text(encoding="utf-8"))
+
+
+def test_every_section_runs_and_what_is_done_is_kept(tmp_path):
+    first = quick_run(sys.executable, tmp_path, "growth", "memory")
+    report = quick_run(sys.executable, tmp_path, *(name for name in SECTIONS if name not in first))
+    assert report["quick"]
+    assert first.items() <= report.items()
+    assert set(SECTIONS) <= report.keys()
+    text = (tmp_path / "benchmarks.md").read_text(encoding="utf-8")
+    assert text == tables.benchmarks_document(report)
+    assert all(f"## {title}" in text for title in ("Start-up", "Many processes", "How the cost grows", "Peak memory"))
+
+
+def test_attacks_find_what_the_peers_find(tmp_path):
+    """In their own environment, which `make .venv-peers/installed` makes."""
+    python = ROOT / ".venv-peers" / "bin" / "python"
+    if not python.exists():
+        pytest.skip("the peers are not here: make .venv-peers/installed")
+    report = quick_run(python, tmp_path, "attacks")
+    assert [(part["attack"], part["batch"]) for part in report["attacks"][::2]] == [
+        ("fgsm", 1),
+        ("fgsm", 8),
+        ("pgd-20", 1),
+        ("pgd-20", 8),
+    ]
+    assert all(len(part["rows"]) == 4 for part in report["attacks"])
 
 
 @pytest.mark.parametrize(("title", "network"), [("CNN", CNN), ("CNN-LSTM", CNNLSTM)])

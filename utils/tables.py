@@ -308,24 +308,53 @@ def agreement_table(report):
     return markdown(header, rows)
 
 
+def benchmarks_table(report):
+    """For README: each comparison in results/benchmarks.json that has been made, with the fastest of the others."""
+    compared = []
+    for part in report.get("attacks", []):
+        if part["batch"] in (1, 250):
+            theirs = {"contiguous_format": "out of the box", "channels_last": "all channels_last"}
+            what = f"{part['attack'].upper()}, batch {part['batch']}, {theirs[part['peers_memory_format']]}"
+            compared.append((what, part["rows"]))
+    for part in report.get("adversarial-sets", []):
+        compared.append((f"FGSM examples of {part['images']:,} images, {part['epsilons']} epsilon", part["rows"]))
+    for part in report.get("training", []):
+        compared.append((f"training, defence {part['defense']}", part["rows"]))
+    if "time-to-accuracy" in report:
+        compared.append((f"training to {PRINTED['cnn'][None][0]} %", report["time-to-accuracy"]["rows"]))
+    lines = []
+    for what, (ours, *others) in compared:
+        fastest = min(others, key=lambda row: row["ratio"])
+        ratio = f"**{fastest['ratio']:.2f}** ({fastest['ratio_iqr']:.2f})"
+        lines.append([what, speed(ours), f"{fastest['name']}: {speed(fastest)}", ratio])
+    return markdown(["", "here", "the fastest of the others", "times faster"], lines)
+
+
+def speed(row):
+    """Of a row of benchmarks/timing.py."""
+    return f"{row['images_per_second']:,.0f} images/s" if row["images_per_second"] else f"{row['seconds']:.3g} s"
+
+
 def benchmarks_document(report):
     """results/benchmarks.md: every section of the report that benchmarks/run.py writes, as far as it has been run."""
-    peers = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
+    versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items() if number)
     opening = (
         f"# Benchmarks\n\nMade by `make benchmark` from benchmarks.json: {report['device']}, {report['cores']} cores, "
-        f"{report['threads']} threads, Python {report['python']}, {peers}; "
+        f"{report['threads']} threads, Python {report['python']}, {versions}; "
         f"{TITLES.get(report['dataset'], report['dataset'])}. Contenders ran in turn: medians, and in brackets "
         "interquartile ranges; *ratio* is how many times faster ours was in the same round."
     )
+    if report["quick"]:
+        opening += " **A quick run, to see whether everything runs: no figure means anything.**"
     titled = {}
     if "attacks" in report:
         titled["Attacks, images a second"] = attack_speed_table(report)
-    for title, key in (("Adversarial sets", "adversarial_sets"), ("Training", "training")):
+    for title, key in (("Adversarial sets", "adversarial-sets"), ("Training", "training")):
         for part in report.get(key, []):
             what = f"{part['epsilons']} epsilon" if "epsilons" in part else f"defence {part['defense']}"
             titled[f"{title}: {what}"] = contenders_table(part["rows"])
-    if "time_to_accuracy" in report:
-        part = report["time_to_accuracy"]
+    if "time-to-accuracy" in report:
+        part = report["time-to-accuracy"]
         reached = "; ".join(
             f"{name} {', '.join(percent(accuracy) for accuracy in accuracies)}"
             for name, accuracies in part["accuracies"].items()
