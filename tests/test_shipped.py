@@ -202,6 +202,13 @@ def test_torchattacks_agrees():
         assert abs(row["pgd"] - row["peer_pgd"]) <= 0.01
 
 
+def test_readme_shows_the_benchmarks():
+    report = json.loads((ROOT / "results" / "benchmarks.json").read_text(encoding="utf-8"))
+    assert (report["dataset"], report["quick"]) == ("cifar10", False)
+    assert tables.benchmarks_table(report) in README
+    assert (ROOT / "results" / "benchmarks.md").read_text(encoding="utf-8") == tables.benchmarks_document(report)
+
+
 @pytest.mark.parametrize(("name", "floor"), [("cnn", 0.88), ("cnn-lstm", 0.865)])
 def test_baselines_are_better_than_the_study_and_fall_to_fgsm(name, floor):
     report = result(name)
