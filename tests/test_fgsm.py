@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attacks import fgsm, fgsm_direction, step
+from attacks.core import PART
 
 EPSILONS = [0, 1e-4, 1 / 255, Fraction(8, 255), 0.1, 0.9, 1.5, 1e300]
 
@@ -82,3 +83,17 @@ def test_one_direction_serves_every_epsilon(epsilon):
     adversarial = fgsm(model, images, labels, epsilon=epsilon)
     assert torch.equal(adversarial, (images + float(epsilon) * direction).clamp(0, 1))
     assert torch.equal(adversarial, step(images, direction, epsilon))
+
+
+def test_network_on_a_cpu_gets_a_large_batch_in_parts():
+    """Of a plain function nobody knows whether it treats each image for itself."""
+    model, images, labels = model_and_images("cnn", count=2 * PART + 3)
+    model.eval()
+    sizes = []
+    model.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    parts = fgsm_direction(model, images, labels)
+    assert len(sizes) == 3
+    assert max(sizes) <= PART
+    whole = fgsm_direction(lambda images: model(images), images, labels)
+    assert sizes[3:] == [len(images)]
+    assert (parts != whole).float().mean() < 1e-3  # where the gradient is zero but for rounding
