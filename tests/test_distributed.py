@@ -192,12 +192,12 @@ def evaluations(checkpoint, notes=None):
     """Of every attack, on five batches, the last a small one."""
     network, split = load_checkpoint(checkpoint), load_split("digits", "test").first(45)
     results = [
-        evaluate(network, split, attack, 0.07, options=options, batch_size=10, notes=notes)
+        evaluate(network, split, attack, 0.005, options=options, batch_size=10, notes=notes)
         for attack, options in ATTACKS.items()
     ]
     return [
         *(result.mask.tolist() for result in results),
-        *(result.correct for result in evaluate_fgsm(network, split, [0.03, 0.1], batch_size=10)),
+        *(result.correct for result in evaluate_fgsm(network, split, [0.003, 0.01], batch_size=10)),
     ]
 
 
@@ -233,17 +233,17 @@ def interrupted_evaluation(checkpoint, folder):
             raise KeyboardInterrupt
         return fgsm(*arguments, **options)
 
-    whole = evaluate(network, split, "fgsm", 0.05, batch_size=10)
+    whole = evaluate(network, split, "fgsm", 0.005, batch_size=10)
     ATTACKS["fgsm"] = counted
     path = folder / f"{rank()}.jsonl"  # of rank 1's nothing is read or written
     with pytest.raises(KeyboardInterrupt):
-        evaluate(network, split, "fgsm", 0.05, batch_size=10, notes=Notes(path))
-    again = evaluate(network, split, "fgsm", 0.05, batch_size=10, notes=Notes(path))
+        evaluate(network, split, "fgsm", 0.005, batch_size=10, notes=Notes(path))
+    again = evaluate(network, split, "fgsm", 0.005, batch_size=10, notes=Notes(path))
     assert torch.equal(again.mask, whole.mask)
     assert gather(calls) == [4, 3]  # five batches, two of them noted before
 
     from_main(lambda: damage(path))
-    again = evaluate(network, split, "fgsm", 0.05, batch_size=10, notes=Notes(path))
+    again = evaluate(network, split, "fgsm", 0.005, batch_size=10, notes=Notes(path))
     assert torch.equal(again.mask, whole.mask)
     assert gather(calls) == [6, 5]  # all but the first, two on each
 

@@ -7,6 +7,7 @@ does nothing.
 """
 
 import contextlib
+import gc
 import inspect
 import os
 from datetime import timedelta
@@ -33,6 +34,9 @@ def joined():
         if rank() > 0:
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         yield
+    # A DistributedDataParallel in a cycle of references holds the group's threads past its end, and one of them that
+    # still wants Python while that is shutting down aborts the process.
+    gc.collect()
     dist.destroy_process_group()  # not after an error, for NCCL would wait for ranks that are no longer there
 
 
