@@ -21,7 +21,7 @@ from utils.recipes import RECIPES
 
 def measure(setting):
     """Each figure the median of three, after one to warm up: absolute ones, which only their trend makes comparable."""
-    training, validation = (setting.splits[name].first(n) for name, n in (("train", 2560), ("validation", 10)))
+    training, validation = (setting.splits[name].first(n) for name, n in (("train", 1280), ("validation", 10)))
     training = training.first(setting.pick(None, 200))
     images, labels = robust_images(setting.network(), training.to(setting.device))
     recipe, rows = RECIPES["one-cycle"], []
@@ -69,9 +69,9 @@ def processes(setting):
     """One process with a thread for each core, and a process for each core with one thread: training, by its log."""
     cores = os.cpu_count()
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(cores)]
-    arguments = [*setting.data, "--epochs", "2", "--device", "cpu", "--quiet", "--width", setting.pick("32", "4")]
+    arguments = [*setting.data, "--epochs", "1", "--device", "cpu", "--quiet", "--width", setting.pick("32", "4")]
 
-    def second_epoch(launcher, threads):
+    def epoch(launcher, threads):
         with tempfile.TemporaryDirectory() as folder:
             output = Path(folder) / "a.safetensors"
             command = [sys.executable, *launcher, ROOT / "train-cnn.py", *arguments, "--output", output]
@@ -79,10 +79,10 @@ def processes(setting):
             return json.loads(output.with_suffix(".jsonl").read_text().splitlines()[-1])["seconds"]
 
     contenders = {
-        f"one process, {cores} threads": lambda: second_epoch([], cores),
-        f"{cores} processes": lambda: second_epoch(torchrun, 1),
+        f"one process, {cores} threads": lambda: epoch([], cores),
+        f"{cores} processes": lambda: epoch(torchrun, 1),
     }
-    rows = table(in_turn(contenders, setting.rounds), len(setting.splits["train"]))
+    rows = table(in_turn(contenders, setting.pick(3, 1)), len(setting.splits["train"]))
     say("many processes", rows)
     return rows
 
