@@ -37,7 +37,7 @@ def fgsm_direction(model, images, labels):
     check_images_and_labels(images, labels)
     if len(images) == 0:
         return torch.zeros_like(images)
-    with attacking(model, images.device):
+    with attacking(model, images.device) as model:
         _, _, gradient = input_gradient(model, images, labels.clone())
     # Not in place: the gradient of a sum, say, is one number expanded over the image.
     return gradient.sign()

@@ -23,7 +23,8 @@ def measure(setting):
     """Each figure the median of three, after one to warm up: absolute ones, which only their trend makes comparable."""
     training, validation = (setting.splits[name].first(n) for name, n in (("train", 1280), ("validation", 10)))
     training = training.first(setting.pick(None, 200))
-    images, labels = robust_images(setting.network(), training.to(setting.device))
+    attacked = setting.splits["train"].first(setting.pick(1500, 50)).to(setting.device)
+    images, labels = robust_images(setting.network(), attacked)
     recipe, rows = RECIPES["one-cycle"], []
 
     def fresh(name, width=32):

@@ -10,6 +10,7 @@ from torch.utils.benchmark import Measurement, TaskSpec, timer
 from utils.checkpoints import load_checkpoint
 
 ROOT = Path(__file__).parent.parent
+LONGEST = 120  # seconds of a comparison, if three rounds do not take longer
 
 
 @dataclass
@@ -33,15 +34,19 @@ class Setting:
 def interleaved(contenders, setting):
     """Time functions without arguments in turn, round after round, so that all meet the machine in the same moods.
 
-    contenders: {name: function}. In every round each runs as often as takes about 0.3 seconds, the order turned by one;
-    before the first it runs twice, to warm up. Returns {name: the seconds of each round}.
+    contenders: {name: function}. In every round each runs as often as takes about 0.3 seconds, the order turned by one.
+    Before the first it runs to warm up, twice if that is quick; there are fewer rounds, but three, of slow functions.
+    Returns {name: the seconds of each round}.
     """
-    runs = {}
+    runs, a_round = {}, 0
     for name, function in contenders.items():
-        function()
-        runs[name] = max(1, round(setting.pick(0.3, 0) / timed(function)))
+        seconds = timed(function)
+        if seconds < 1:
+            seconds = timed(function)
+        runs[name] = max(1, round(setting.pick(0.3, 0) / seconds))
+        a_round += runs[name] * seconds
     calls = {name: lambda name=name: timed(contenders[name], runs[name]) / runs[name] for name in contenders}
-    return in_turn(calls, setting.rounds)
+    return in_turn(calls, min(setting.rounds, max(3, int(LONGEST / a_round))))
 
 
 def in_turn(contenders, rounds):

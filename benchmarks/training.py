@@ -20,10 +20,10 @@ from utils.paper import PRINTED
 from utils.recipes import RECIPES
 from utils.training import train
 
-DEFENSES = {
-    "none": (None, plain.cross_entropy),
-    "n-fgsm": (NFGSM(8 / 255), plain.n_fgsm),
-    "pgd": (PGD(8 / 255), plain.pgd),
+DEFENSES = {  # ours, theirs, and of how many images
+    "none": (None, plain.cross_entropy, 5120),
+    "n-fgsm": (NFGSM(8 / 255), plain.n_fgsm, 5120),
+    "pgd": (PGD(8 / 255), plain.pgd, 1280),  # with seven passes more an image
 }
 
 
@@ -68,10 +68,9 @@ def to_the_studys_accuracy(setting):
 
 def images_a_second(setting):
     """Of one epoch on a part of the training images, with the one-cycle recipe on both sides."""
-    training, validation = (setting.splits[name].first(n) for name, n in (("train", 5120), ("validation", 10)))
-    recipe, report = RECIPES["one-cycle"], []
-    for defense, (ours, theirs) in DEFENSES.items():
-        training = training.first(setting.pick(1280 if defense == "pgd" else None, 200))  # seven passes more an image
+    validation, recipe, report = setting.splits["validation"].first(10), RECIPES["one-cycle"], []
+    for defense, (ours, theirs, count) in DEFENSES.items():
+        training = setting.splits["train"].first(setting.pick(count, 200))
         workers = best_workers(setting, training.first(1280), plain.FLIP_AND_SHIFT, recipe.batch_size, theirs)
         images = plain.PILImages(training, plain.FLIP_AND_SHIFT)
         batches = plain.loader(images, recipe.batch_size, workers, shuffle=True)

@@ -52,7 +52,16 @@ class CNN(nn.Module):
         self.classifier = nn.Linear(4 * width * 4 * 4, num_classes)
 
     def forward(self, images):
-        return self.classifier(self.features(self.normalize(images)).flatten(1))
+        return self.head(self.features(self.normalize(images)))
+
+    def head(self, features):
+        return self.classifier(features.flatten(1))
+
+    def folded_for_attacks(self):
+        """See networks/folding.py. Of a subclass, whose forward may do more, the network itself."""
+        from networks.folding import folded
+
+        return folded(self) if type(self) is CNN else self
 
 
 class SmallCNN(nn.Module):

@@ -3,6 +3,7 @@
 from torch import nn
 
 from networks.cnn import CIFAR10_MEAN, CIFAR10_STD, Normalize, convolutions
+from networks.folding import folded
 
 
 class CNNLSTM(nn.Module):
@@ -24,9 +25,20 @@ class CNNLSTM(nn.Module):
         self.classifier = nn.Linear(2 * width, num_classes)
 
     def forward(self, images):
-        hidden, _ = self.lstm(self.sequence(images))
-        return self.classifier(hidden[:, -1])
+        return self.head(self.features(self.normalize(images)))
 
     def sequence(self, images):
         """What the LSTM reads of images (N, 3, 32, 32): (N, 16, 4 width), the positions of the map row after row."""
-        return self.features(self.normalize(images)).flatten(2).transpose(1, 2)
+        return positions(self.features(self.normalize(images)))
+
+    def head(self, features):
+        hidden, _ = self.lstm(positions(features))
+        return self.classifier(hidden[:, -1])
+
+    def folded_for_attacks(self):
+        """As `CNN.folded_for_attacks`."""
+        return folded(self) if type(self) is CNNLSTM else self
+
+
+def positions(features):
+    return features.flatten(2).transpose(1, 2)

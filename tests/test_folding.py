@@ -1,0 +1,120 @@
+"""Folded networks: the same function, of the weights as they are now, or the network itself."""
+
+import copy
+import gc
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+from attacks import fgsm_direction
+from networks import CNN, CNNLSTM
+
+
+def network_of(kind, **options):
+    """With weights and statistics that are not those of a new network; in evaluation mode."""
+    torch.manual_seed(0)
+    network = kind(width=4, **options)
+    for block in network.features:
+        norm = block[2]
+        nn.init.normal_(norm.weight)  # some are negative
+        nn.init.normal_(norm.bias)
+        nn.init.normal_(norm.running_mean)
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+    return network.eval()
+
+
+def assert_same(network, images):
+    folded = network.folded_for_attacks()
+    assert folded is not network
+    torch.testing.assert_close(folded(images), network(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [CNN, CNNLSTM])
+def test_same_function(kind):
+    network, images = network_of(kind), torch.rand(3, 3, 32, 32)
+    assert_same(network, images)
+    assert_same(network, images.contiguous(memory_format=torch.channels_last))
+    assert_same(network.double(), images.double())
+
+
+def test_same_function_of_larger_images():
+    network = network_of(CNNLSTM)
+    for size in ((32, 32), (48, 32), (32, 32)):
+        assert_same(network, torch.rand(2, 3, *size))
+
+
+def test_of_the_weights_as_they_are_now():
+    """Even if they changed where autograd does not count it."""
+    network, images = network_of(CNN), torch.rand(2, 3, 32, 32)
+    for tensor in (
+        network.normalize.mean,
+        network.features[0][0].weight,
+        network.features[5][0].bias,
+        network.features[5][2].running_var,
+        network.features[2][2].bias,
+        network.classifier.weight,
+    ):
+        assert_same(network, images)
+        tensor.data.mul_(1.5)
+        assert_same(network, images)
+    network.load_state_dict(network_of(CNN).state_dict())
+    assert_same(network, images)
+    network.features[1][0] = nn.Conv2d(4, 4, 3, 2, padding=1)
+    assert_same(network, images)
+
+
+@pytest.mark.parametrize("kind", [CNN, CNNLSTM])
+def test_signs_are_those_of_the_network(kind):
+    network, images, labels = network_of(kind), torch.rand(40, 3, 32, 32), torch.arange(40) % 10
+    difference = fgsm_direction(network, images, labels) != fgsm_direction(lambda x: network(x), images, labels)
+    assert difference.float().mean() < 1e-3  # where the gradient is zero but for rounding
+
+
+class Smoothed(CNN):
+    def forward(self, images):
+        return super().forward(images.round())
+
+
+def hooked(network):
+    network.features[3].register_forward_hook(lambda module, inputs, output: output + 1)
+
+
+def training(network):
+    network.features[3][2].train()
+
+
+def other_activation(network):
+    network.features[3][1] = nn.GELU()
+
+
+def other_input(network):
+    network.normalize = nn.Identity()
+
+
+def other_forward(network):
+    network.forward = lambda images: network.classifier(images.flatten(1)[:, :256])
+
+
+@pytest.mark.parametrize("change", [hooked, training, other_activation, other_input, other_forward, CNN.bfloat16])
+def test_network_itself_where_folding_might_change_it(change):
+    network = network_of(CNN)
+    change(network)
+    assert network.folded_for_attacks() is network
+
+
+def test_subclass_is_itself():
+    network = network_of(Smoothed)
+    assert network.folded_for_attacks() is network
+
+
+def test_what_is_kept_goes_with_the_network_and_not_into_copies():
+    network = network_of(CNN)
+    network.folded_for_attacks()
+    twin, gone = copy.deepcopy(network), weakref.ref(network.features)
+    assert list(twin.state_dict()) == list(network.state_dict())
+    del network
+    gc.collect()
+    assert gone() is None
+    assert_same(twin, torch.rand(1, 3, 32, 32))
