@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo notebooks study defenses overfitting robustness diagnosis agreement test lint format figures constraints clean benchmark
+.PHONY: help demo notebooks study defenses overfitting robustness diagnosis agreement benchmark test lint format figures constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
