@@ -45,20 +45,15 @@ def margin(logits, labels):
 LOSSES = {"cross_entropy": cross_entropy, "margin": margin}
 
 
-# Images at once through a network on a CPU: of more, each layer's memory is so large that malloc returns it to the
-# kernel and asks anew, page by page. CNN of width 32, batch 250, by one thread's time: 831 images/s, in parts 1,180
-# (and without parts where utils.allocator keeps what was freed, which is not for a library to decide).
-PART = 64
-
-
 def input_gradient(model, images, labels, loss=cross_entropy, *, first=True):
     """Logits (N, K), losses (N,) and the gradient of each image's loss for that image, of its shape and dtype.
 
-    To be called inside `attacking`. On a CPU, an nn.Module gets a large batch in parts. first: as for `forward`. Raises
-    ValueError if logits and labels do not fit each other or the gradient is missing or not finite.
+    To be called inside `attacking`. A model whose class says so gets no more images at once. first: as for `forward`.
+    Raises ValueError if logits and labels do not fit each other or the gradient is missing or not finite.
     """
-    parts = -(-len(images) // PART) if images.device.type == "cpu" and isinstance(model, nn.Module) else 1
-    if parts > 1:
+    at_once = getattr(type(model), "images_at_once", None) if images.device.type == "cpu" else None
+    if at_once and len(images) > at_once:
+        parts = -(-len(images) // at_once)
         pairs = zip(images.chunk(parts), labels.chunk(parts), strict=True)
         found = [input_gradient(model, *pair, loss, first=first) for pair in pairs]
         return tuple(map(torch.cat, zip(*found, strict=True)))
@@ -98,8 +93,7 @@ def step(images, direction, size, low=0, high=1):
 
 @contextlib.contextmanager
 def attacking(model, device):
-    """The state in which a model (any callable) on `device` is attacked; it is left as it was found. Gives the model
-    to ask for gradients: model.folded_for_attacks(), where it has that method, the same function in less time.
+    """The state in which a model (any callable) on `device` is attacked; it is left as it was found.
 
     As in `evaluating`, with parameters frozen (the gradient of the input is wanted alone), and gradients on even under
     no_grad and inference_mode. cuDNN refuses the backward pass of a recurrent layer in evaluation mode: a model that
@@ -118,7 +112,14 @@ def attacking(model, device):
         # Because autograd refuses tensors made inside inference mode.
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        yield model.folded_for_attacks() if hasattr(model, "folded_for_attacks") else model
+        yield
+
+
+def folded(model):
+    """What to ask for gradients inside `attacking` in place of the model: the same function in less time, which a class
+    with a method folded_for_attacks() vouches for; else the model. A wrapper's class does not: it may do more.
+    """
+    return model.folded_for_attacks() if hasattr(type(model), "folded_for_attacks") else model
 
 
 @contextlib.contextmanager
@@ -133,12 +134,12 @@ def evaluating(model, device):
 @contextlib.contextmanager
 def evaluation_mode(model):
     """Put every module of a model (any callable) into evaluation mode, then back into the mode it was in."""
-    modules = model.modules() if isinstance(model, nn.Module) else []
-    training = [module for module in modules if module.training]
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    training = [module.training for module in modules]
     try:
-        for module in training:
+        for module in modules:
             module.training = False
         yield
     finally:
-        for module in training:
-            module.training = True
+        for module, mode in zip(modules, training, strict=True):
+            module.training = mode

@@ -2,7 +2,7 @@
 
 import torch
 
-from attacks.core import attacking, check_epsilon, check_images_and_labels, input_gradient, step
+from attacks.core import attacking, check_epsilon, check_images_and_labels, folded, input_gradient, step
 
 
 def fgsm(model, images, labels, *, epsilon, targeted=False):
@@ -37,7 +37,7 @@ def fgsm_direction(model, images, labels):
     check_images_and_labels(images, labels)
     if len(images) == 0:
         return torch.zeros_like(images)
-    with attacking(model, images.device) as model:
-        _, _, gradient = input_gradient(model, images, labels.clone())
+    with attacking(model, images.device):
+        _, _, gradient = input_gradient(folded(model), images, labels.clone())
     # Not in place: the gradient of a sum, say, is one number expanded over the image.
     return gradient.sign()

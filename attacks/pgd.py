@@ -4,7 +4,16 @@ import math
 
 import torch
 
-from attacks.core import LOSSES, attacking, check_epsilon, check_images_and_labels, forward, input_gradient, step
+from attacks.core import (
+    LOSSES,
+    attacking,
+    check_epsilon,
+    check_images_and_labels,
+    folded,
+    forward,
+    input_gradient,
+    step,
+)
 
 
 def pgd(
@@ -60,7 +69,8 @@ def pgd(
     generator = torch.Generator().manual_seed(seed)
     # With a random start, the image itself is an iterate too: no noise and no steps, for its loss alone.
     starts = [(False, 0)] * random_start + [(random_start, steps)] * restarts
-    with attacking(model, images.device) as model:
+    with attacking(model, images.device):
+        model = folded(model)
         images, labels = images.detach().clone(), labels.clone()
         low, high = (images - radius).clamp_(0, 1), (images + radius).clamp_(0, 1)
         result = images.clone()

@@ -1,4 +1,4 @@
-"""How the cost grows: speed by width, batch, steps, threads and processes, and peak memory by batch and width."""
+"""How the cost grows: speed by width, batch, images, steps, threads and processes; peak memory by batch and width."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -16,6 +17,8 @@ from benchmarks.attacks import EPSILON, robust_images
 from benchmarks.timing import ROOT, in_turn, say, table, timed
 from benchmarks.training import our_epoch
 from networks import NETWORKS
+from utils.allocator import keep_freed_memory
+from utils.evaluation import evaluate_fgsm
 from utils.recipes import RECIPES
 
 
@@ -36,7 +39,7 @@ def measure(setting):
 
     def train(batch_size=recipe.batch_size, width=32):
         of_size = replace(recipe, batch_size=batch_size)
-        return len(training), lambda: our_epoch(training, validation, None, of_size, setting.device, width)
+        return len(training), lambda: our_epoch(training, validation, None, of_size, setting.device, width=width)
 
     def add(axis, value, what, count, seconds):
         seconds()
@@ -44,16 +47,22 @@ def measure(setting):
         rows.append({axis: value, "what": what, "images_per_second": count / middle})
         print(f"  {axis} {value}, {what}: {rows[-1]['images_per_second']:,.0f} images/s", flush=True)
 
+    keep_freed_memory()  # as the scripts do, from the first row on
     print("\nhow the cost grows")
     for width in setting.pick((16, 32, 64, 96), (8,)):
         add("width", width, "FGSM", *attack(fgsm, fresh("cnn", width), 250, epsilon=EPSILON))
         add("width", width, "training", *train(width=width))
     for batch in setting.pick((1, 8, 32, 64, 125, 250, 500, 1000), (1, 8)):
-        add("batch", batch, "FGSM", *attack(fgsm, setting.network(), batch, epsilon=EPSILON))
+        if batch <= len(images):
+            add("batch", batch, "FGSM", *attack(fgsm, setting.network(), batch, epsilon=EPSILON))
     for batch in setting.pick((32, 64, 128, 256, 512), (32,)):
         add("batch", batch, "training", *train(batch))
     for name in ("cnn", "cnn-lstm"):
         add("network", name, "FGSM", *attack(fgsm, fresh(name), 250, epsilon=EPSILON))
+    for count in setting.pick((250, 1000, 4000), (20,)):
+        split = setting.splits["test"].first(count).to(setting.device)
+        testing = partial(evaluate_fgsm, setting.network(), split, [EPSILON])
+        add("images", len(split), "testing, clean and under FGSM", len(split), partial(timed, testing))
     for steps in setting.pick((5, 10, 20, 50), (2,)):
         options = {"epsilon": EPSILON, "steps": steps, "random_start": False}
         add("steps", steps, "PGD", *attack(pgd, setting.network(), 250, **options))
@@ -67,25 +76,31 @@ def measure(setting):
 
 
 def processes(setting):
-    """One process with a thread for each core, and a process for each core with one thread: training, by its log."""
+    """A process for each core, of one thread, and one process with a thread for each core: the one epoch of a training.
+
+    With a seed for each round, and the seconds of the log.
+    """
     cores = os.cpu_count()
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(cores)]
     arguments = [*setting.data, "--epochs", "1", "--device", "cpu", "--quiet", "--width", setting.pick("32", "4")]
 
-    def epoch(launcher, threads):
+    many, one = f"{cores} processes", f"one process, {cores} threads"
+    accuracies = {many: [], one: []}
+
+    def epoch(name, launcher, threads):
         with tempfile.TemporaryDirectory() as folder:
             output = Path(folder) / "a.safetensors"
-            command = [sys.executable, *launcher, ROOT / "train-cnn.py", *arguments, "--output", output]
+            seed = ["--seed", str(len(accuracies[name]))]
+            command = [sys.executable, *launcher, ROOT / "train-cnn.py", *arguments, *seed, "--output", output]
             subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
-            return json.loads(output.with_suffix(".jsonl").read_text().splitlines()[-1])["seconds"]
+            entry = json.loads(output.with_suffix(".jsonl").read_text().splitlines()[-1])
+        accuracies[name].append(entry["validation_accuracy"])
+        return entry["seconds"]
 
-    contenders = {
-        f"one process, {cores} threads": lambda: epoch([], cores),
-        f"{cores} processes": lambda: epoch(torchrun, 1),
-    }
+    contenders = {many: lambda: epoch(many, torchrun, 1), one: lambda: epoch(one, [], cores)}
     rows = table(in_turn(contenders, setting.pick(3, 1)), len(setting.splits["train"]))
     say("many processes", rows)
-    return rows
+    return {"accuracies": accuracies, "rows": rows}
 
 
 def memory(setting):
@@ -107,11 +122,15 @@ def memory(setting):
     return rows
 
 
+# In a small process of its own, since Linux lets a child's peak begin at its parent's.
+PEAK = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+
+
 def peak(script, *arguments):
-    process = subprocess.Popen(
-        [sys.executable, ROOT / script, *map(str, arguments), "--device", "cpu"], cwd=ROOT, stdout=subprocess.DEVNULL
-    )
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise RuntimeError(f"{script} ended with status {status}")
-    return round(usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10))  # of bytes, elsewhere of kibibytes
+    command = [sys.executable, ROOT / script, *map(str, arguments), "--device", "cpu"]
+    done = subprocess.run([sys.executable, "-c", PEAK, *command], cwd=ROOT, check=True, stdout=subprocess.PIPE)
+    return round(int(done.stdout) / (2**20 if sys.platform == "darwin" else 2**10))  # of bytes, elsewhere of kibibytes

@@ -71,7 +71,8 @@ def main():
             subprocess.run([*command, "--output", checkpoint], check=True)
         rounds = 1 if args.quick else args.rounds
         setting = Setting(checkpoint, splits, data, args.device, rounds, args.quick)
-        for section in args.sections or [name for name in SECTIONS if name not in report]:
+        # In their order, whatever the arguments': a training leaves its process another allocator, attacks come before.
+        for section in [name for name in SECTIONS if (name in args.sections if args.sections else name not in report)]:
             report[section] = SECTIONS[section](setting)
             write_atomically(path, (json.dumps(report, indent=1) + "\n").encode())
             write_atomically(path.with_suffix(".md"), benchmarks_document(report).encode())

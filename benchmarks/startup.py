@@ -6,11 +6,16 @@ import sys
 from benchmarks.timing import ROOT, interleaved, say, table
 
 COMMANDS = {
-    "train-cnn.py --help": [str(ROOT / "train-cnn.py"), "--help"],
-    "test-cnn.py --help": [str(ROOT / "test-cnn.py"), "--help"],
-    "import attacks": ["-c", "import attacks"],
-    "import torch": ["-c", "import torch"],
-    "import torchattacks": ["-c", "import torchattacks"],
+    "--help": {
+        "train-cnn.py --help": [str(ROOT / "train-cnn.py"), "--help"],
+        "test-cnn.py --help": [str(ROOT / "test-cnn.py"), "--help"],
+        "Python alone": ["-c", "pass"],
+    },
+    "import": {
+        "import attacks": ["-c", "import attacks"],
+        "import torch": ["-c", "import torch"],
+        "import torchattacks": ["-c", "import torchattacks"],
+    },
 }
 
 
@@ -18,7 +23,9 @@ def measure(setting):
     def starter(arguments):
         return lambda: subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, check=True)
 
-    names = list(COMMANDS)[: setting.pick(None, 2)]
-    rows = table(interleaved({name: starter(COMMANDS[name]) for name in names}, setting))
-    say("start-up", rows)
-    return rows
+    report = {}
+    for title, commands in COMMANDS.items():
+        names = list(commands)[: setting.pick(None, 2)]
+        report[title] = table(interleaved({name: starter(commands[name]) for name in names}, setting))
+        say(f"start-up: {title}", report[title])
+    return report

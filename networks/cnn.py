@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from networks.folding import folded
+
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
 
@@ -59,8 +61,6 @@ class CNN(nn.Module):
 
     def folded_for_attacks(self):
         """See networks/folding.py. Of a subclass, whose forward may do more, the network itself."""
-        from networks.folding import folded
-
         return folded(self) if type(self) is CNN else self
 
 

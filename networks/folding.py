@@ -1,4 +1,4 @@
-"""Normalisation and batch norm folded into convolutions: the same function of the images, in less time."""
+"""Batch norm folded into convolutions: the same function of the images, in less time."""
 
 import weakref
 
@@ -6,36 +6,37 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from networks.cnn import Normalize
-
-_KEPT = weakref.WeakKeyDictionary()  # convolutions: (the numbers they were folded from, what came of them)
+_KEPT = weakref.WeakKeyDictionary()  # network.features: (what they were folded from, what came of them)
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def folded(network):
     """A module that computes what `network` (CNN or CNNLSTM) does in evaluation mode, to rounding, with its weights as
     they are now: for attacks, whose gradient passes take a sixth less time.
 
-    It is the network itself where that might be another function: where parts were replaced or have hooks, batch norm
-    is in training mode, or the precision is so low that another order of rounding tells.
+    It is the network itself where that might be another function: where parts were replaced by other kinds, patched, or
+    given hooks, batch norm is in training mode, or the precision is so low that another order of rounding tells.
     """
     if not _foldable(network):
         return network
-    normalize, features = network.normalize, network.features
-    numbers = torch.cat([tensor.detach().flatten() for tensor in _numbers(normalize, features)])
-    before, convolutions = _KEPT.get(features, (None, None))
-    if before is None or before.device != numbers.device or not torch.equal(before, numbers):
-        convolutions = _Convolutions(normalize, features)
-        _KEPT[features] = numbers, convolutions
-    return _Folded(convolutions, network.head)
+    settings, numbers = _origin(network.features)
+    before, convolutions = _KEPT.get(network.features, (None, None))
+    if before is None or before[0] != settings or not torch.equal(before[1], numbers):
+        convolutions = _Convolutions(network.features)
+        _KEPT[network.features] = (settings, numbers), convolutions
+    return _Folded(network, convolutions)
 
 
 class _Folded(nn.Module):
-    def __init__(self, convolutions, head):
+    # On a CPU. Of more, a layer takes so much memory that malloc returns it to the kernel and asks anew, page by page.
+    images_at_once = 64
+
+    def __init__(self, network, convolutions):
         super().__init__()
-        self.convolutions, self.head = convolutions, head
+        self.normalize, self.convolutions, self.head = network.normalize, convolutions, network.head
 
     def forward(self, images):
-        return self.head(self.convolutions(images))
+        return self.head(self.convolutions(self.normalize(images)))
 
 
 class _Convolutions:
@@ -44,16 +45,16 @@ class _Convolutions:
     """
 
     @torch.no_grad()
-    def __init__(self, normalize, features):
+    def __init__(self, features):
         self.originals, self.weights, self.shifts, self._biases = [block[0] for block in features], [], [], {}
-        scale, shift = 1 / normalize.std, -normalize.mean / normalize.std
+        scale, shift = torch.ones(()), torch.zeros(())
         for convolution, _, norm in features:
-            weight = convolution.weight * scale.view(1, -1, 1, 1)
+            weight = convolution.weight * scale.to(convolution.weight)
             self.weights.append(weight.contiguous(memory_format=torch.channels_last))
-            self.shifts.append(shift.view(1, -1, 1, 1))
-            scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-            shift = norm.bias - norm.running_mean * scale
-        self.scale, self.shift = scale.view(1, -1, 1, 1), shift.view(1, -1, 1, 1)
+            self.shifts.append(shift.to(weight).expand(1, weight.shape[1], 1, 1))
+            scale = (norm.weight / torch.sqrt(norm.running_var + norm.eps)).view(1, -1, 1, 1)
+            shift = norm.bias.view(1, -1, 1, 1) - norm.running_mean.view(1, -1, 1, 1) * scale
+        self.scale, self.shift = scale, shift
 
     def __call__(self, images):
         biases = self._biases.get(images.shape[2:]) or self._biases_for(images.shape[2:])
@@ -69,29 +70,32 @@ class _Convolutions:
             bias = convolution(shift.expand(-1, -1, *height_and_width))
             biases.append(bias.contiguous(memory_format=torch.channels_last))
             height_and_width = bias.shape[2:]
-        self._biases = {size: biases}  # of one size, for so many does nobody use
+        self._biases = {size: biases}  # of one size, for more is more than anybody uses
         return biases
 
 
-def _numbers(normalize, features):
-    """All that the folded weights depend on."""
-    yield from (normalize.mean, normalize.std)
+def _origin(features):
+    """All that the folded weights depend on: settings, and one tensor of all numbers."""
+    settings, tensors = [], []
     for convolution, _, norm in features:
-        yield from (convolution.weight, convolution.bias)
-        yield from (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        settings.append((convolution.stride, convolution.padding, norm.eps))
+        tensors += [convolution.weight, convolution.bias]
+        tensors += [norm.weight, norm.bias, norm.running_mean, norm.running_var]
+    numbers = torch.cat([tensor.detach().flatten() for tensor in tensors])
+    return (settings, numbers.dtype, numbers.device), numbers
 
 
 def _foldable(network):
-    """Whether network.normalize and network.features are as they were made, and in evaluation mode."""
-    if type(network.normalize) is not Normalize or type(network.features) is not nn.Sequential:
-        return False
-    if "forward" in vars(network):
+    """Whether network.features is in evaluation mode and such that `_Convolutions` can stand in for it."""
+    if type(network.features) is not nn.Sequential:
         return False
     for block in network.features:
         if type(block) is not nn.Sequential or [type(part) for part in block] != [nn.Conv2d, nn.ReLU, nn.BatchNorm2d]:
             return False
         convolution, _, norm = block
-        if norm.training or convolution.weight.dtype not in (torch.float32, torch.float64):
+        plain = (convolution.padding_mode, convolution.dilation, convolution.groups) == ("zeros", (1, 1), 1)
+        whole = all(tensor is not None for tensor in (convolution.bias, norm.bias, norm.running_mean))
+        if not (plain and whole) or norm.training or convolution.weight.dtype not in (torch.float32, torch.float64):
             return False
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return not any(getattr(module, kind) for module in network.modules() for kind in hooks)
+    modules = list(network.modules())
+    return not any("forward" in vars(module) or any(getattr(module, kind) for kind in _HOOKS) for module in modules)

@@ -49,7 +49,6 @@ def test_of_the_weights_as_they_are_now():
     """Even if they changed where autograd does not count it."""
     network, images = network_of(CNN), torch.rand(2, 3, 32, 32)
     for tensor in (
-        network.normalize.mean,
         network.features[0][0].weight,
         network.features[5][0].bias,
         network.features[5][2].running_var,
@@ -62,6 +61,8 @@ def test_of_the_weights_as_they_are_now():
     network.load_state_dict(network_of(CNN).state_dict())
     assert_same(network, images)
     network.features[1][0] = nn.Conv2d(4, 4, 3, 2, padding=1)
+    assert_same(network, images)
+    network.features[1][2].eps = 0.5
     assert_same(network, images)
 
 
@@ -89,15 +90,30 @@ def other_activation(network):
     network.features[3][1] = nn.GELU()
 
 
-def other_input(network):
-    network.normalize = nn.Identity()
-
-
 def other_forward(network):
-    network.forward = lambda images: network.classifier(images.flatten(1)[:, :256])
+    network.features[0][0].forward = lambda images: images[:, :1].expand(-1, 4, -1, -1)
 
 
-@pytest.mark.parametrize("change", [hooked, training, other_activation, other_input, other_forward, CNN.bfloat16])
+def other_padding(network):
+    network.features[1][0].padding_mode = "circular"
+
+
+def depthwise(network):
+    network.features[1][0] = nn.Conv2d(4, 4, 3, 2, padding=1, groups=4)
+
+
+def no_bias(network):
+    network.features[1][0] = nn.Conv2d(4, 4, 3, 2, padding=1, bias=False)
+
+
+def no_statistics(network):
+    network.features[1][2] = nn.BatchNorm2d(4, track_running_stats=False).eval()
+
+
+CHANGES = [hooked, training, other_activation, other_forward, other_padding, depthwise, no_bias, no_statistics]
+
+
+@pytest.mark.parametrize("change", [*CHANGES, CNN.bfloat16])
 def test_network_itself_where_folding_might_change_it(change):
     network = network_of(CNN)
     change(network)
@@ -107,6 +123,48 @@ def test_network_itself_where_folding_might_change_it(change):
 def test_subclass_is_itself():
     network = network_of(Smoothed)
     assert network.folded_for_attacks() is network
+
+
+class Wrapper(nn.Module):
+    """As torch.compile's: what it has not, its network has."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.network, name)
+
+    def forward(self, images):
+        return self.network(1 - images)
+
+
+def test_wrapper_is_attacked_and_not_what_it_wraps():
+    network, images, labels = network_of(CNN), torch.rand(5, 3, 32, 32), torch.arange(5)
+    wrapper = Wrapper(network)
+    assert wrapper.folded_for_attacks() is not wrapper  # so it could be mistaken for a network of ours
+    assert torch.equal(
+        fgsm_direction(wrapper, images, labels), fgsm_direction(lambda x: network(1 - x), images, labels)
+    )
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float64, torch.float32), (torch.float32, torch.float16)])
+def test_other_precision_of_images(dtypes):
+    """Normalisation promotes them, as in the network."""
+    network, images = network_of(CNN).to(dtypes[0]), torch.rand(3, 3, 32, 32).to(dtypes[1])
+    assert_same(network, images)
+    labels = torch.arange(3)
+    assert fgsm_direction(network, images, labels).dtype == dtypes[1]
+
+
+def test_other_normalisation():
+    assert_same(network_of(CNN, mean=(0.5,), std=(0.25,)), torch.rand(2, 3, 32, 32))
+    network = network_of(CNN)
+    network.normalize = nn.Identity()
+    assert_same(network, torch.rand(2, 3, 32, 32))
 
 
 def test_what_is_kept_goes_with_the_network_and_not_into_copies():

@@ -6,6 +6,7 @@ Torch is imported where it is first needed, so that `--help` and mistakes are an
 import argparse
 import json
 import os
+import time
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from math import isfinite
@@ -61,7 +62,8 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--quiet", action="store_true", help="print errors alone")
 
     def error(self, message):
-        # Of many processes all make the same mistake: one says so.
+        # Of many processes all make the same mistake: one says so, before another's end has torchrun end it.
+        time.sleep(1 if RANK else 0)
         self.exit(2, None if RANK else f"{self.prog}: error: {message} (--help explains every flag)\n")
 
     def refuse_many_processes(self):

@@ -62,7 +62,9 @@ def from_main(function):
         if rank() == 0:
             outcome = [True, function()]
     finally:
-        dist.broadcast_object_list(outcome)  # whatever happened, for the others wait for it
+        # Whatever happened, for the others wait for it; if they are gone, what happened is to be said all the same.
+        with contextlib.nullcontext() if outcome[0] else contextlib.suppress(RuntimeError):
+            dist.broadcast_object_list(outcome)
     succeeded, result = outcome
     if not succeeded:
         raise SystemExit(1)

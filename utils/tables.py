@@ -355,15 +355,12 @@ def benchmarks_document(report):
             titled[f"{title}: {what}"] = contenders_table(part["rows"])
     if "time-to-accuracy" in report:
         part = report["time-to-accuracy"]
-        reached = "; ".join(
-            f"{name} {', '.join(percent(accuracy) for accuracy in accuracies)}"
-            for name, accuracies in part["accuracies"].items()
-        )
-        text = f"Test accuracy in percent, by seed: {reached}.\n\n{contenders_table(part['rows'])}"
+        text = f"Ours in {part['epochs']} epochs and {part['precision']}. {accuracies(part, 'Test')}"
         titled[f"Time to the study's {PRINTED['cnn'][None][0]} %"] = text
-    for title, key in (("Many processes", "processes"), ("Start-up", "startup")):
-        if key in report:
-            titled[title] = contenders_table(report[key])
+    if "processes" in report:
+        titled["Many processes, a training's first epoch"] = accuracies(report["processes"], "Validation")
+    for title, rows in report.get("startup", {}).items():
+        titled[f"Start-up: {title}"] = contenders_table(rows)
     if "growth" in report:
         titled["How the cost grows"] = growth_table(report["growth"], "images_per_second")
     if "memory" in report:
@@ -389,11 +386,17 @@ def attack_speed_table(report):
     return markdown(["attack", "batch", "the peers' memory format", *names, "ratio to the fastest peer"], lines)
 
 
+def accuracies(part, split):
+    """What each contender came to with each seed, above the table."""
+    reached = "; ".join(f"{name} {', '.join(map(percent, of_seeds))}" for name, of_seeds in part["accuracies"].items())
+    return f"{split} accuracy in percent, by seed: {reached}.\n\n{contenders_table(part['rows'])}"
+
+
 def contenders_table(rows):
     lines = [
         [
             row["name"],
-            f"{row['seconds']:.3g} ({row['seconds_iqr']:.1g})",
+            f"{row['seconds']:.3g} " + ("(once)" if row["seconds_iqr"] is None else f"({row['seconds_iqr']:.1g})"),
             f"{row['images_per_second']:,.0f}" if row["images_per_second"] else "",
             f"**{row['ratio']:.2f}** ({row['ratio_iqr']:.2f})",
         ]

@@ -64,8 +64,9 @@ def train(
 
     Of many processes (utils.distributed), all call this alike, and see the batches that one would. Each takes its share
     of a batch, normalises by that share, draws the defence's random numbers itself, and goes on with the mean of all
-    gradients, and after each epoch of all statistics (of shares that differ by an image, each counts alike). The first
-    alone writes and prints; the network that is returned is the same on all.
+    gradients, and after each epoch of all statistics (of shares that differ by an image, each counts alike; a last
+    batch of fewer images than processes is everybody's). The first alone writes and prints; the network that is
+    returned is the same on all. A run is to be resumed by as many.
 
     While it runs, `output` is left alone: progress is kept in <stem>.partial.safetensors and <stem>.partial.jsonl
     beside it. At the end the checkpoint is written, the log becomes <stem>.jsonl and the partial files are gone.
