@@ -86,7 +86,7 @@ def test_one_direction_serves_every_epsilon(epsilon):
 
 def test_network_gets_a_large_batch_in_parts_if_its_class_says_so(monkeypatch):
     """Of other models nobody knows whether they treat each image for itself."""
-    model, images, labels = model_and_images("small-cnn", count=50)
+    model, images, labels = model_and_images("lstm", count=50)
     model.eval()
     sizes = []
     model.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
