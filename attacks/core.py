@@ -116,8 +116,8 @@ def attacking(model, device):
 
 
 def folded(model):
-    """What to ask for gradients inside `attacking` in place of the model: the same function in less time, which a class
-    with a method folded_for_attacks() vouches for; else the model. A wrapper's class does not: it may do more.
+    """What to attack in place of the model: the same function in less time, once in evaluation mode, which a class with
+    a method folded_for_attacks() vouches for; else the model. A wrapper's class does not: it may do more.
     """
     return model.folded_for_attacks() if hasattr(type(model), "folded_for_attacks") else model
 
@@ -125,9 +125,14 @@ def folded(model):
 @contextlib.contextmanager
 def evaluating(model, device):
     """Evaluation mode, in float32 whatever autocast says, and on a GPU without TF32, which keeps ten bits of it."""
-    cudnn = torch.backends.cudnn
-    flags = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
-    with evaluation_mode(model), torch.autocast(device.type, enabled=False), cudnn.flags(**flags, allow_tf32=False):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(evaluation_mode(model))
+        if torch.is_autocast_enabled(device.type):
+            stack.enter_context(torch.autocast(device.type, enabled=False))
+        if device.type == "cuda":
+            cudnn = torch.backends.cudnn
+            flags = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
+            stack.enter_context(cudnn.flags(**flags, allow_tf32=False))
         yield
 
 

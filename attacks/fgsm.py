@@ -37,7 +37,8 @@ def fgsm_direction(model, images, labels):
     check_images_and_labels(images, labels)
     if len(images) == 0:
         return torch.zeros_like(images)
+    model = folded(model)
     with attacking(model, images.device):
-        _, _, gradient = input_gradient(folded(model), images, labels.clone())
+        _, _, gradient = input_gradient(model, images, labels.clone())
     # Not in place: the gradient of a sum, say, is one number expanded over the image.
     return gradient.sign()

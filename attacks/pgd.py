@@ -69,8 +69,8 @@ def pgd(
     generator = torch.Generator().manual_seed(seed)
     # With a random start, the image itself is an iterate too: no noise and no steps, for its loss alone.
     starts = [(False, 0)] * random_start + [(random_start, steps)] * restarts
+    model = folded(model)
     with attacking(model, images.device):
-        model = folded(model)
         images, labels = images.detach().clone(), labels.clone()
         low, high = (images - radius).clamp_(0, 1), (images + radius).clamp_(0, 1)
         result = images.clone()

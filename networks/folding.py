@@ -6,25 +6,27 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-_KEPT = weakref.WeakKeyDictionary()  # network.features: (what they were folded from, what came of them)
+_KEPT = weakref.WeakKeyDictionary()  # network.features: (settings and tensors they were folded from, what came of them)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
+@torch.no_grad()
+@torch.inference_mode(False)
 def folded(network):
     """A module that computes what `network` (CNN or CNNLSTM) does in evaluation mode, to rounding, with its weights as
     they are now: for attacks, whose gradient passes take a sixth less time.
 
     It is the network itself where that might be another function: where parts were replaced by other kinds, patched, or
-    given hooks, batch norm is in training mode, or the precision is so low that another order of rounding tells.
+    given hooks, or the precision is so low that another order of rounding tells.
     """
     if not _foldable(network):
         return network
-    settings, numbers = _origin(network.features)
-    before, convolutions = _KEPT.get(network.features, (None, None))
-    if before is None or before[0] != settings or not torch.equal(before[1], numbers):
-        convolutions = _Convolutions(network.features)
-        _KEPT[network.features] = (settings, numbers), convolutions
-    return _Folded(network, convolutions)
+    settings, tensors = _origin(network.features)
+    kept = _KEPT.get(network.features)
+    if kept is None or kept[0] != settings or not all(map(torch.equal, kept[1], tensors)):
+        kept = settings, [tensor.clone() for tensor in tensors], _Convolutions(network.features)
+        _KEPT[network.features] = kept
+    return _Folded(network, kept[2])
 
 
 class _Folded(nn.Module):
@@ -33,7 +35,8 @@ class _Folded(nn.Module):
 
     def __init__(self, network, convolutions):
         super().__init__()
-        self.normalize, self.convolutions, self.head = network.normalize, convolutions, network.head
+        self.convolutions, self.head = convolutions, network.head
+        self._modules = {name: module for name, module in network.named_children() if name != "features"}
 
     def forward(self, images):
         return self.head(self.convolutions(self.normalize(images)))
@@ -44,7 +47,6 @@ class _Convolutions:
     `shift`, a map because the border is padded with zeros, into the place of its bias.
     """
 
-    @torch.no_grad()
     def __init__(self, features):
         self.originals, self.weights, self.shifts, self._biases = [block[0] for block in features], [], [], {}
         scale, shift = torch.ones(()), torch.zeros(())
@@ -75,18 +77,17 @@ class _Convolutions:
 
 
 def _origin(features):
-    """All that the folded weights depend on: settings, and one tensor of all numbers."""
+    """All that the folded weights depend on: settings, and tensors."""
     settings, tensors = [], []
     for convolution, _, norm in features:
-        settings.append((convolution.stride, convolution.padding, norm.eps))
-        tensors += [convolution.weight, convolution.bias]
-        tensors += [norm.weight, norm.bias, norm.running_mean, norm.running_var]
-    numbers = torch.cat([tensor.detach().flatten() for tensor in tensors])
-    return (settings, numbers.dtype, numbers.device), numbers
+        weight = convolution.weight
+        settings.append((convolution.stride, convolution.padding, norm.eps, weight.dtype, weight.device))
+        tensors += [weight, convolution.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var]
+    return settings, tensors
 
 
 def _foldable(network):
-    """Whether network.features is in evaluation mode and such that `_Convolutions` can stand in for it."""
+    """Whether network.features is such that `_Convolutions` can stand in for it."""
     if type(network.features) is not nn.Sequential:
         return False
     for block in network.features:
@@ -95,7 +96,7 @@ def _foldable(network):
         convolution, _, norm = block
         plain = (convolution.padding_mode, convolution.dilation, convolution.groups) == ("zeros", (1, 1), 1)
         whole = all(tensor is not None for tensor in (convolution.bias, norm.bias, norm.running_mean))
-        if not (plain and whole) or norm.training or convolution.weight.dtype not in (torch.float32, torch.float64):
+        if not (plain and whole) or convolution.weight.dtype not in (torch.float32, torch.float64):
             return False
     modules = list(network.modules())
     return not any("forward" in vars(module) or any(getattr(module, kind) for kind in _HOOKS) for module in modules)

@@ -82,10 +82,6 @@ def hooked(network):
     network.features[3].register_forward_hook(lambda module, inputs, output: output + 1)
 
 
-def training(network):
-    network.features[3][2].train()
-
-
 def other_activation(network):
     network.features[3][1] = nn.GELU()
 
@@ -110,7 +106,7 @@ def no_statistics(network):
     network.features[1][2] = nn.BatchNorm2d(4, track_running_stats=False).eval()
 
 
-CHANGES = [hooked, training, other_activation, other_forward, other_padding, depthwise, no_bias, no_statistics]
+CHANGES = [hooked, other_activation, other_forward, other_padding, depthwise, no_bias, no_statistics]
 
 
 @pytest.mark.parametrize("change", [*CHANGES, CNN.bfloat16])
