@@ -1,24 +1,11 @@
 """The study's convolutional network, and the smaller one that the introduction uses."""
 
-import torch
 from torch import nn
 
-from networks.folding import folded
+from networks.folding import Normalize, folded
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
-
-
-class Normalize(nn.Module):
-    """(x - mean) / std for each channel, inside the network: outside, images and epsilon are always in pixel units."""
-
-    def __init__(self, mean, std):
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
-
-    def forward(self, images):
-        return (images - self.mean) / self.std
 
 
 def convolution(channels_in, channels_out, stride=1):

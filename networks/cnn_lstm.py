@@ -2,8 +2,8 @@
 
 from torch import nn
 
-from networks.cnn import CIFAR10_MEAN, CIFAR10_STD, Normalize, convolutions
-from networks.folding import folded
+from networks.cnn import CIFAR10_MEAN, CIFAR10_STD, convolutions
+from networks.folding import Normalize, folded
 
 
 class CNNLSTM(nn.Module):

@@ -1,4 +1,4 @@
-"""Batch norm folded into convolutions: the same function of the images, in less time."""
+"""Normalisation and batch norm folded into convolutions: the same function of the images, in less time."""
 
 import weakref
 
@@ -8,6 +8,18 @@ from torch import nn
 
 _KEPT = weakref.WeakKeyDictionary()  # network.features: (settings and tensors they were folded from, what came of them)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+class Normalize(nn.Module):
+    """(x - mean) / std for each channel, inside the network: outside, images and epsilon are always in pixel units."""
+
+    def __init__(self, mean, std):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+
+    def forward(self, images):
+        return (images - self.mean) / self.std
 
 
 @torch.no_grad()
@@ -21,25 +33,25 @@ def folded(network):
     """
     if not _foldable(network):
         return network
-    settings, tensors = _origin(network.features)
+    settings, tensors = _origin(network)
     kept = _KEPT.get(network.features)
     if kept is None or kept[0] != settings or not all(map(torch.equal, kept[1], tensors)):
-        kept = settings, [tensor.clone() for tensor in tensors], _Convolutions(network.features)
+        kept = settings, [tensor.clone() for tensor in tensors], _Convolutions(network)
         _KEPT[network.features] = kept
-    return _Folded(network, kept[2])
+    return _Folded(network.head, kept[2], dict(network.named_children()))
 
 
 class _Folded(nn.Module):
     # On a CPU. Of more, a layer takes so much memory that malloc returns it to the kernel and asks anew, page by page.
     images_at_once = 64
 
-    def __init__(self, network, convolutions):
+    def __init__(self, head, convolutions, parts):
         super().__init__()
-        self.convolutions, self.head = convolutions, network.head
-        self._modules = {name: module for name, module in network.named_children() if name != "features"}
+        self.head, self.convolutions = head, convolutions
+        self._modules = {name: part for name, part in parts.items() if name not in ("normalize", "features")}
 
     def forward(self, images):
-        return self.head(self.convolutions(self.normalize(images)))
+        return self.head(self.convolutions(images))
 
 
 class _Convolutions:
@@ -47,18 +59,23 @@ class _Convolutions:
     `shift`, a map because the border is padded with zeros, into the place of its bias.
     """
 
-    def __init__(self, features):
-        self.originals, self.weights, self.shifts, self._biases = [block[0] for block in features], [], [], {}
-        scale, shift = torch.ones(()), torch.zeros(())
+    def __init__(self, network):
+        features, self.weights, self.shifts, self._biases = network.features, [], [], {}
+        self.originals = [block[0] for block in features]
+        scale = (1 / network.normalize.std)[None]
+        shift = -network.normalize.mean * scale
         for convolution, _, norm in features:
-            weight = convolution.weight * scale.to(convolution.weight)
+            weight = convolution.weight * scale
             self.weights.append(weight.contiguous(memory_format=torch.channels_last))
-            self.shifts.append(shift.to(weight).expand(1, weight.shape[1], 1, 1))
+            self.shifts.append(shift.expand(1, weight.shape[1], 1, 1))
             scale = (norm.weight / torch.sqrt(norm.running_var + norm.eps)).view(1, -1, 1, 1)
             shift = norm.bias.view(1, -1, 1, 1) - norm.running_mean.view(1, -1, 1, 1) * scale
         self.scale, self.shift = scale, shift
 
     def __call__(self, images):
+        weight = self.weights[0]
+        # As normalisation does, which promotes precisions and makes of grey images the colours of grey.
+        images = images.to(torch.promote_types(images.dtype, weight.dtype)).expand(-1, weight.shape[1], -1, -1)
         biases = self._biases.get(images.shape[2:]) or self._biases_for(images.shape[2:])
         for convolution, weight, bias in zip(self.originals, self.weights, biases, strict=True):
             images = F.conv2d(images, weight, None, convolution.stride, convolution.padding).add_(bias).relu_()
@@ -76,10 +93,10 @@ class _Convolutions:
         return biases
 
 
-def _origin(features):
+def _origin(network):
     """All that the folded weights depend on: settings, and tensors."""
-    settings, tensors = [], []
-    for convolution, _, norm in features:
+    settings, tensors = [], [network.normalize.mean, network.normalize.std]
+    for convolution, _, norm in network.features:
         weight = convolution.weight
         settings.append((convolution.stride, convolution.padding, norm.eps, weight.dtype, weight.device))
         tensors += [weight, convolution.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var]
@@ -87,8 +104,8 @@ def _origin(features):
 
 
 def _foldable(network):
-    """Whether network.features is such that `_Convolutions` can stand in for it."""
-    if type(network.features) is not nn.Sequential:
+    """Whether network.normalize and network.features are such that `_Convolutions` can stand in for them."""
+    if type(network.normalize) is not Normalize or type(network.features) is not nn.Sequential:
         return False
     for block in network.features:
         if type(block) is not nn.Sequential or [type(part) for part in block] != [nn.Conv2d, nn.ReLU, nn.BatchNorm2d]:

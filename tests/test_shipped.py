@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from statistics import mean
 
 import pytest
 import torch
@@ -206,6 +207,7 @@ def test_readme_shows_the_benchmarks():
     report = json.loads((ROOT / "results" / "benchmarks.json").read_text(encoding="utf-8"))
     assert (report["dataset"], report["quick"]) == ("cifar10", False)
     assert tables.benchmarks_table(report) in README
+    assert mean(report["time-to-accuracy"]["accuracies"]["ours"]) >= PRINTED["cnn"][None][0] / 100
     assert (ROOT / "results" / "benchmarks.md").read_text(encoding="utf-8") == tables.benchmarks_document(report)
 
 
