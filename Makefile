@@ -52,8 +52,8 @@ benchmark: .venv-peers/installed  ## how fast, beside what people would use inst
 	.venv-peers/bin/python -m pip install --disable-pip-version-check -r benchmarks/requirements.txt
 	@touch $@
 
-test: $(VENV)/installed-dev  ## run the test suite (on CIFAR-10 too, where DATA_DIR or data/ holds it)
-	$(RUN) -m pytest
+test: $(VENV)/installed-dev  ## run the test suite, a process a core (on CIFAR-10 too, where DATA_DIR or data/ holds it)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist worksteal
 
 lint: $(VENV)/installed-dev  ## check the code
 	$(RUN) -m ruff check .
