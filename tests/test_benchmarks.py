@@ -65,7 +65,7 @@ def test_document_says_what_the_report_does():
         "## Adversarial sets: 10 epsilon",
         "## Training: defence n-fgsm",
         "Ours in 4 epochs and bfloat16. Test accuracy in percent, by seed: ours 81.00, 82.00; plain 80.00.",
-        "| theirs | 1 (mean of two) | 1,000 | **2.00** (0.02) |",
+        "| theirs | 1 (mean of 2) | 1,000 | **2.00** (0.02) |",
         "Validation accuracy in percent, by seed: ours 40.00; theirs 50.00.",
         "| theirs | 1 (0.01) | 1,000 | **2.00** (0.02) |",
         "| import torch | 1 (0.01) |  | **2.00** (0.02) |",

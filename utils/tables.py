@@ -397,7 +397,7 @@ def contenders_table(rows):
     lines = [
         [
             row["name"],
-            f"{row['seconds']:.3g} " + ("(mean of two)" if row["seconds_iqr"] is None else f"({row['seconds_iqr']:.1g})"),
+            f"{row['seconds']:.3g} " + ("(mean of 2)" if row["seconds_iqr"] is None else f"({row['seconds_iqr']:.1g})"),
             f"{row['images_per_second']:,.0f}" if row["images_per_second"] else "",
             f"**{row['ratio']:.2f}** ({row['ratio_iqr']:.2f})",
         ]
