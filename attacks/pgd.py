@@ -46,6 +46,7 @@ def pgd(
 
     Returns images of the same shape, dtype, device and memory format, within epsilon of the originals (to one rounding
     unit) and inside [0, 1]: of each the first iterate that succeeds, else the one of highest loss (targeted: lowest).
+    (On a network that is folded, attacks.core.folded, where two logits agree to rounding either may count as higher.)
     Raises what `fgsm` raises, and ValueError for steps, step_size, restarts or loss that are none.
     """
     check_epsilon(epsilon)

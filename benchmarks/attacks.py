@@ -55,8 +55,12 @@ def fgsm_contenders(network, images, labels):
     from art.attacks.evasion import FastGradientMethod
 
     theirs = torchattacks.FGSM(network, eps=EPSILON)
-    wrapped, foolboxs = foolbox.PyTorchModel(network, bounds=(0, 1)), foolbox.attacks.LinfFastGradientAttack()
-    arts, arrays = FastGradientMethod(art(network), eps=EPSILON, batch_size=len(images)), as_arrays(images, labels)
+    wrapped = foolbox.PyTorchModel(network, bounds=(0, 1), device=images.device)
+    foolboxs = foolbox.attacks.LinfFastGradientAttack()
+    arts, arrays = (
+        FastGradientMethod(art(network, images.device), eps=EPSILON, batch_size=len(images)),
+        as_arrays(images, labels),
+    )
     return {
         "ours": lambda: fgsm(network, images, labels, epsilon=EPSILON),
         "torchattacks": lambda: theirs(images, labels),
@@ -72,10 +76,10 @@ def pgd_contenders(network, images, labels):
 
     ours = {"epsilon": EPSILON, "steps": STEPS, "step_size": STEP, "random_start": False}
     theirs = torchattacks.PGD(network, eps=EPSILON, alpha=STEP, steps=STEPS, random_start=False)
-    wrapped = foolbox.PyTorchModel(network, bounds=(0, 1))
+    wrapped = foolbox.PyTorchModel(network, bounds=(0, 1), device=images.device)
     foolboxs = foolbox.attacks.LinfProjectedGradientDescentAttack(abs_stepsize=STEP, steps=STEPS, random_start=False)
     arts = ProjectedGradientDescent(
-        art(network), eps=EPSILON, eps_step=STEP, max_iter=STEPS, batch_size=len(images), verbose=False
+        art(network, images.device), eps=EPSILON, eps_step=STEP, max_iter=STEPS, batch_size=len(images), verbose=False
     )
     arrays = as_arrays(images, labels)
     return {
@@ -86,12 +90,12 @@ def pgd_contenders(network, images, labels):
     }
 
 
-def art(network):
+def art(network, device):
     from art.estimators.classification import PyTorchClassifier
 
-    return PyTorchClassifier(
-        network, loss=torch.nn.CrossEntropyLoss(), input_shape=(3, 32, 32), nb_classes=10, clip_values=(0, 1)
-    )
+    options = {"input_shape": (3, 32, 32), "nb_classes": 10, "clip_values": (0, 1)}
+    options["device_type"] = "cpu" if device.type == "cpu" else "gpu"  # by itself it takes the network to a GPU
+    return PyTorchClassifier(network, loss=torch.nn.CrossEntropyLoss(), **options)
 
 
 def as_arrays(images, labels):

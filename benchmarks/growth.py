@@ -15,7 +15,7 @@ import torch
 from attacks import fgsm, pgd
 from benchmarks.attacks import EPSILON, robust_images
 from benchmarks.timing import ROOT, in_turn, say, table, timed
-from benchmarks.training import our_epoch
+from benchmarks.training import SHORT, faster_precision, our_epoch
 from networks import NETWORKS
 from utils.allocator import keep_freed_memory
 from utils.evaluation import evaluate_fgsm
@@ -76,31 +76,35 @@ def measure(setting):
 
 
 def processes(setting):
-    """A process for each core, of one thread, and one process with a thread for each core: the one epoch of a training.
+    """A process for each core, of one thread, and one process with a thread for each core: the same short training.
 
-    With a seed for each round, and the seconds of the log.
+    To its end, in the faster precision and with a seed for each round; the seconds are those of all epochs in the log.
     """
     cores = os.cpu_count()
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(cores)]
-    arguments = [*setting.data, "--epochs", "1", "--device", "cpu", "--quiet", "--width", setting.pick("32", "4")]
+    precision = faster_precision(setting)
+    arguments = [*setting.data, "--recipe", "short", "--batch-size", str(SHORT.batch_size), "--lr", str(SHORT.lr)]
+    arguments += ["--precision", precision, "--device", "cpu", "--quiet"]
+    arguments += setting.pick([], ["--epochs", "1", "--width", "4"])
 
     many, one = f"{cores} processes", f"one process, {cores} threads"
     accuracies = {many: [], one: []}
 
-    def epoch(name, launcher, threads):
+    def trained(name, launcher, threads):
         with tempfile.TemporaryDirectory() as folder:
             output = Path(folder) / "a.safetensors"
             seed = ["--seed", str(len(accuracies[name]))]
             command = [sys.executable, *launcher, ROOT / "train-cnn.py", *arguments, *seed, "--output", output]
             subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
-            entry = json.loads(output.with_suffix(".jsonl").read_text().splitlines()[-1])
-        accuracies[name].append(entry["validation_accuracy"])
-        return entry["seconds"]
+            _, *epochs = map(json.loads, output.with_suffix(".jsonl").read_text().splitlines())
+        accuracies[name].append(epochs[-1]["validation_accuracy"])
+        return sum(epoch["seconds"] for epoch in epochs)
 
-    contenders = {many: lambda: epoch(many, torchrun, 1), one: lambda: epoch(one, [], cores)}
-    rows = table(in_turn(contenders, setting.pick(3, 1)), len(setting.splits["train"]))
+    contenders = {many: lambda: trained(many, torchrun, 1), one: lambda: trained(one, [], cores)}
+    epochs = setting.pick(SHORT.epochs, 1)
+    rows = table(in_turn(contenders, setting.pick(3, 1)), epochs * len(setting.splits["train"]))
     say("many processes", rows)
-    return {"accuracies": accuracies, "rows": rows}
+    return {"precision": precision, "epochs": epochs, "accuracies": accuracies, "rows": rows}
 
 
 def memory(setting):

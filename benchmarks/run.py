@@ -61,6 +61,9 @@ def main():
     earlier = json.loads(path.read_text()) if path.exists() else {}
     if report.items() <= earlier.items():  # of the same machine and versions
         report = earlier
+    elif args.sections and any(name in earlier for name in SECTIONS):  # the others would be gone
+        differ = ", ".join(name for name, value in report.items() if earlier.get(name) != value)
+        parser.error(f"{path} is not of this machine and environment ({differ}): name no section, or other --results")
     with tempfile.TemporaryDirectory() as folder:
         checkpoint, data = ROOT / "models" / "cnn.safetensors", ["--dataset", dataset]
         if args.data_dir:

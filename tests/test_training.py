@@ -169,6 +169,18 @@ def test_bfloat16_is_for_the_training_steps_alone(digits, tmp_path):
     assert halves.read_bytes() == whole.read_bytes()
 
 
+def test_run_of_other_processes_is_not_resumed(digits, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(digits, tmp_path / "a.safetensors", defense=interrupted_after(8, cross_entropy))
+    state = tmp_path / "a.partial.safetensors"
+    metadata, tensors = read_tensors(state)
+    write_tensors(state, tensors, {**metadata, "processes": 8})
+    with pytest.raises(
+        TrainingError, match=r"a\.partial\.safetensors was begun by 8 processes: 1 cannot go on with it"
+    ):
+        run(digits, tmp_path / "a.safetensors", defense=cross_entropy, resume=True)
+
+
 def test_run_killed_between_its_last_writes_can_be_resumed(digits, tmp_path, monkeypatch):
     output = tmp_path / "a.safetensors"
     run(digits, tmp_path / "whole.safetensors")

@@ -2,8 +2,8 @@
 
     torchrun --nproc-per-node 8 train-cnn.py
 
-Rank 0 alone reads and writes files and speaks. Without torchrun there is one process, rank 0 of 1, and everything here
-does nothing.
+Rank 0 alone reads and writes files and says how it goes; an error that every rank meets, such as a loss of NaN, is told
+by each. Without torchrun there is one process, rank 0 of 1, and everything here does nothing.
 """
 
 import contextlib

@@ -65,12 +65,12 @@ def train(
     Of many processes (utils.distributed), all call this alike, and see the batches that one would. Each takes its share
     of a batch, normalises by that share, draws the defence's random numbers itself, and goes on with the mean of all
     gradients, and after each epoch of all statistics (of shares that differ by an image, each counts alike; a last
-    batch of fewer images than processes is everybody's). The first alone writes and prints; the network that is
-    returned is the same on all. A run is to be resumed by as many.
+    batch of fewer images than processes is everybody's). The first alone writes, and says how it goes; the network
+    that is returned is the same on all. A run is to be resumed by as many.
 
     While it runs, `output` is left alone: progress is kept in <stem>.partial.safetensors and <stem>.partial.jsonl
     beside it. At the end the checkpoint is written, the log becomes <stem>.jsonl and the partial files are gone.
-    Returns the network in evaluation mode. Raises TrainingError if a run of other arguments or of another precision is
+    Returns the network in evaluation mode. Raises TrainingError if a run of other arguments, processes or precision is
     there to be resumed, or the loss is no longer finite.
     """
     keep_freed_memory()
@@ -95,7 +95,8 @@ def train(
     modules = {"network": network}
     current = network
     if recipe.average:
-        average = AveragedModel(network, multi_avg_fn=moving_average(recipe.average), use_buffers=True)
+        average = AveragedModel(network, use_buffers=True)
+        average.multi_avg_fn = moving_average(recipe.average, average.n_averaged)
         modules["average"] = average
         current = average.module
     if hasattr(defense, "epsilon"):
@@ -176,15 +177,15 @@ def epoch_line(entry, of):
     return (line + robust + "{seconds:.1f} s  {images_per_second:,} images/s").format(of=of, **entry)
 
 
-def moving_average(decay):
+def moving_average(decay, count):
     """For AveragedModel: an exponential moving average that starts as the plain mean of the steps so far.
 
     So the random initial weights leave it as fast as they can, however long it remembers later.
     """
 
     @torch.no_grad()
-    def update(averages, values, steps):
-        weight = max(1 - decay, 1 / (steps.item() + 1))
+    def update(averages, values, _):
+        weight = max(1 - decay, 1 / (count.item() + 1))
         for average, value in zip(averages, values, strict=True):
             average.copy_(average.lerp(value, weight) if value.is_floating_point() else value)  # a count is no average
 
@@ -232,7 +233,8 @@ class PartialRun:
         tensors |= {"generator.batches": generator.get_state(), "generator.cpu": torch.get_rng_state()}
         if device_module := _device_module(modules["network"]):
             tensors["generator.device"] = device_module.get_rng_state()
-        write_tensors(self.state, tensors, {"arguments": arguments, "epochs": epochs})
+        about = {"arguments": arguments, "processes": distributed.world_size(), "epochs": epochs}
+        write_tensors(self.state, tensors, about)
         self._write_log(self.partial_log, arguments, epochs)
 
     def restore(self, arguments, modules, optimizer, generator):
@@ -248,6 +250,9 @@ class PartialRun:
     def _read(self, arguments):
         metadata, tensors = read_tensors(self.state)
         check_same_arguments(self.state, metadata.get("arguments"), arguments)
+        begun, processes = metadata.get("processes", 1), distributed.world_size()
+        if begun != processes:  # which would normalise by other shares
+            raise TrainingError(f"{self.state} was begun by {begun} processes: {processes} cannot go on with it")
         return metadata, tensors
 
     def _restore(self, tensors, modules, optimizer, generator):
