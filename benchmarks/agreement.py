@@ -1,6 +1,7 @@
 """Do our attacks agree with torchattacks' on the shipped checkpoints? `make agreement` writes results/agreement.json.
 
-FGSM's images should be the same but where the gradient is zero to rounding, and accuracies under PGD within a point.
+FGSM's images should be the same but for one pixel in 100,000, where rounding, which in our folded networks is another,
+decides whether an activation near 0 passes a ReLU; accuracies under FGSM the same, and under PGD within a point.
 """
 
 import argparse
@@ -17,14 +18,13 @@ import torchattacks  # noqa: E402
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 from attacks import fgsm, pgd  # noqa: E402
-from attacks.core import attacking, input_gradient  # noqa: E402
 from utils.checkpoints import file_digest, load_checkpoint, write_atomically  # noqa: E402
 from utils.data import batches, load_split  # noqa: E402
 from utils.evaluation import correct  # noqa: E402
 from utils.robustness import checkpoint_paths  # noqa: E402
 
 EPSILON, STEPS = 8 / 255, 50
-ROUNDING = 1e-5  # of the image's largest gradient: what another order of summation may change
+DIFFERENT = 1e-5  # of the pixels
 
 
 def main():
@@ -44,7 +44,12 @@ def main():
     }
     write_atomically(ROOT / "results" / "agreement.json", (json.dumps(report, indent=1) + "\n").encode())
     sys.exit(
-        any(row["pixels_that_should_agree_and_do_not"] or abs(row["pgd"] - row["peer_pgd"]) > 0.01 for row in rows)
+        any(
+            row["pixels_that_differ"] > DIFFERENT * row["pixels"]
+            or row["fgsm"] != row["peer_fgsm"]
+            or abs(row["pgd"] - row["peer_pgd"]) > 0.01
+            for row in rows
+        )
     )
 
 
@@ -54,7 +59,7 @@ def compare(path, split):
     peers_pgd = torchattacks.PGD(network, eps=EPSILON, alpha=2.5 * EPSILON / STEPS, steps=STEPS)
     torch.manual_seed(0)
     hits = dict.fromkeys(("fgsm", "peer_fgsm", "pgd", "peer_pgd"), 0)
-    differ = wrong = 0
+    differ = 0
     for images, labels in batches(split, 250):
         examples = {
             "fgsm": fgsm(network, images, labels, epsilon=EPSILON),
@@ -64,23 +69,17 @@ def compare(path, split):
         }
         for attack, crafted in examples.items():
             hits[attack] += correct(network, crafted, labels).sum().item()
-        other = (examples["fgsm"] - examples["peer_fgsm"]).abs() > 1e-6
-        with attacking(network, images.device):
-            _, _, gradient = input_gradient(network, images, labels)
-        largest = gradient.abs().amax((1, 2, 3), keepdim=True)
-        differ += other.sum().item()
-        wrong += (other & (gradient.abs() > ROUNDING * largest)).sum().item()
+        differ += ((examples["fgsm"] - examples["peer_fgsm"]).abs() > 1e-6).sum().item()
     row = {
         "name": path.stem,
         "sha256": file_digest(path),
         **{attack: count / len(split) for attack, count in hits.items()},
         "pixels": len(split) * 3 * 32 * 32,
         "pixels_that_differ": differ,
-        "pixels_that_should_agree_and_do_not": wrong,
     }
     print(
         f"{path.stem:25} FGSM {row['fgsm']:.2%}, theirs {row['peer_fgsm']:.2%}, {differ:,} of {row['pixels']:,} pixels "
-        f"differ, {wrong:,} of them by more than rounding; PGD-{STEPS} {row['pgd']:.2%}, theirs {row['peer_pgd']:.2%}",
+        f"differ; PGD-{STEPS} {row['pgd']:.2%}, theirs {row['peer_pgd']:.2%}",
         flush=True,
     )
     return row
