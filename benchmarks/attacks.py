@@ -57,10 +57,8 @@ def fgsm_contenders(network, images, labels):
     theirs = torchattacks.FGSM(network, eps=EPSILON)
     wrapped = foolbox.PyTorchModel(network, bounds=(0, 1), device=images.device)
     foolboxs = foolbox.attacks.LinfFastGradientAttack()
-    arts, arrays = (
-        FastGradientMethod(art(network, images.device), eps=EPSILON, batch_size=len(images)),
-        as_arrays(images, labels),
-    )
+    arts = FastGradientMethod(art(network, images.device), eps=EPSILON, batch_size=len(images))
+    arrays = as_arrays(images, labels)
     return {
         "ours": lambda: fgsm(network, images, labels, epsilon=EPSILON),
         "torchattacks": lambda: theirs(images, labels),

@@ -327,11 +327,20 @@ def benchmarks_table(report):
     if "time-to-accuracy" in report:
         compared.append((f"training to {PRINTED['cnn'][None][0]} %", report["time-to-accuracy"]["rows"]))
     lines = []
-    for what, (ours, *others) in compared:
-        fastest = min(others, key=lambda row: row["ratio"])
-        ratio = f"**{fastest['ratio']:.2f}** ({fastest['ratio_iqr']:.2f})"
-        lines.append([what, speed(ours), f"{fastest['name']}: {speed(fastest)}", ratio])
+    for what, rows in compared:
+        fastest = fastest_of_the_others(rows)
+        lines.append([what, speed(rows[0]), f"{fastest['name']}: {speed(fastest)}", ratio(fastest)])
     return markdown(["", "here", "beside", "times faster"], lines)
+
+
+def fastest_of_the_others(rows):
+    """Of the rows of benchmarks/timing.py, of which the first is ours."""
+    return min(rows[1:], key=lambda row: row["ratio"])
+
+
+def ratio(row):
+    """How many times faster ours was than a row of benchmarks/timing.py, and its interquartile range."""
+    return f"**{row['ratio']:.2f}** ({row['ratio_iqr']:.2f})"
 
 
 def speed(row):
@@ -382,14 +391,13 @@ def attack_speed_table(report):
     names = [row["name"] for row in report["attacks"][0]["rows"]]
     lines = []
     for part in report["attacks"]:
-        fastest = min(part["rows"][1:], key=lambda row: row["ratio"])
         lines.append(
             [
                 part["attack"],
                 str(part["batch"]),
                 part["peers_memory_format"].replace("_format", ""),
                 *(f"{row['images_per_second']:,.0f}" for row in part["rows"]),
-                f"**{fastest['ratio']:.2f}** ({fastest['ratio_iqr']:.2f})",
+                ratio(fastest_of_the_others(part["rows"])),
             ]
         )
     return markdown(["attack", "batch", "the peers' memory format", *names, "ratio to the fastest peer"], lines)
@@ -407,7 +415,7 @@ def contenders_table(rows):
             row["name"],
             f"{row['seconds']:.3g} " + ("(mean of 2)" if row["seconds_iqr"] is None else f"({row['seconds_iqr']:.1g})"),
             f"{row['images_per_second']:,.0f}" if row["images_per_second"] else "",
-            f"**{row['ratio']:.2f}** ({row['ratio_iqr']:.2f})",
+            ratio(row),
         ]
         for row in rows
     ]
