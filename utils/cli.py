@@ -4,8 +4,10 @@ Torch is imported where it is first needed, so that `--help` and mistakes are an
 """
 
 import argparse
+import contextlib
 import json
 import os
+import sys
 import time
 from dataclasses import asdict, replace
 from importlib.util import find_spec
@@ -13,6 +15,7 @@ from math import isfinite
 from pathlib import Path
 
 from utils import DATASETS, EVALUATION_BATCH, LARGEST_WIDTH, SPLITS, UserError, checkpoint_stem
+from utils.locks import locked
 from utils.paper import EPSILONS, TRAINING_EPSILONS
 from utils.recipes import RECIPES
 
@@ -60,6 +63,13 @@ class Parser(argparse.ArgumentParser):
             "in it (AVX512_BF16, AMX), and multiplies it on others",
         )
         self.add_argument("--quiet", action="store_true", help="print errors alone")
+
+    def exit(self, status=0, message=None):
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:  # Python would try again at its end, and complain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        super().exit(status, message)
 
     def error(self, message):
         # Of many processes all make the same mistake: one says so, before another's end has torchrun end it.
@@ -184,7 +194,7 @@ def train_script(network):
     run(
         parser,
         lambda: train_command(network, args, recipe),
-        hint="; if an epoch was finished, it is saved: --resume continues after it",
+        hint="; the last finished epoch, if any, is saved: --resume, with the same flags, continues after it",
     )
 
 
@@ -225,12 +235,17 @@ def prepare_training(network, args, recipe, device):
     from utils.training import PartialRun, check_same_arguments, training_arguments
 
     partial = PartialRun(args.output)
-    existing = [path for path in (partial.state, partial.output, partial.log) if path.exists()]
-    if existing and not (args.overwrite or args.resume):
-        if partial.exists():
-            raise UserError(f"{partial.state} is an interrupted run: --resume continues it, --overwrite starts again")
-        raise UserError(f"{existing[0]} exists: --overwrite replaces it, --output names another file")
-    check_writable(args.output)
+    with locked(
+        args.output
+    ):  # what another run is at is no interrupted run; train() takes the lock again, and keeps it
+        existing = [path for path in (partial.state, partial.output, partial.log) if path.exists()]
+        if existing and not (args.overwrite or args.resume):
+            if partial.exists():
+                raise UserError(
+                    f"{partial.state} is an interrupted run: --resume continues it, --overwrite starts again"
+                )
+            raise UserError(f"{existing[0]} exists: --overwrite replaces it, --output names another file")
+        check_writable(args.output)
     if args.defense == "fgsm-augment":
         read_metadata(args.source)  # before a download, that is
         if args.source.resolve() == args.output.resolve():
@@ -328,7 +343,7 @@ def test_script(network):
         parser.error(f"--{next(iter(args.pgd)).replace('_', '-')} belongs to --attack pgd")
     args.checkpoint = args.checkpoint or default_checkpoint(network, args.dataset or "cifar10")
     hint = "; finished batches are kept: the same command goes on after them" if args.json else ""
-    run(parser, lambda: test_command(network, args), hint)
+    run(parser, lambda: test_command(network, args), hint, output=args.json)
 
 
 def test_command(network_name, args):
@@ -539,7 +554,8 @@ def study_script():
     args.scratch = args.scratch or (DEMO if digits else Path("runs/study"))
     args.results = args.results or (DEMO if digits else Path("results"))
     parser.refuse_many_processes()
-    run(parser, lambda: study_command(args), hint="; what is finished is kept: the same command goes on after it")
+    hint = "; what is finished is kept: the same command goes on after it"
+    run(parser, lambda: study_command(args), hint, output=args.results / "study.json")
 
 
 def study_command(args):
@@ -617,7 +633,8 @@ def robustness_script():
     args.models = args.models or (DEMO if digits else Path("models"))
     args.results = args.results or (DEMO if digits else Path("results"))
     parser.refuse_many_processes()
-    run(parser, lambda: robustness_command(args), hint="; what is finished is kept: the same command goes on after it")
+    hint = "; what is finished is kept: the same command goes on after it"
+    run(parser, lambda: robustness_command(args), hint, output=args.results / "robustness.json")
 
 
 def robustness_command(args):
@@ -775,14 +792,21 @@ def check_writable(path):
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
-def run(parser, command, hint=""):
-    """Run a command; one line on stderr and status 2 for what the user can mend, 1 for a failing disk."""
+def run(parser, command, hint="", output=None):
+    """Run a command; one line on stderr and status 2 for what the user can mend, 1 for a failing disk.
+
+    output: a file that no other run may write meanwhile, if there is one.
+    """
     who = f"{parser.prog}, rank {RANK}" if RANK else parser.prog
     try:
-        command()
-    except KeyboardInterrupt:
-        parser.exit(130, None if RANK else f"{who}: interrupted{hint}\n")
+        with locked(output) if output and not RANK else contextlib.nullcontext():
+            command()
+            sys.stdout.flush()  # here, where a closed pipe is answered
+    except KeyboardInterrupt as interrupt:
+        parser.exit(130, None if RANK else f"{who}: interrupted{interrupt}{hint}\n")
     except UserError as error:
         parser.exit(2, f"{who}: error: {error}\n")
+    except BrokenPipeError:  # whoever read the output, such as head, has gone: so do we, as a shell would have it
+        parser.exit(128 + 13)
     except OSError as error:
         parser.exit(1, f"{who}: error: {error}\n")

@@ -1,5 +1,6 @@
 """The training loop: one for every network, data set and defence."""
 
+import contextlib
 import copy
 import json
 import math
@@ -28,11 +29,17 @@ from utils.checkpoints import (
 from utils.data import training_batches
 from utils.defenses import RobustValidation, cross_entropy
 from utils.evaluation import accuracy
+from utils.interrupts import deferred
+from utils.locks import locked
 from utils.recipes import Recipe
 
 
 class TrainingError(UserError):
     """The training cannot go on, or not as asked; the message says why in one line."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, heeded after a step; the message says which."""
 
 
 def train(
@@ -71,7 +78,9 @@ def train(
     While it runs, `output` is left alone: progress is kept in <stem>.partial.safetensors and <stem>.partial.jsonl
     beside it. At the end the checkpoint is written, the log becomes <stem>.jsonl and the partial files are gone.
     Returns the network in evaluation mode. Raises TrainingError if a run of other arguments, processes or precision is
-    there to be resumed, or the loss is no longer finite.
+    there to be resumed, or the loss or the weights are no longer finite, and UserError if another process is at this
+    `output`. Ctrl-C raises Interrupted once the step, or what follows an epoch's last step, is done; a second one, and
+    any where there are many processes, raises KeyboardInterrupt at once.
     """
     keep_freed_memory()
     quiet = quiet or distributed.rank() > 0
@@ -103,71 +112,79 @@ def train(
         robust_validation = RobustValidation(validation, defense.epsilon)
         modules["best"] = copy.deepcopy(current)
     run = PartialRun(output)
-    resume = resume and distributed.from_main(run.exists)
-    epochs = run.restore(arguments, modules, optimizer, generator) if resume else []
-    if epochs and epochs[-1]["precision"] != precision:
-        raise TrainingError(f"{run.state} was begun in {epochs[-1]['precision']}, not in {precision}: --precision")
-    steps = -(-len(training) // recipe.batch_size)
-    model = distributed.replicated(network)
+    with contextlib.ExitStack() as held:
+        distributed.from_main(lambda: held.enter_context(locked(output)))
+        # Of many processes, one that stopped would leave the others waiting for its gradients: torchrun ends them all.
+        interrupted = held.enter_context(deferred(distributed.world_size() == 1))
+        resume = resume and distributed.from_main(run.exists)
+        epochs = run.restore(arguments, modules, optimizer, generator) if resume else []
+        if epochs and epochs[-1]["precision"] != precision:
+            raise TrainingError(f"{run.state} was begun in {epochs[-1]['precision']}, not in {precision}: --precision")
+        steps = -(-len(training) // recipe.batch_size)
+        model = distributed.replicated(network)
 
-    for epoch in range(len(epochs) + 1, recipe.epochs + 1):
-        start, total_loss, seen = time.perf_counter(), torch.zeros((), device=device), 0
-        distributed.seed_noise(seed, epoch)
-        network.train()
-        bar = tqdm(
-            training_batches(training, recipe.batch_size, generator, **augmentation),
-            desc=f"epoch {epoch}/{recipe.epochs}",
-            total=steps,
-            leave=False,
-            disable=True if quiet else None,
-        )
-        for step, (images, labels) in enumerate(bar):
-            lr = recipe.lr_at((epoch - 1 + step / steps) / recipe.epochs)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            with torch.autocast(training.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-                loss = loss_function(model, images, labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+        for epoch in range(len(epochs) + 1, recipe.epochs + 1):
+            start, total_loss, seen = time.perf_counter(), torch.zeros((), device=device), 0
+            distributed.seed_noise(seed, epoch)
+            network.train()
+            bar = tqdm(
+                training_batches(training, recipe.batch_size, generator, **augmentation),
+                desc=f"epoch {epoch}/{recipe.epochs}",
+                total=steps,
+                leave=False,
+                disable=True if quiet else None,
+            )
+            for step, (images, labels) in enumerate(bar):
+                lr = recipe.lr_at((epoch - 1 + step / steps) / recipe.epochs)
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+                with torch.autocast(training.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+                    loss = loss_function(model, images, labels)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                if recipe.average:
+                    average.update_parameters(network)
+                total_loss += loss.detach() * len(labels)
+                seen += len(labels)
+                if interrupted():
+                    raise Interrupted(f" after step {step + 1} of {steps} of epoch {epoch}")
+                if step % 20 == 0 and not bar.disable:  # seldom, for reading the loss makes a GPU wait
+                    bar.set_postfix(loss=f"{loss.item():.3f}", **_last_accuracy(epochs))
+            losses, counts = zip(*distributed.gather((total_loss.item(), seen)), strict=True)
+            mean_loss = sum(losses) / sum(counts)
+            distributed.average_statistics(network)
             if recipe.average:
-                average.update_parameters(network)
-            total_loss += loss.detach() * len(labels)
-            seen += len(labels)
-            if step % 20 == 0 and not bar.disable:  # seldom, for reading the loss makes a GPU wait
-                bar.set_postfix(loss=f"{loss.item():.3f}", **_last_accuracy(epochs))
-        losses, counts = zip(*distributed.gather((total_loss.item(), seen)), strict=True)
-        mean_loss = sum(losses) / sum(counts)
-        distributed.average_statistics(network)
-        if recipe.average:
-            distributed.average_statistics(average)
-        seconds = time.perf_counter() - start  # the loss has been read, and so a GPU has finished too
-        if not math.isfinite(mean_loss):
-            raise TrainingError(f"the loss became {mean_loss} in epoch {epoch}; a lower --lr may help")
-        epochs.append(
-            {
-                "epoch": epoch,
-                "loss": mean_loss,
-                "validation_accuracy": accuracy(current, validation),
-                "precision": precision,
-                "seconds": round(seconds, 2),
-                "images_per_second": round(len(training) / seconds),
-            }
-        )
-        if "best" in modules:
-            epochs[-1] |= robust_validation(current)
-            if robust_validation.best(epochs) is epochs[-1]:
-                modules["best"].load_state_dict(current.state_dict())
-            if distributed.rank() == 0 and (warning := robust_validation.collapse(epochs)):
-                print(warning, file=sys.stderr, flush=True)
-        distributed.from_main(partial(run.save, arguments, epochs, modules, optimizer, generator))
-        if not quiet:
-            print(epoch_line(epochs[-1], recipe.epochs), flush=True)
+                distributed.average_statistics(average)
+            seconds = time.perf_counter() - start  # the loss has been read, and so a GPU has finished too
+            if not math.isfinite(mean_loss):
+                raise TrainingError(f"the loss became {mean_loss} in epoch {epoch}; a lower --lr may help")
+            epochs.append(
+                {
+                    "epoch": epoch,
+                    "loss": mean_loss,
+                    "validation_accuracy": accuracy(current, validation),
+                    "precision": precision,
+                    "seconds": round(seconds, 2),
+                    "images_per_second": round(len(training) / seconds),
+                }
+            )
+            if "best" in modules:
+                epochs[-1] |= robust_validation(current)
+                if robust_validation.best(epochs) is epochs[-1]:
+                    modules["best"].load_state_dict(current.state_dict())
+                if distributed.rank() == 0 and (warning := robust_validation.collapse(epochs)):
+                    print(warning, file=sys.stderr, flush=True)
+            distributed.from_main(partial(run.save, arguments, epochs, modules, optimizer, generator))
+            if not quiet:
+                print(epoch_line(epochs[-1], recipe.epochs), flush=True)
+            if interrupted():
+                raise Interrupted(f" after epoch {epoch}")
 
-    kept = modules.get("best", current)
-    entry = robust_validation.best(epochs) if "best" in modules else epochs[-1]
-    distributed.from_main(partial(run.finish, arguments, epochs, entry, kept, training))
-    return kept.eval()
+        kept = modules.get("best", current)
+        entry = robust_validation.best(epochs) if "best" in modules else epochs[-1]
+        distributed.from_main(partial(run.finish, arguments, epochs, entry, kept, training))
+        return kept.eval()
 
 
 def epoch_line(entry, of):

@@ -1,0 +1,206 @@
+"""What goes wrong around a run: Ctrl-C, a second run on the same output, a closed pipe, no home, no room to write."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from threading import Thread
+
+import pytest
+from conftest import QUICK, ROOT
+
+from utils import UserError
+from utils.interrupts import deferred
+from utils.locks import locked
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals and locks are those of Unix")
+
+
+def started(name, *arguments, **options):
+    """A script that runs meanwhile; SIGINT reaches it as it would from a terminal."""
+    return subprocess.Popen(
+        [sys.executable, ROOT / name, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a background job ignores it
+        **options,
+    )
+
+
+# ---- Ctrl-C ----
+
+
+@pytest.fixture
+def heeded():
+    """SIGINT as it is in a terminal, even where these tests are a background job."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
+def interrupt(times, enabled=True):
+    with deferred(enabled) as interrupted:
+        assert not interrupted()
+        for done in range(times):
+            os.kill(os.getpid(), signal.SIGINT)
+            assert interrupted()
+            assert done == 0, "it went on"
+
+
+@pytest.mark.usefixtures("heeded")
+@pytest.mark.parametrize(("times", "enabled"), [(1, True), (2, True), (1, False)])
+def test_interrupt_is_noted_once_and_never_lost(times, enabled, capfd):
+    with pytest.raises(KeyboardInterrupt):
+        interrupt(times, enabled)
+    assert ("Ctrl-C again stops at once" in capfd.readouterr().err) == enabled
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_another_handler_is_left_alone():
+    seen = []
+    previous = signal.signal(signal.SIGINT, lambda *_: seen.append(1))
+    try:
+        with deferred() as interrupted:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not interrupted()
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    assert seen == [1]
+
+
+def test_outside_the_main_thread_nothing_changes():
+    """signal.signal is for the main thread alone, and a notebook may train in another."""
+    seen = []
+
+    def inside():
+        with deferred() as interrupted:
+            seen.append(interrupted())
+
+    thread = Thread(target=inside)
+    thread.start()
+    thread.join()
+    assert seen == [False]
+
+
+SLOW = """
+import sys, time
+sys.argv[0] = {script!r}
+from utils import cli, training
+steps = 0
+def slow(*arguments, **options):
+    global steps
+    steps += 1
+    print("step", steps, flush=True)
+    time.sleep(0.5)
+    return cross_entropy(*arguments, **options)
+cross_entropy, training.cross_entropy = training.cross_entropy, slow
+cli.train_script("cnn")
+"""
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_interrupt_once_ends_the_step_and_twice_the_run(times, tmp_path):
+    """In the fifth step, half of whose time is slept."""
+    (tmp_path / "slow.py").write_text(SLOW.format(script=str(ROOT / "train-cnn.py")))
+    arguments = ("--dataset", "digits", "--epochs", 9, "--width", 4, "--batch-size", 400, "--output", "a.safetensors")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = started(tmp_path / "slow.py", *arguments, cwd=tmp_path, env=environment)
+    for line in process.stdout:
+        if line == "step 5\n":  # of three in an epoch
+            break
+    for _ in range(times):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "step 6" not in output
+    assert ("after step 2 of 3 of epoch 2" in errors) == (times == 1)
+    assert "--resume" in errors
+    assert "Traceback" not in errors
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.partial.jsonl", "a.partial.safetensors", "slow.py"]
+
+
+# ---- two runs on one output ----
+
+
+def test_second_run_on_an_output_is_refused_and_harms_nothing(script, tmp_path):
+    output = tmp_path / "a.safetensors"
+    with locked(output):
+        for flags in ((), ("--overwrite",), ("--resume",)):
+            result = script("train-cnn.py", *QUICK, "--output", output, *flags)
+            assert (result.returncode, result.stdout) == (2, "")
+            assert result.stderr == (
+                f"train-cnn.py: error: {output} is being written by another run: wait for its end, or name another "
+                "file\n"
+            )
+        assert [path.name for path in tmp_path.iterdir()] == [".a.safetensors.lock"]
+    assert script("train-cnn.py", *QUICK, "--output", output).returncode == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "a.safetensors"]
+
+
+def test_second_test_or_study_on_a_report_is_refused(script, trained, tmp_path):
+    with locked(tmp_path / "o.json"), locked(tmp_path / "study.json"), locked(tmp_path / "robustness.json"):
+        for name, arguments in {
+            "test-cnn.py": ("--checkpoint", trained("cnn"), "--json", tmp_path / "o.json"),
+            "study.py": (*QUICK, "--results", tmp_path),
+            "robustness.py": ("--dataset", "digits", "--results", tmp_path),
+        }.items():
+            result = script(name, *arguments, cwd=tmp_path)
+            assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+            assert "is being written by another run" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lock_of_a_dead_process_does_not_block(tmp_path):
+    holds = (
+        f"from utils.locks import locked\nwith locked({str(tmp_path / 'a')!r}):\n    print(1, flush=True)\n    input()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", holds], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ}, cwd=ROOT
+    )
+    process.stdout.readline()
+    with pytest.raises(UserError, match=r"a is being written by another run"), locked(tmp_path / "a"):
+        pass
+    process.kill()
+    process.communicate(timeout=60)
+    with locked(tmp_path / "a"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- odd surroundings ----
+
+
+@pytest.mark.parametrize("arguments", [("--help",), (*QUICK, "--output", "a.safetensors")])
+def test_closed_pipe_is_no_traceback(arguments, tmp_path):
+    """As `| head -1` closes it; what was trained so far is kept."""
+    process = started("train-cnn.py", *arguments, cwd=tmp_path)
+    process.stdout.readline()
+    process.stdout.close()
+    errors = process.stderr.read()
+    assert process.wait(timeout=60) == (0 if arguments == ("--help",) else 141)
+    assert errors == ""
+
+
+def test_no_home_and_a_path_that_is_not_ascii(script, tmp_path):
+    nowhere = str(ROOT / "README.md" / "home")  # not even root can make that
+    environment = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"), nowhere)
+    output = tmp_path / "Prüfung ß 检查" / "a.safetensors"
+    result = script("train-cnn.py", *QUICK, "--output", output, cwd=tmp_path, **environment)
+    assert (result.returncode, result.stderr) == (0, "")
+    arguments = ("--checkpoint", output, "--examples", 20, "--figures", output.parent / "figures")
+    result = script("test-cnn.py", *arguments, cwd=tmp_path, **environment)
+    assert result.returncode == 0, result.stderr
+    assert "Traceback" not in result.stderr
+    assert (output.parent / "figures" / "examples.png").exists()
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write anywhere")
+def test_read_only_output_is_one_line(script, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir(mode=0o555)
+    result = script("train-cnn.py", *QUICK, "--output", folder / "a.safetensors")
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert "a.safetensors cannot be written" in result.stderr

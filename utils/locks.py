@@ -1,0 +1,32 @@
+"""One run for each output: two that wrote the same files would each undo what the other did."""
+
+import contextlib
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from utils import UserError
+
+
+@contextlib.contextmanager
+def locked(path):
+    """Inside, no other process is inside with the same `path`, the file that is to be written.
+
+    The operating system holds the lock for as long as this process lives, on an empty file beside `path`. One that was
+    killed leaves that file behind, which the next run takes over and removes.
+    Raises UserError if another run has the lock, or there can be no file at `path`.
+    """
+    path = Path(path)
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise UserError(f"{path} is being written by another run: wait for its end, or name another file") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # Windows removes it by itself, and not while it is open
+            Path(lock.lock_file).unlink()
+        lock.release()
