@@ -237,18 +237,42 @@ def test_defence_is_a_loss(digits, tmp_path):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_loss_that_is_not_finite_stops_the_training_and_keeps_the_last_epoch(bad, digits, tmp_path):
-    output, done = tmp_path / "a.safetensors", 0
+@pytest.mark.parametrize("batch_size", [128, 5])  # noticed at the epoch's end, and after the twenty steps that are read
+def test_loss_that_is_not_finite_stops_the_training_and_keeps_the_last_epoch(bad, batch_size, digits, tmp_path):
+    output, done, recipe = tmp_path / "a.safetensors", 0, replace(RECIPE, batch_size=batch_size)
+    steps = -(-300 // batch_size)
 
     def defense(model, images, labels):
         nonlocal done
         done += 1
-        return cross_entropy(model, images, labels) * (bad if done > 3 else 1)
+        return cross_entropy(model, images, labels) * (bad if done == steps + 2 else 1)
 
-    with pytest.raises(TrainingError, match=r"epoch 2.*--lr"):
-        run(digits, output, defense=defense)
+    rate = recipe.lr_at((1 + 1 / steps) / recipe.epochs)
+    with pytest.raises(
+        TrainingError, match=rf"became {bad} in epoch 2, step 2 of {steps}, at a learning rate of {rate:.4g}; .*--lr"
+    ):
+        run(digits, output, recipe=recipe, defense=defense)
+    assert done == steps + min(steps, 20)
     assert not output.exists()
     assert [line["epoch"] for line in log(output.with_suffix(".partial.jsonl"))[1:]] == [1]
+    assert all(t.isfinite().all() for t in read_tensors(tmp_path / "a.partial.safetensors")[1].values())
+
+
+def test_weights_that_are_not_finite_are_not_saved(digits, tmp_path):
+    """As a finite loss leaves them whose gradient is not, in an epoch's last step."""
+    done = 0
+
+    def defense(model, images, labels):
+        nonlocal done
+        done += 1
+        loss = cross_entropy(model, images, labels)
+        if done == 6:  # of the three in an epoch
+            loss.register_hook(lambda gradient: gradient * float("nan"))
+        return loss
+
+    with pytest.raises(TrainingError, match=r"the weights became NaN or infinite in epoch 2; a lower --lr"):
+        run(digits, tmp_path / "a.safetensors", defense=defense)
+    assert all(t.isfinite().all() for t in read_tensors(tmp_path / "a.partial.safetensors")[1].values())
 
 
 def test_one_cycle_rises_then_falls():

@@ -124,7 +124,7 @@ def train(
         model = distributed.replicated(network)
 
         for epoch in range(len(epochs) + 1, recipe.epochs + 1):
-            start, total_loss, seen = time.perf_counter(), torch.zeros((), device=device), 0
+            start, total_loss, seen, unread = time.perf_counter(), torch.zeros((), device=device), 0, []
             distributed.seed_noise(seed, epoch)
             network.train()
             bar = tqdm(
@@ -147,9 +147,13 @@ def train(
                     average.update_parameters(network)
                 total_loss += loss.detach() * len(labels)
                 seen += len(labels)
+                unread.append((step, lr, loss.detach()))
+                if len(unread) == 20 or step == steps - 1:  # seldom, for reading the losses makes a GPU wait
+                    check_finite(unread, epoch, steps)
+                    unread.clear()
                 if interrupted():
                     raise Interrupted(f" after step {step + 1} of {steps} of epoch {epoch}")
-                if step % 20 == 0 and not bar.disable:  # seldom, for reading the loss makes a GPU wait
+                if step % 20 == 0 and not bar.disable:  # likewise
                     bar.set_postfix(loss=f"{loss.item():.3f}", **_last_accuracy(epochs))
             losses, counts = zip(*distributed.gather((total_loss.item(), seen)), strict=True)
             mean_loss = sum(losses) / sum(counts)
@@ -157,8 +161,8 @@ def train(
             if recipe.average:
                 distributed.average_statistics(average)
             seconds = time.perf_counter() - start  # the loss has been read, and so a GPU has finished too
-            if not math.isfinite(mean_loss):
-                raise TrainingError(f"the loss became {mean_loss} in epoch {epoch}; a lower --lr may help")
+            if not all(tensor.isfinite().all() for tensor in network.state_dict().values()):
+                raise TrainingError(f"the weights became NaN or infinite in epoch {epoch}; a lower --lr may help")
             epochs.append(
                 {
                     "epoch": epoch,
@@ -185,6 +189,21 @@ def train(
         entry = robust_validation.best(epochs) if "best" in modules else epochs[-1]
         distributed.from_main(partial(run.finish, arguments, epochs, entry, kept, training))
         return kept.eval()
+
+
+def check_finite(losses, epoch, steps):
+    """Raise TrainingError at the first loss that is NaN or infinite, naming its step and learning rate.
+
+    losses: (step, learning rate, loss) of some steps of the epoch, read at once. What the steps since then have made of
+    the weights is lost with them, and nothing else: only finished epochs are saved.
+    """
+    values = torch.stack([loss for _, _, loss in losses]).tolist()
+    for (step, lr, _), value in zip(losses, values, strict=True):
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"the loss became {value} in epoch {epoch}, step {step + 1} of {steps}, at a learning rate of "
+                f"{lr:.4g}; a lower --lr may help"
+            )
 
 
 def epoch_line(entry, of):
