@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import warnings
 
 import torch
 import torch.nn.functional as F
@@ -66,6 +67,20 @@ def input_gradient(model, images, labels, loss=cross_entropy, *, first=True):
     if not gradient.isfinite().all():
         raise ValueError("the gradient of the model's loss holds NaN or infinity: no attack can follow it")
     return logits.detach(), losses.detach(), gradient
+
+
+def warn_of_no_gradient(count):
+    """Say that an attack on `count` images met nothing but zeros in their gradients.
+
+    A warning and no error: to rounding, the gradient is zero also where a network is merely very sure, and a few such
+    images in a batch of their own should not end an evaluation. utils.diagnostics counts them.
+    """
+    warnings.warn(
+        f"the gradient of the model's loss is zero in every pixel of all {count} images: no attack can follow it, and "
+        "that the model withstands this one says nothing",
+        RuntimeWarning,
+        stacklevel=3,
+    )
 
 
 def forward(model, images, labels, loss, *, first=True):

@@ -2,7 +2,15 @@
 
 import torch
 
-from attacks.core import attacking, check_epsilon, check_images_and_labels, folded, input_gradient, step
+from attacks.core import (
+    attacking,
+    check_epsilon,
+    check_images_and_labels,
+    folded,
+    input_gradient,
+    step,
+    warn_of_no_gradient,
+)
 
 
 def fgsm(model, images, labels, *, epsilon, targeted=False):
@@ -21,7 +29,8 @@ def fgsm(model, images, labels, *, epsilon, targeted=False):
     rounding unit of the dtype) and inside [0, 1].
     Raises TypeError if images are no floating point tensor or labels no int64 tensor; ValueError if a shape does not
     fit, images leave [0, 1], a label is no class of the model, epsilon is negative or not finite, or the gradient is
-    missing or not finite.
+    missing or not finite. Warns (RuntimeWarning) if it is zero in every pixel of all images, which are then returned
+    as they came.
     """
     check_epsilon(epsilon)
     direction = fgsm_direction(model, images, labels)
@@ -40,5 +49,7 @@ def fgsm_direction(model, images, labels):
     model = folded(model)
     with attacking(model, images.device):
         _, _, gradient = input_gradient(model, images, labels.clone())
+    if not gradient.any():
+        warn_of_no_gradient(len(images))
     # Not in place: the gradient of a sum, say, is one number expanded over the image.
     return gradient.sign()

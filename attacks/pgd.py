@@ -13,6 +13,7 @@ from attacks.core import (
     forward,
     input_gradient,
     step,
+    warn_of_no_gradient,
 )
 
 
@@ -47,7 +48,8 @@ def pgd(
     Returns images of the same shape, dtype, device and memory format, within epsilon of the originals (to one rounding
     unit) and inside [0, 1]: of each the first iterate that succeeds, else the one of highest loss (targeted: lowest).
     (On a network that is folded, attacks.core.folded, where two logits agree to rounding either may count as higher.)
-    Raises what `fgsm` raises, and ValueError for steps, step_size, restarts or loss that are none.
+    Raises what `fgsm` raises, and ValueError for steps, step_size, restarts or loss that are none. Warns
+    (RuntimeWarning) if some images withstand it, and the gradient was zero in every pixel at every step.
     """
     check_epsilon(epsilon)
     check_images_and_labels(images, labels)
@@ -77,7 +79,7 @@ def pgd(
         result = images.clone()
         best = torch.full(labels.shape, -math.inf, device=images.device)  # the objective of `result`
         left = torch.arange(len(images), device=images.device)  # the images on which no iterate has succeeded yet
-        first = True
+        first = flat = True
         for noisy, moves in starts:
             iterates = images[left]
             if noisy:
@@ -87,6 +89,7 @@ def pgd(
             for move in range(moves + 1):
                 if move < moves:
                     logits, losses, gradient = input_gradient(model, iterates, labels[left], objective, first=first)
+                    flat = flat and not gradient.any()
                 else:  # nowhere to go from here: no gradient
                     logits, losses = forward(model, iterates, labels[left], objective, first=first)
                 first = False
@@ -99,6 +102,8 @@ def pgd(
                 if move < moves:
                     direction = gradient[~success].sign()
                     iterates = step(iterates[~success], direction, step_size, low[left], high[left])
+    if flat:
+        warn_of_no_gradient(len(left))
     return result
 
 

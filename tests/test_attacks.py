@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import warnings
 from fractions import Fraction
 
 import pytest
@@ -254,3 +255,44 @@ def test_bad_models_are_refused(spoil, message, attack):
     model, images, labels = model_and_images("linear")
     with pytest.raises(ValueError, match=message):
         attack(lambda x: spoil(model(x)), images, labels, epsilon=0.1)
+
+
+@pytest.mark.parametrize("spoilt", [float("nan"), float("inf")])
+def test_gradient_that_is_not_finite_is_refused(spoilt, attack):
+    """Of a network whose answers are numbers."""
+
+    class Spoilt(torch.autograd.Function):
+        @staticmethod
+        def forward(context, images):
+            return images.clone()
+
+        @staticmethod
+        def backward(context, gradient):
+            return gradient * spoilt
+
+    model, images, labels = model_and_images("linear")
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        attack(lambda x: model(Spoilt.apply(x)), images, labels, epsilon=0.1)
+
+
+def unreached(attack, predicted):
+    """Labels with which no start of the attack has succeeded already."""
+    targeted = "targeted" in getattr(attack, "keywords", {})
+    return (predicted + 1) % 10 if targeted else predicted
+
+
+def test_zero_gradient_is_told(attack):
+    _, images, _ = model_and_images("linear")
+    logits = torch.eye(10)[[3, 3, 3, 3]]
+    labels = unreached(attack, logits.argmax(1))
+    with pytest.warns(RuntimeWarning, match=r"zero in every pixel of all 4 images.*says nothing"):
+        attack(lambda x: logits[: len(x)] + 0 * x.sum((1, 2, 3))[:, None], images, labels, epsilon=0.1)
+
+
+def test_one_image_with_a_gradient_is_enough(attack):
+    model, images, _ = model_and_images("linear")
+    alive = torch.eye(len(images))[:, :1]  # the first
+    labels = unreached(attack, (model(images) * alive).argmax(1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        attack(lambda x: model(x) * alive[: len(x)], images, labels, epsilon=1e-4)

@@ -238,6 +238,7 @@ def test_examples_figure_copes_with_epsilon_zero_and_few_images(digits, trained,
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.filterwarnings("ignore:the gradient of the model's loss is zero")
 def test_examples_figure_of_a_network_that_gets_nothing_right(digits):
     only_ones = replace(digits["test"], labels=torch.ones_like(digits["test"].labels))
     always_zero = torch.eye(10)[:1]
