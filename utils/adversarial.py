@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from attacks import fgsm_direction, step
 from utils import EVALUATION_BATCH
@@ -25,6 +24,7 @@ from utils.checkpoints import (
     write_tensors,
 )
 from utils.data import Split, batches, tensor_digest
+from utils.progress import progress as shown_progress
 
 FOLDER = Path("data/adversarial")
 
@@ -72,7 +72,7 @@ def adversarial_set(source, split, *, folder=FOLDER, batch_size=EVALUATION_BATCH
     direction = torch.empty(split.images.shape, dtype=torch.int8)
     done = 0
     name = f"FGSM on {split.name}, {Path(source).stem}"
-    with tqdm(total=len(split), unit="image", desc=name, leave=False, disable=None if progress else True) as bar:
+    with shown_progress(title=name, total=len(split), unit="image", shown=progress) as bar:
         for images, labels in batches(split.to(device), batch_size):
             direction[done : done + len(labels)] = fgsm_direction(network, images, labels)
             done += len(labels)

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from attacks import autoattack, default_step_size, fgsm, fgsm_direction, pgd, step
 from attacks.core import evaluating, evaluation_mode
 from utils import EVALUATION_BATCH, distributed
 from utils.checkpoints import read_json_lines, versions, write_atomically
 from utils.data import batches, tensor_digest
+from utils.progress import progress as shown_progress
 
 # The names that the command line and reports use.
 ATTACKS = {"fgsm": fgsm, "pgd": pgd, "autoattack": autoattack}
@@ -243,9 +243,9 @@ def _described(network):
 
 
 def _bar(split, title, progress):
-    """A progress bar over the images, where it is wanted and can be seen."""
+    """What shows the progress over the images, where it is wanted: on rank 0."""
     shown = progress and distributed.rank() == 0
-    return tqdm(total=len(split), unit="image", desc=title, leave=False, disable=None if shown else True)
+    return shown_progress(title=title, total=len(split), unit="image", shown=shown)
 
 
 class Notes:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from torch.optim.swa_utils import AveragedModel
-from tqdm.auto import tqdm
 
 from networks import NETWORKS
 from utils import UserError, distributed
@@ -31,6 +30,7 @@ from utils.defenses import RobustValidation, cross_entropy
 from utils.evaluation import accuracy
 from utils.interrupts import deferred
 from utils.locks import locked
+from utils.progress import progress
 from utils.recipes import Recipe
 
 
@@ -127,12 +127,12 @@ def train(
             start, total_loss, seen, unread = time.perf_counter(), torch.zeros((), device=device), 0, []
             distributed.seed_noise(seed, epoch)
             network.train()
-            bar = tqdm(
+            bar = progress(
                 training_batches(training, recipe.batch_size, generator, **augmentation),
-                desc=f"epoch {epoch}/{recipe.epochs}",
+                title=f"epoch {epoch}/{recipe.epochs}",
                 total=steps,
-                leave=False,
-                disable=True if quiet else None,
+                unit="step",
+                shown=not quiet,
             )
             for step, (images, labels) in enumerate(bar):
                 lr = recipe.lr_at((epoch - 1 + step / steps) / recipe.epochs)
