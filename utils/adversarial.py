@@ -15,9 +15,11 @@ import torch
 from attacks import fgsm_direction, step
 from utils import EVALUATION_BATCH
 from utils.checkpoints import (
+    DTYPES,
     CheckpointError,
     file_digest,
     load_checkpoint,
+    read_declared,
     read_metadata,
     read_tensors,
     versions,
@@ -25,6 +27,7 @@ from utils.checkpoints import (
 )
 from utils.data import Split, batches, tensor_digest
 from utils.progress import progress as shown_progress
+from utils.untrusted import is_number, shown
 
 FOLDER = Path("data/adversarial")
 
@@ -64,7 +67,7 @@ def adversarial_set(source, split, *, folder=FOLDER, batch_size=EVALUATION_BATCH
 
     metadata = read_metadata(source)
     if metadata["dataset"] != split.dataset:
-        raise CheckpointError(f"{source} was trained on {metadata['dataset']!r}, not on {split.dataset}")
+        raise CheckpointError(f"{source} was trained on {shown(metadata['dataset'])}, not on {split.dataset}")
     if metadata["class_names"] != list(split.class_names):
         raise CheckpointError(f"{source} tells other classes apart than {split.dataset} has")
     network = load_checkpoint(source, device)
@@ -90,17 +93,16 @@ def adversarial_set(source, split, *, folder=FOLDER, batch_size=EVALUATION_BATCH
 
 def _read(path, wanted, shape):
     """The AdversarialSet in the file; raises CheckpointError, with the reason, unless it is intact and the wanted."""
-    manifest, planes = read_tensors(path)
+    manifest, declared = read_declared(path)
     for key, value in wanted.items():
         if manifest.get(key) != value:
             raise CheckpointError(f"{path} is of another {key.removesuffix('_sha256').replace('_', ' ')}")
-    size = -(-shape.numel() // 8)
-    if planes.keys() != {"positive", "negative"} or any(
-        plane.dtype != torch.uint8 or plane.shape != (size,) for plane in planes.values()
-    ):
+    plane = (-(-shape.numel() // 8),), DTYPES[torch.uint8]
+    if declared != {"positive": plane, "negative": plane}:
         raise CheckpointError(f"{path} is damaged (other tensors)")
-    if not isinstance(manifest.get("seconds"), float | int):
+    if not is_number(manifest.get("seconds"), 0, 1e9):
         raise CheckpointError(f"{path} is damaged (no time in its manifest)")
+    _, planes = read_tensors(path)
     if manifest.get("sha256") != tensor_digest(planes["positive"], planes["negative"]):
         raise CheckpointError(f"{path} is damaged (its contents do not fit its checksum)")
     positive, negative = (_unpacked(planes[name], shape) for name in ("positive", "negative"))

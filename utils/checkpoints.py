@@ -20,7 +20,14 @@ from safetensors.torch import save
 
 from networks import NETWORKS
 from utils import LARGEST_WIDTH, UserError
+from utils.untrusted import is_number, one_line, parse_json, shown
 
+LARGEST_HEADER = 8 * 2**20  # bytes, some 25,000 epochs of a log; parsed, it takes twenty times as many
+DTYPES = {
+    torch.float32: "F32",
+    torch.int64: "I64",
+    torch.uint8: "U8",
+}  # all that are written here, as a header has them
 # One key, because safetensors writes several in random order: the same training should give the same file.
 METADATA_KEY = "checkpoint"
 
@@ -34,19 +41,21 @@ def load_checkpoint(path, device="cpu"):
 
     Raises CheckpointError if the file is missing, damaged or not one that `save_checkpoint` wrote.
     """
-    metadata, tensors = read_tensors(path)
+    metadata, declared = read_declared(path)
     metadata = _checked(path, metadata)
     network_class, arguments = NETWORKS[metadata["network"]], metadata["arguments"]
     with torch.device("meta"):  # shapes alone, so that nothing is allocated before the file has proved to fit
         network = network_class(**arguments)
     expected = network.state_dict()
-    for name in expected.keys() | tensors.keys():
-        if name not in tensors or name not in expected:
-            raise CheckpointError(f"{path}: tensor {name!r} is {'missing' if name in expected else 'unknown'}")
-        if tensors[name].shape != expected[name].shape or tensors[name].dtype != expected[name].dtype:
-            raise CheckpointError(f"{path}: tensor {name!r} does not fit a {metadata['network']} with {arguments}")
-        if not tensors[name].isfinite().all():
-            raise CheckpointError(f"{path}: tensor {name!r} holds NaN or infinity")
+    for name in expected.keys() | declared.keys():
+        if name not in declared or name not in expected:
+            raise CheckpointError(f"{path}: tensor {shown(name)} is {'missing' if name in expected else 'unknown'}")
+        if declared[name] != (tuple(expected[name].shape), DTYPES[expected[name].dtype]):
+            raise CheckpointError(f"{path}: tensor {shown(name)} does not fit a {metadata['network']} with {arguments}")
+    _, tensors = read_tensors(path)
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{path}: tensor {shown(name)} holds NaN or infinity")
     network.load_state_dict(tensors, assign=True)
     return network.to(device, memory_format=torch.channels_last).eval()
 
@@ -67,8 +76,12 @@ def save_checkpoint(path, network, metadata):
 
 def file_digest(path):
     """SHA-256 of a file, in hexadecimal. Raises CheckpointError if it cannot be read."""
+    digest = hashlib.sha256()
     try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        with open(path, "rb") as file:
+            while block := file.read(2**20):  # not all at once, for who knows how large it is
+                digest.update(block)
+        return digest.hexdigest()
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
     except OSError as error:
@@ -96,14 +109,34 @@ def write_tensors(path, tensors, metadata):
 
 
 def read_tensors(path):
-    """The (metadata, tensors) that `write_tensors` wrote. Raises CheckpointError."""
+    """The (metadata, tensors) that `write_tensors` wrote. Raises CheckpointError.
+
+    Of a file that may be anyone's, `read_declared` tells first how large they are.
+    """
+    _, declared = read_declared(path)
+    for name, (_, dtype) in declared.items():
+        if dtype not in DTYPES.values():  # some are such that not every torch knows them
+            raise CheckpointError(f"{path}: tensor {shown(name)} is of a dtype that no checkpoint has")
     # Cloned, because what get_tensor returns is a view of the file, which could then not be replaced on Windows.
-    return _open(path, lambda file: {name: file.get_tensor(name).clone() for name in file.keys()})  # noqa: SIM118
+    return _open(path, "pt", lambda file: {name: file.get_tensor(name).clone() for name in file.keys()})  # noqa: SIM118
+
+
+def read_declared(path):
+    """The metadata and, by name, the (shape, dtype as in DTYPES' values) of each tensor. Raises CheckpointError.
+
+    No tensor is read: a small file may declare terabytes, if most of it is a hole.
+    """
+
+    def declared(file):
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        return {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
+
+    return _open(path, "np", declared)
 
 
 def read_header(path):
     """The metadata that `write_tensors` wrote, without the tensors. Raises CheckpointError."""
-    return _open(path, lambda file: None)[0]
+    return _open(path, "np", lambda file: None)[0]
 
 
 def write_atomically(path, data):
@@ -128,38 +161,47 @@ def read_json_lines(path):
     rows = []
     for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            rows.append(json.loads(line))
+            rows.append(parse_json(line))
         except ValueError:
             break
     return rows
 
 
-def _open(path, read):
+def _open(path, framework, read):
+    """The metadata and read(file), whatever is wrong with the file a CheckpointError."""
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
+        with open(path, "rb") as file:
+            if int.from_bytes(file.read(8), "little") > LARGEST_HEADER:
+                raise CheckpointError(f"{path} is damaged or not a safetensors checkpoint (its header is too long)")
+        with safe_open(path, framework=framework) as file:
+            metadata = parse_json((file.metadata() or {}).get(METADATA_KEY, "null"))
             if not isinstance(metadata, dict):
                 raise CheckpointError(f"{path} is a safetensors file, but not a checkpoint of this project")
             return metadata, read(file)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
-    except (OSError, SafetensorError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{path} is damaged or not a safetensors checkpoint ({reason})") from error
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:  # the last from torch, as of a mapping
+        raise CheckpointError(f"{path} is damaged or not a safetensors checkpoint ({one_line(error)})") from error
 
 
 def _checked(path, metadata):
     """The metadata, once it is certain that a network can be built from it and its data set and classes named."""
     network, arguments = metadata.get("network"), metadata.get("arguments")
     if not isinstance(network, str) or network not in NETWORKS:
-        raise CheckpointError(f"{path}: unknown network {network!r}")
+        raise CheckpointError(f"{path}: unknown network {shown(network)}")
     if not isinstance(arguments, dict) or set(arguments) != {"width", "num_classes"}:
-        raise CheckpointError(f"{path}: arguments must be width and num_classes, not {arguments!r}")
+        raise CheckpointError(f"{path}: arguments must be width and num_classes, not {shown(arguments)}")
     if not all(type(value) is int and 1 <= value <= LARGEST_WIDTH for value in arguments.values()):
-        raise CheckpointError(f"{path}: width and num_classes must be in 1..{LARGEST_WIDTH}, not {arguments!r}")
+        raise CheckpointError(f"{path}: width and num_classes must be in 1..{LARGEST_WIDTH}, not {shown(arguments)}")
     names = metadata.get("class_names")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise CheckpointError(f"{path}: class_names must be a list of strings")
     if len(names) != arguments["num_classes"] or not isinstance(metadata.get("dataset"), str):
         raise CheckpointError(f"{path}: dataset must be a string and class_names one name for each class")
+    for key, kind in (("training", dict), ("epochs", int), ("precision", str), ("versions", dict)):
+        if not isinstance(metadata.get(key), kind | None):
+            raise CheckpointError(f"{path}: {key} must not be {shown(metadata[key])}")
+    validated = metadata.get("validation_accuracy")
+    if validated is not None and not is_number(validated, 0, 1):
+        raise CheckpointError(f"{path}: validation_accuracy must be in 0..1, not {shown(validated)}")
     return metadata

@@ -18,6 +18,7 @@ from utils import DATASETS, EVALUATION_BATCH, LARGEST_WIDTH, SPLITS, UserError, 
 from utils.locks import locked
 from utils.paper import EPSILONS, TRAINING_EPSILONS
 from utils.recipes import RECIPES
+from utils.untrusted import shown
 
 DEMO = Path("results/demo")  # all that the study writes on digits, for which nobody waits long
 ONLINE = ("fgsm", "n-fgsm", "pgd", "trades")  # the defences that are losses, utils.defenses.DEFENSES
@@ -390,7 +391,7 @@ def prepare_test(network_name, args):
 
     dataset = args.dataset or read_metadata(args.checkpoint)["dataset"]
     if dataset not in DATASETS:
-        raise UserError(f"{args.checkpoint} was trained on {dataset!r}, which is none of {', '.join(DATASETS)}")
+        raise UserError(f"{args.checkpoint} was trained on {shown(dataset)}, which is none of {', '.join(DATASETS)}")
     split = load_split(dataset, args.split, args.data_dir).first(args.examples)
     network = load_network(args.checkpoint, split, network_name)
     source = load_network(args.source, split) if args.source else None
@@ -438,7 +439,7 @@ def load_network(path, split, name=None):
     if name and metadata["network"] != name:
         raise UserError(f"{path} holds a {metadata['network']}, not a {name}")
     if metadata["dataset"] != split.dataset:
-        raise UserError(f"{path} was trained on {metadata['dataset']!r}, not on {split.dataset}")
+        raise UserError(f"{path} was trained on {shown(metadata['dataset'])}, not on {split.dataset}")
     if metadata["class_names"] != list(split.class_names):
         raise UserError(f"{path} tells other classes apart than {split.dataset} has")
     return load_checkpoint(path)

@@ -21,6 +21,7 @@ from utils.checkpoints import file_digest, read_metadata, versions, write_atomic
 from utils.evaluation import Notes, evaluate, evaluate_fgsm, report_row
 from utils.paper import EPSILONS
 from utils.training import read_log
+from utils.untrusted import check_numbers, check_strings, one_line, parse_json
 
 RADIUS = 8 / 255  # that the robust networks are trained for
 RADII = sorted([*(levels / 255 for levels in (2, 4, 8, 12, 16)), *EPSILONS[1:]])
@@ -162,14 +163,18 @@ def find(report, name, attack, epsilon, setting="white_box", **options):
 def read_report(path):
     """The report in a JSON file. Raises UserError unless it is one that `measure` wrote."""
     try:
-        report = json.loads(Path(path).read_text(encoding="utf-8"))
-        _ = report["dataset"], report["split"]
+        report = parse_json(Path(path).read_text(encoding="utf-8"))
+        check_strings((report["dataset"], report["split"]))
         for entry in report["networks"]:
-            _ = [entry[key] for key in ("name", "network", "sha256", "source_sha256", "parameters", "training")]
+            check_strings(entry[key] for key in ("name", "network", "sha256", "source_sha256"))
+            check_numbers([entry["parameters"]], 0, 1e12)
+            _ = entry["training"]
             for row in entry["results"]:
-                _ = row["name"], row["setting"], int(row["examples"])
-                low, high = row["confidence_interval"]
-                _ = [float(value) for value in (row["epsilon"], row["accuracy"], low, high, row["seconds"])]
+                check_strings((row["name"], row["setting"]))
+                check_numbers([row["examples"], row["seconds"]], 0, 1e9)
+                check_numbers([row["epsilon"], row["accuracy"], *row["confidence_interval"]], 0, 1)
+                _, _ = row["confidence_interval"]
         return report
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} is no report on robustness ({type(error).__name__}: {error}); delete it") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        kind = type(error).__name__
+        raise UserError(f"{path} is no report on robustness ({kind}: {one_line(error)}); delete it") from error

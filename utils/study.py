@@ -48,6 +48,7 @@ from utils.training import (
     train,
     training_arguments,
 )
+from utils.untrusted import check_numbers, check_strings, one_line, parse_json, shown
 
 SPREAD_SEEDS = (0, 1, 2)
 
@@ -343,21 +344,30 @@ def as_json(result):
 def read_report(path):
     """The report in a JSON file. Raises UserError unless it is one that `Study` wrote."""
     try:
-        report = json.loads(Path(path).read_text(encoding="utf-8"))
-        _ = report["dataset"], report["split"], int(report["examples"])
+        report = parse_json(Path(path).read_text(encoding="utf-8"))
+        check_strings((report["dataset"], report["split"]))
+        check_numbers([report["examples"]], 1, 1e9)
         for entry in report["networks"]:
-            _ = [entry[key] for key in ("part", "name", "network", "training_epsilon", "seed", "sha256", "training")]
-            _ = float(entry["validation_accuracy"]), float(entry["evaluation_seconds"]), entry["training_seconds"]
-            _ = entry["training_epsilon"] is not None or float(entry["adversarial_set_seconds"])
+            check_strings(entry[key] for key in ("name", "network", "sha256", "part"))
+            check_numbers([entry["seed"]], 0, 2**63)
+            check_numbers([entry["validation_accuracy"]], 0, 1)
+            _ = entry["training"]
+            if entry["network"] not in NETWORKS or entry["training_epsilon"] not in (None, *TRAINING_EPSILONS):
+                raise ValueError(f"{shown(entry['name'])} is no network of the study")
+            seconds = [entry["evaluation_seconds"], entry["training_seconds"] or 0]
+            if entry["training_epsilon"] is None:
+                seconds.append(entry["adversarial_set_seconds"])
+            check_numbers(seconds, 0, 1e9)
             for rows in (entry["transfer"], entry["white_box"]):
                 if [row["epsilon"] for row in rows] != list(EPSILONS):
                     raise ValueError(f"{entry['name']} is not tested at the epsilons of the study")
                 for row in rows:
                     low, high = row["confidence_interval"]
-                    _ = [float(value) for value in (row["accuracy"], low, high)]
+                    check_numbers((row["accuracy"], low, high), 0, 1)
         return report
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{path} is no report of a study ({type(error).__name__}: {error}); delete it") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        kind = type(error).__name__
+        raise UserError(f"{path} is no report of a study ({kind}: {one_line(error)}); delete it") from error
 
 
 def read_log(path):

@@ -32,6 +32,7 @@ from utils.interrupts import deferred
 from utils.locks import locked
 from utils.progress import progress
 from utils.recipes import Recipe
+from utils.untrusted import one_line, shown
 
 
 class TrainingError(UserError):
@@ -277,10 +278,12 @@ class PartialRun:
         """Put modules, optimiser and generators where the run left them; returns the finished epochs' log entries."""
         metadata, tensors = distributed.from_main(partial(self._read, arguments))
         try:
+            epochs = metadata["epochs"]
+            _ = [(entry["precision"], entry["validation_accuracy"]) for entry in epochs]
             self._restore(tensors, modules, optimizer, generator)
-            return metadata["epochs"]
+            return epochs
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise CheckpointError(f"{self.state} does not hold the state of this training ({reason})") from error
 
     def _read(self, arguments):
@@ -358,7 +361,7 @@ def argument_differences(found, wanted):
     if all(isinstance(defense, dict) for defense in defenses) and "crafting" in defenses[1]:  # likewise
         found["defense"] = {"crafting": "training", **defenses[0]}
     return [
-        f"{name} {found.get(name)!r}, not {wanted.get(name)!r}"
+        f"{one_line(name)} {shown(found.get(name))}, not {shown(wanted.get(name))}"
         for name in sorted(found.keys() | wanted.keys())
         if found.get(name) != wanted.get(name)
     ]

@@ -1,0 +1,73 @@
+"""What strangers may have written, JSON above all: parsed strictly, checked for kind and range, quoted in short."""
+
+import json
+import reprlib
+
+DEEPEST = 20  # levels of nesting; ours have five, and beyond some hundreds Python fails to print or compare them
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
+_SHORT.maxdict = _SHORT.maxlist = 10
+
+
+def parse_json(text):
+    """The value of a JSON text. Raises ValueError, also for what json.loads lets pass.
+
+    That is a key that comes twice, of which two readers might take different ones; NaN and Infinity, which no JSON
+    knows; and more than DEEPEST levels of nesting.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_no_number)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    level = [value]
+    for _ in range(DEEPEST):
+        containers = [node.values() if isinstance(node, dict) else node for node in level if _is_container(node)]
+        level = [child for container in containers for child in container]
+    if level:
+        raise ValueError("it is nested too deeply")
+    return value
+
+
+def _is_container(value):
+    return isinstance(value, dict | list)
+
+
+def _without_duplicates(pairs):
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key comes twice")
+    return found
+
+
+def _no_number(text):
+    raise ValueError(f"{text} is no JSON")
+
+
+def is_number(value, low, high):
+    """Whether it is an int or float, and no bool, from low to high; NaN never is."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+
+def check_numbers(values, low, high):
+    """Raise ValueError unless each is a number from low to high."""
+    for value in values:
+        if not is_number(value, low, high):
+            raise ValueError(f"{shown(value)} is no number from {low:g} to {high:g}")
+
+
+def check_strings(values):
+    """Raise ValueError unless each is a string."""
+    for value in values:
+        if not isinstance(value, str):
+            raise ValueError(f"{shown(value)} is no string")
+
+
+def shown(value):
+    """repr(value) for an error message, cut short where it is long or deep."""
+    return _SHORT.repr(value)
+
+
+def one_line(error):
+    """What an error says, for the line that ours is to be: printable, and cut off where it is long."""
+    text = " ".join(str(error).split())
+    return "".join(character if character.isprintable() else "?" for character in text[:300])
