@@ -1,0 +1,155 @@
+"""Files of strangers: thousands of mutations, read or refused, and what each mended hole looked like."""
+
+import hashlib
+import json
+import os
+import struct
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+from safetensors.torch import load_file, save_file
+
+from networks import CNN
+from utils.checkpoints import (
+    CheckpointError,
+    file_digest,
+    load_checkpoint,
+    read_metadata,
+    read_tensors,
+    save_checkpoint,
+)
+from utils.untrusted import check_numbers, check_strings, is_number, one_line, parse_json, shown
+
+METADATA = {"dataset": "digits", "class_names": list("0123456789")}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="memory is measured as Unix does")
+@pytest.mark.parametrize(
+    ("kind", "mutations"), [("checkpoints", 2000), ("sets", 500), ("studies", 500), ("robustness", 500)]
+)
+def test_mutated_files_are_read_or_refused(kind, mutations):
+    """In a process of its own, whose memory is then theirs."""
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.hostile", kind, str(mutations)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=True,
+    )
+    tally = json.loads(result.stdout)
+    assert (tally["lost"], tally["executed"], tally["first_loss"]) == (0, 0, "")
+    assert tally["tried"] == tally["survived"] == mutations
+    assert tally["accepted"] > mutations / 100  # some mutations leave the file valid, or the fuzzer would prove little
+    assert tally["accepted"] < mutations / 2
+
+
+@pytest.fixture
+def saved(tmp_path):
+    save_checkpoint(tmp_path / "cnn.safetensors", CNN(width=4), METADATA)
+    return tmp_path / "cnn.safetensors"
+
+
+def test_hole_of_terabytes_is_not_read(saved):
+    """A header of a few bytes that fits the file's length, nearly all of which is nowhere on the disk."""
+    data = saved.read_bytes()
+    (size,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + size])
+    length = len(data) - 8 - size
+    header["hole"] = {"dtype": "U8", "shape": [2**36 - length], "data_offsets": [length, 2**36]}
+    text = json.dumps(header).encode()
+    saved.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + size :])
+    os.truncate(saved, 8 + len(text) + 2**36)
+    with pytest.raises(CheckpointError, match="'hole' is unknown"):
+        load_checkpoint(saved)
+
+
+def test_long_header_is_not_parsed(saved):
+    saved.write_bytes(struct.pack("<Q", 8 * 2**20 + 1) + b" " * 100)
+    with pytest.raises(CheckpointError, match="its header is too long"):
+        read_metadata(saved)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("training", [1]),
+        ("epochs", "3"),
+        ("precision", 32),
+        ("versions", "1"),
+        ("validation_accuracy", "0.5"),
+        ("validation_accuracy", 1.5),
+        ("validation_accuracy", True),
+    ],
+)
+def test_metadata_of_the_wrong_kind_is_refused(key, value, saved):
+    metadata = {**read_metadata(saved), key: value}
+    save_file(load_file(saved), saved, {"checkpoint": json.dumps(metadata)})
+    with pytest.raises(CheckpointError, match=key):
+        load_checkpoint(saved)
+
+
+def test_digest_of_a_file_larger_than_a_block(tmp_path):
+    data = bytes(range(256)) * 5000
+    (tmp_path / "a").write_bytes(data)
+    assert file_digest(tmp_path / "a") == hashlib.sha256(data).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a": 1, "a": 2}',
+        '[{"b": {"a": 1, "a": 1}}]',
+        "NaN",
+        "[-Infinity]",
+        "[" * 21 + "]" * 21,
+        "[" * 10**6,
+        "1" * 5000,
+        "",
+    ],
+)
+def test_json_that_could_surprise_is_refused(text):
+    with pytest.raises(ValueError, match=r"."):
+        parse_json(text)
+
+
+def test_other_json_is_what_json_says():
+    text = '{"a": [1, 2.5, null, true, "\\ud800"], "b": {"a": {}}}'
+    assert parse_json(text) == json.loads(text)
+    assert parse_json("[" * 20 + "]" * 20)
+
+
+@pytest.mark.parametrize("value", [True, None, "0.5", float("nan"), float("inf"), 10**400, -1e-9, 1.1, [0.5]])
+def test_what_is_no_number_in_the_range(value):
+    assert not is_number(value, 0, 1)
+    with pytest.raises(ValueError, match="is no number from 0 to 1"):
+        check_numbers([0, 1, 0.5, value], 0, 1)
+
+
+def test_what_is_no_string():
+    check_strings(["", "a"])
+    with pytest.raises(ValueError, match="None is no string"):
+        check_strings(["a", None])
+
+
+def test_errors_quote_in_short_and_print_no_escapes():
+    deep = value = []
+    for _ in range(5000):
+        value.append([])
+        value = value[0]
+    for hostile in (deep, "x" * 10**6, "\x1b[2J\n", {str(i): i for i in range(1000)}, list(range(1000))):
+        assert len(shown(hostile)) < 200
+        assert shown(hostile).isprintable()
+    assert one_line(ValueError("a\n  b\x1b[2J" + "c" * 1000)) == "a b?[2J" + "c" * 293
+
+
+def test_unknown_dtype_is_refused_before_torch_meets_it(saved):
+    metadata = {"checkpoint": json.dumps(read_metadata(saved))}
+    save_file({**load_file(saved), "classifier.bias": torch.zeros(10, dtype=torch.complex64)}, saved, metadata)
+    with pytest.raises(CheckpointError, match=r"'classifier\.bias' is of a dtype that no checkpoint has"):
+        read_tensors(saved)
+    with pytest.raises(CheckpointError, match="does not fit"):
+        load_checkpoint(saved)
