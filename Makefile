@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo notebooks study defenses overfitting robustness diagnosis agreement benchmark test lint format figures constraints clean
+.PHONY: help demo notebooks study defenses overfitting robustness diagnosis agreement benchmark test torture lint format figures constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -54,6 +54,9 @@ benchmark: .venv-peers/installed  ## how fast, beside what people would use inst
 
 test: $(VENV)/installed-dev  ## run the test suite, a process a core (on CIFAR-10 too, where DATA_DIR or data/ holds it)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist worksteal
+
+torture: $(VENV)/installed-dev  ## kill, fuzz and starve at full size, and count what is lost: half an hour on two cores
+	$(RUN) -m tests.torture
 
 lint: $(VENV)/installed-dev  ## check the code
 	$(RUN) -m ruff check .

@@ -192,6 +192,19 @@ def test_run_killed_between_its_last_writes_can_be_resumed(digits, tmp_path, mon
     assert output.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
 
 
+def test_temporary_files_of_a_killed_writer_go_with_the_partial_ones(digits, tmp_path, monkeypatch):
+    """Killed while it wrote the last epoch's log: the state is there, and nothing remains to be trained."""
+    output = tmp_path / "a.safetensors"
+    monkeypatch.setattr("utils.training.save_checkpoint", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(digits, output)
+    monkeypatch.undo()
+    for name in (".a.partial.jsonl.tmp", ".a.partial.safetensors.tmp"):
+        (tmp_path / name).write_bytes(b"half")
+    run(digits, output, resume=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "a.safetensors"]
+
+
 def test_earlier_checkpoint_stays_until_the_new_one_is_finished(digits, tmp_path):
     output = tmp_path / "a.safetensors"
     run(digits, output)

@@ -142,7 +142,7 @@ def read_header(path):
 def write_atomically(path, data):
     """Write bytes so that `path` holds, whatever happens, either what it held before or all of `data`."""
     path = Path(path).resolve()  # what a link points to is replaced, not the link
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = temporary_of(path)
     try:
         with open(temporary, "wb") as file:
             file.write(data)
@@ -154,6 +154,11 @@ def write_atomically(path, data):
         if isinstance(error, OSError):
             error.filename = str(path)  # a full disk does not say which file it refused
         raise
+
+
+def temporary_of(path):
+    """Where `write_atomically` writes first, and what it leaves if it is killed; the next write there replaces it."""
+    return path.with_name(f".{path.name}.tmp")
 
 
 def read_json_lines(path):

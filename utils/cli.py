@@ -786,7 +786,7 @@ def check_writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not path.is_file():
             raise OSError("it is there and no file")
-        probe = path.with_name(f".{path.name}.tmp")
+        probe = path.with_name(f".{path.name}.probe")  # and not the name under which another run may be writing
         probe.touch()
         probe.unlink()
     except OSError as error:

@@ -430,6 +430,15 @@ def growth_table(rows, value):
     return markdown(["what", "by", value.replace("_", " ")], lines)
 
 
+def torture_table(report):
+    """A row for each experiment of results/torture.json."""
+    rows = [
+        [row["name"], *(f"{row[column]:,}" for column in ("tried", "survived", "lost", "executed"))]
+        for row in report["experiments"]
+    ]
+    return markdown(["what was tried", "times", "survived", "lost", "code executed, files written"], rows)
+
+
 def defended(entry):
     """An entry's row heading: the architecture and its defence."""
     training = entry["training"] or {}

@@ -21,6 +21,7 @@ from utils.checkpoints import (
     read_json_lines,
     read_tensors,
     save_checkpoint,
+    temporary_of,
     versions,
     write_atomically,
     write_tensors,
@@ -323,8 +324,9 @@ class PartialRun:
         }
         self._write_log(self.log, arguments, epochs)
         save_checkpoint(self.output, network, metadata)
-        self.partial_log.unlink(missing_ok=True)
-        self.state.unlink(missing_ok=True)  # last, for as long as it is there --resume comes back here
+        for path in (self.partial_log, self.state):  # the state last: as long as it is there --resume comes back here
+            temporary_of(path).unlink(missing_ok=True)  # of a writer that was killed in the last epoch
+            path.unlink(missing_ok=True)
 
     def _write_log(self, path, arguments, epochs):
         machine = {"processes": distributed.world_size(), "threads": torch.get_num_threads(), "versions": versions()}

@@ -1,0 +1,346 @@
+"""Kill, fuzz and starve, at full size: is anything lost, does anything of a stranger's run?
+
+    make torture
+
+prints a line for each experiment, writes results/torture.json, and ends with status 1 if anything was lost or executed.
+All is drawn from one seed, but for where in its work a process is when it is killed.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from tests.hostile import Tally, Watch
+from utils.adversarial import FOLDER
+from utils.checkpoints import load_checkpoint, read_header, read_tensors, versions, write_atomically
+from utils.data import DataError, load_split, tensor_digest
+
+ROOT = Path(__file__).parent.parent
+TRAINING = ("train-cnn.py", "--dataset", "digits", "--epochs", 20, "--width", 4)
+DEFENDED = (*TRAINING[:4], 3, *TRAINING[5:], "--defense", "fgsm-augment", "--epsilon", 0.1)
+TESTING = ("test-cnn.py", "--attack", "pgd", "--steps", 30, "--restarts", 3, "--examples", 200, "--batch-size", 10)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--part", type=float, default=1, help="of the tries, for a quick look (default 1)")
+    parser.add_argument("--output", type=Path, default=ROOT / "results" / "torture.json")
+    args = parser.parse_args()
+    rows = []
+    for name, experiment, tries in EXPERIMENTS:
+        with tempfile.TemporaryDirectory() as folder:
+            tally = experiment(max(1, round(args.part * tries)), random.Random(0), Path(folder))
+        if tally is None:
+            print(f"{name}: not run, CIFAR-10 is not here")
+            continue
+        rows.append({"name": name, **asdict(tally)})
+        print("{name}: tried {tried:,}, survived {survived:,}, lost {lost}, executed {executed}".format(**rows[-1]))
+        if tally.first_loss:
+            print(f"    {tally.first_loss}")
+        sys.stdout.flush()
+    about = {"python": platform.python_version(), "system": platform.platform(), "versions": versions("hypothesis")}
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(args.output, (json.dumps({**about, "experiments": rows}, indent=1) + "\n").encode())
+    sys.exit(any(row["lost"] or row["executed"] for row in rows))
+
+
+def started(arguments, folder, **options):
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / arguments[0]), *map(str, arguments[1:])],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def finish(arguments, folder):
+    """Run to the end. Raises RuntimeError, with what it said, if that is not a good one."""
+    process = started(arguments, folder)
+    _, errors = process.communicate(timeout=600)
+    if process.returncode:
+        raise RuntimeError(f"{arguments[0]} ended with {process.returncode}: {errors[-300:]}")
+
+
+def wait(process, condition):
+    """Until the condition holds; False if the process has ended before."""
+    while not condition():
+        if process.poll() is not None:
+            return False
+        time.sleep(0.0002)
+    return True
+
+
+def a_line(process, beginning):
+    """Whether such a line of its output comes."""
+    return any(line.startswith(beginning) for line in process.stdout)
+
+
+def count(tally, trouble):
+    """One more try; trouble: what was lost, if anything."""
+    tally.tried += 1
+    tally.lost, tally.survived = tally.lost + bool(trouble), tally.survived + (not trouble)
+    tally.first_loss = tally.first_loss or trouble
+
+
+def interrupted(tries, arguments, folder, output, moment, *, end=signal.SIGKILL, intact=lambda: ""):
+    """Start, interrupt at a moment, start again, so many times; at last run to the end: a Tally.
+
+    moment(process): waits for it, False if the process has ended before it came; then all begins anew.
+    intact: says what is broken, if anything is, after each interruption. At the end the output must be that of a run
+    which nobody interrupted, byte for byte, and beside it only what that leaves.
+    """
+    tally, whole, broken = Tally(), folder / "whole", folder / "broken"
+    for place in (whole, broken):
+        place.mkdir()
+        for source in folder.glob("*.safetensors"):
+            shutil.copy(source, place)
+    finish(arguments, whole)
+    expected = contents(whole / output)
+    while tally.tried < tries:
+        # As in a terminal, even where this is a background job, which ignores SIGINT.
+        process = started(
+            arguments, broken, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
+        )
+        if not moment(process):
+            process.communicate()
+            for path in (broken / output).parent.glob(f"{output.stem}*"):
+                path.unlink()
+            continue
+        process.send_signal(end)
+        _, errors = process.communicate(timeout=60)
+        trouble = intact()
+        if end == signal.SIGINT and process.returncode not in (130, 0):
+            trouble = trouble or f"status {process.returncode}: {errors[-200:]}"
+        count(tally, trouble)
+    trouble = ""
+    try:
+        finish(arguments, broken)
+        if contents(broken / output) != expected:
+            trouble = f"{output} is another"
+        elif names(broken) != names(whole):
+            trouble = f"there is more, or less: {names(broken) ^ names(whole)}"
+    except RuntimeError as error:
+        trouble = str(error)
+    if trouble:
+        tally.lost, tally.survived, tally.first_loss = tally.lost + 1, tally.survived - 1, tally.first_loss or trouble
+    return tally
+
+
+def contents(path):
+    """Of a file; of a report, all but its seconds."""
+    if path.suffix != ".json":
+        return path.read_bytes()
+    report = json.loads(path.read_text())
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in report["attacks"]]
+
+
+def names(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def loads(folder, output):
+    """What is broken of a training's files, if anything is: its state, its checkpoint."""
+    state = folder / output.with_suffix(".partial.safetensors")
+    try:
+        if state.exists():
+            read_tensors(state)
+        if (folder / output).exists():
+            load_checkpoint(folder / output)
+    except Exception as error:
+        return repr(error)
+    return ""
+
+
+# ---- the experiments: (tries, random numbers, an empty folder) -> Tally ----
+
+OUTPUT = Path("a.safetensors")
+
+
+def killed_in_a_step(tries, draw, folder, end=signal.SIGKILL):
+    def moment(process):
+        came = a_line(process, "epoch")
+        time.sleep(draw.uniform(0, 0.3))
+        return came and process.poll() is None
+
+    arguments = (*TRAINING, "--output", OUTPUT, "--resume")
+    return interrupted(
+        tries, arguments, folder, OUTPUT, moment, end=end, intact=lambda: loads(folder / "broken", OUTPUT)
+    )
+
+
+def interrupted_once(tries, draw, folder):
+    return killed_in_a_step(tries, draw, folder, signal.SIGINT)
+
+
+def killed_in_a_write(tries, draw, folder):
+    temporary = folder / "broken" / f".{OUTPUT.stem}.partial.safetensors.tmp"
+
+    def moment(process):
+        temporary.unlink(missing_ok=True)  # of the kill before
+        for _ in range(draw.randint(1, 4)):  # writes
+            if not (wait(process, temporary.exists) and wait(process, lambda: not temporary.exists())):
+                return False
+        return wait(process, temporary.exists)
+
+    arguments = (*TRAINING, "--output", OUTPUT, "--resume")
+    return interrupted(tries, arguments, folder, OUTPUT, moment, intact=lambda: loads(folder / "broken", OUTPUT))
+
+
+def killed_in_building_a_set(tries, draw, folder):
+    """Between the start of the process and the end of the building, whose duration the first run tells."""
+    finish((*TRAINING[:4], 2, *TRAINING[5:], "--output", folder / "source.safetensors"), folder)
+    (folder / "source.jsonl").unlink()
+    arguments = (*DEFENDED, "--source", "source.safetensors", "--output", OUTPUT, "--resume")
+    kept = folder / "broken" / FOLDER / "digits-train-fgsm-source.safetensors"
+    durations = []
+
+    def moment(process):
+        kept.unlink(missing_ok=True)
+        start = time.monotonic()
+        if not durations:
+            wait(process, kept.exists)
+            durations.append(time.monotonic() - start)
+            return False
+        time.sleep(draw.uniform(0.6, 1) * durations[0])
+        return process.poll() is None
+
+    def intact():
+        try:
+            if kept.exists():
+                planes = read_tensors(kept)[1]
+                if read_header(kept)["sha256"] != tensor_digest(planes["positive"], planes["negative"]):
+                    return f"{kept.name} does not fit its checksum"
+        except Exception as error:
+            return repr(error)
+        return loads(folder / "broken", OUTPUT)
+
+    return interrupted(tries, arguments, folder, OUTPUT, moment, intact=intact)
+
+
+def killed_in_an_evaluation(tries, draw, folder):
+    finish((*TRAINING[:4], 2, *TRAINING[5:], "--output", folder / "source.safetensors"), folder)
+    (folder / "source.jsonl").unlink()
+    report = Path("out.json")
+    notes = folder / "broken" / "out.attacks.partial.jsonl"
+
+    def moment(process):
+        noted = notes.stat().st_size if notes.exists() else 0
+        came = wait(process, lambda: notes.exists() and notes.stat().st_size > noted)
+        time.sleep(draw.uniform(0, 0.2))
+        return came and process.poll() is None
+
+    arguments = (*TESTING, "--epsilon", 0.05, 0.1, "--checkpoint", "source.safetensors", "--json", report)
+    return interrupted(tries, arguments, folder, report, moment)
+
+
+def full_disk(tries, draw, folder):
+    """No file may become larger than so many bytes: one line, and what was there before is there still."""
+    tally = Tally()
+    for index in range(tries):
+        place = folder / str(index)
+        place.mkdir()
+        (place / OUTPUT).write_bytes(b"earlier")
+        limit = draw.randrange(100_000)  # the state has about 70,000 bytes, the checkpoint 30,000
+
+        def starve(limit=limit):
+            import resource
+
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+        arguments = (*TRAINING[:4], 2, *TRAINING[5:], "--output", OUTPUT, "--overwrite", "--quiet")
+        environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}  # a .pyc cut off at the limit would stay
+        process = started(arguments, place, preexec_fn=starve, env=environment)
+        _, errors = process.communicate(timeout=120)
+        trouble = ""
+        if process.returncode and (
+            process.returncode != 1 or errors.count("\n") != 1 or "File too large" not in errors
+        ):
+            trouble = f"status {process.returncode}: {errors[-300:]}"
+        elif process.returncode and (place / OUTPUT).read_bytes() != b"earlier":
+            trouble = "the earlier checkpoint is gone"
+        count(tally, trouble or (loads(place, OUTPUT) if process.returncode == 0 else ""))
+    return tally
+
+
+def hostile_data(tries, draw, folder):
+    """CIFAR-10's own pickles, one of them damaged or exchanged for another: none is opened."""
+    from torchvision.datasets import CIFAR10
+
+    data_dir = ROOT / (os.environ.get("DATA_DIR") or "data") / CIFAR10.base_folder
+    if not data_dir.is_dir():
+        return None
+    files, tally, watch = sorted(data_dir.glob("*batch*")), Tally(), Watch()
+    copies = folder / CIFAR10.base_folder
+    copies.mkdir()
+    for file in files:
+        (copies / file.name).symlink_to(file.resolve())
+    for _ in range(tries):
+        file = draw.choice(files)
+        data = bytearray(file.read_bytes())
+        kind = draw.choice(["flip", "cut", "exchange", "longer"])
+        if kind == "flip":
+            data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        elif kind == "cut":
+            del data[draw.randrange(len(data)) :]
+        elif kind == "exchange":
+            data = draw.choice([other for other in files if other != file]).read_bytes()
+        else:
+            data += b"\0"
+        (copies / file.name).unlink()
+        (copies / file.name).write_bytes(data)
+        trouble = "it was read"
+        with watch.watching():
+            try:
+                load_split("cifar10", "train", folder)
+            except DataError as error:
+                trouble = "" if file.name in str(error) else str(error)
+        tally.executed += bool(watch.seen)
+        watch.seen.clear()
+        count(tally, trouble)
+        (copies / file.name).unlink()
+        (copies / file.name).symlink_to(file.resolve())
+    return tally
+
+
+def mutated(kind):
+    """The fuzzer of tests.hostile, in a process of its own."""
+
+    def experiment(tries, draw, folder):
+        command = [sys.executable, "-m", "tests.hostile", kind, str(tries)]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        with contextlib.suppress(ValueError):
+            return Tally(**json.loads(result.stdout))
+        return Tally(tried=tries, lost=tries, first_loss=result.stderr[-300:])  # a crash of the interpreter, say
+
+    return experiment
+
+
+EXPERIMENTS = [
+    ("SIGKILL in a training step", killed_in_a_step, 10),
+    ("SIGKILL in a checkpoint's write", killed_in_a_write, 8),
+    ("SIGKILL while an adversarial set is built", killed_in_building_a_set, 6),
+    ("SIGKILL in an evaluation", killed_in_an_evaluation, 6),
+    ("Ctrl-C in a training step", interrupted_once, 5),
+    ("disk full", full_disk, 10),
+    ("mutated checkpoints", mutated("checkpoints"), 10_000),
+    ("mutated adversarial sets", mutated("sets"), 3000),
+    ("mutated reports of a study", mutated("studies"), 3000),
+    ("mutated reports on robustness", mutated("robustness"), 3000),
+    ("damaged CIFAR-10 files", hostile_data, 30),
+]
+
+if __name__ == "__main__":
+    main()
