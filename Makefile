@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo notebooks study defenses overfitting robustness diagnosis agreement benchmark test torture lint format figures constraints clean
+.PHONY: help demo notebooks study defenses overfitting robustness diagnosis agreement benchmark test coverage torture lint types audit format figures constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -55,12 +55,27 @@ benchmark: .venv-peers/installed  ## how fast, beside what people would use inst
 test: $(VENV)/installed-dev  ## run the test suite, a process a core (on CIFAR-10 too, where DATA_DIR or data/ holds it)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist worksteal
 
+coverage: $(VENV)/installed-dev  ## run the test suite and count the lines and branches that it reaches
+	rm -f .coverage .coverage.*
+	COVERAGE_FILE=$(CURDIR)/.coverage $(RUN) -m coverage run -m pytest
+	$(RUN) -m coverage combine --quiet
+	$(RUN) -m coverage report --show-missing --skip-covered
+	$(RUN) -m coverage json --quiet -o .coverage.json
+	$(RUN) -m tests.floors .coverage.json
+
 torture: $(VENV)/installed-dev  ## kill, fuzz and starve at full size, and count what is lost: half an hour on two cores
 	$(RUN) -m tests.torture
 
 lint: $(VENV)/installed-dev  ## check the code
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+
+types: $(VENV)/installed-dev  ## check the types that the code has and infers
+	$(RUN) -m mypy
+
+audit: $(VENV)/installed-dev  ## ask for known vulnerabilities of the pinned versions (SECURITY.md explains findings)
+	$(RUN) -m pip install --disable-pip-version-check --quiet pip-audit
+	$(RUN) -m pip_audit --requirement constraints.txt --no-deps --disable-pip
 
 format: $(VENV)/installed-dev  ## mend what can be mended by machine
 	$(RUN) -m ruff check --fix .

@@ -261,7 +261,9 @@ def full_disk(tries, draw, folder):
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
         arguments = (*TRAINING[:4], 2, *TRAINING[5:], "--output", OUTPUT, "--overwrite", "--quiet")
-        environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}  # a .pyc cut off at the limit would stay
+        # A .pyc cut off at the limit would stay, and what counts coverage could not write its own file.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
+        environment["PYTHONDONTWRITEBYTECODE"] = "1"
         process = started(arguments, place, preexec_fn=starve, env=environment)
         _, errors = process.communicate(timeout=120)
         trouble = ""

@@ -57,7 +57,7 @@ def load_checkpoint(path, device="cpu"):
         if not tensor.isfinite().all():
             raise CheckpointError(f"{path}: tensor {shown(name)} holds NaN or infinity")
     network.load_state_dict(tensors, assign=True)
-    return network.to(device, memory_format=torch.channels_last).eval()
+    return network.to(device).to(memory_format=torch.channels_last).eval()
 
 
 def read_metadata(path):

@@ -257,7 +257,8 @@ class Notes:
 
     def __init__(self, path):
         """What the file at `path` holds, if there is one; lines that are none, as of a killed writer, are dropped."""
-        self.path, self.rows = Path(path), {}
+        self.path = Path(path)
+        self.rows: dict[str, list] = {}
         if self.path.exists():
             for key, *row in filter(self._is_a_line, read_json_lines(self.path)):
                 self.rows.setdefault(key, []).append(tuple(row))

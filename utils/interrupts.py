@@ -13,7 +13,7 @@ def deferred(enabled=True):
     Yields a function that says whether one was noted; whoever asks raises. If nobody did, leaving raises it. Outside
     the main thread, and where SIGINT has another handler than Python's own, or enabled is False, nothing changes.
     """
-    noted = []
+    noted: list[int] = []
 
     def note(signal_number, frame):
         if noted:

@@ -25,7 +25,8 @@ class Lines:
 
     def __init__(self, iterable, title, total, unit):
         self.iterable, self.title, self.total, self.unit = iterable, title, total, unit
-        self.done, self.values = 0, {}
+        self.done = 0
+        self.values: dict[str, str] = {}
         self.start = self.said = time.monotonic()
 
     def __enter__(self):

@@ -133,7 +133,7 @@ class Study:
         if {key: earlier[key] for key in self.about} != self.about:
             raise UserError(f"{report} is of other data than {dataset}: --results names another folder")
         self.entries = {entry["name"]: entry for entry in earlier["networks"]}
-        self.speeds = {}  # training images/s of each network
+        self.speeds: dict[str, float] = {}  # training images/s of each network
         for line in self.lines:
             orphans = [line.path(e) for e in line.recipes if e is not None and line.path(e).exists()]
             if orphans and not line.path().exists() and not (overwrite or self._line_is_done(line)):
@@ -382,7 +382,7 @@ def read_log(path):
 def training_speed(name, width, device, precision):
     """Images/s of a few training steps of a fresh network, once it has warmed up."""
     keep_freed_memory()
-    network = NETWORKS[name](width).to(device, memory_format=torch.channels_last)
+    network = NETWORKS[name](width).to(device).to(memory_format=torch.channels_last)
     images, labels = torch.rand(128, 3, 32, 32, device=device), torch.zeros(128, dtype=torch.int64, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9)

@@ -88,7 +88,8 @@ def train(
     quiet = quiet or distributed.rank() > 0
     torch.manual_seed(seed)
     mean, std = training.channel_statistics()
-    network = NETWORKS[name](width, len(training.class_names), mean, std).to(device, memory_format=torch.channels_last)
+    network = NETWORKS[name](width, len(training.class_names), mean, std)
+    network = network.to(device).to(memory_format=torch.channels_last)
     training, validation = training.to(device), validation.to(device)
     if recipe.optimizer == "sgd":
         optimizer = torch.optim.SGD(
