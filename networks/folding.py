@@ -11,7 +11,10 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 class Normalize(nn.Module):
-    """(x - mean) / std for each channel, inside the network: outside, images and epsilon are always in pixel units."""
+    """(x - mean) / std for each channel, inside the network: outside, images and epsilon are always in pixel units.
+
+    Raises ValueError for images of other channels: grey ones would be broadcast to three, and pass for colours.
+    """
 
     def __init__(self, mean, std):
         super().__init__()
@@ -19,7 +22,12 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
 
     def forward(self, images):
+        self.check(images)
         return (images - self.mean) / self.std
+
+    def check(self, images):
+        if images.ndim != 4 or images.shape[1] != len(self.mean):
+            raise ValueError(f"images must be (N, {len(self.mean)}, H, W), not {tuple(images.shape)}")
 
 
 @torch.no_grad()
@@ -61,7 +69,7 @@ class _Convolutions:
 
     def __init__(self, network):
         features, self.weights, self.shifts, self._biases = network.features, [], [], {}
-        self.originals = [block[0] for block in features]
+        self.normalize, self.originals = network.normalize, [block[0] for block in features]
         scale = (1 / network.normalize.std)[None]
         shift = -network.normalize.mean * scale
         for convolution, _, norm in features:
@@ -73,9 +81,8 @@ class _Convolutions:
         self.scale, self.shift = scale, shift
 
     def __call__(self, images):
-        weight = self.weights[0]
-        # As normalisation does, which promotes precisions and makes of grey images the colours of grey.
-        images = images.to(torch.promote_types(images.dtype, weight.dtype)).expand(-1, weight.shape[1], -1, -1)
+        self.normalize.check(images)
+        images = images.to(torch.promote_types(images.dtype, self.weights[0].dtype))  # as normalisation does
         biases = self._biases.get(images.shape[2:]) or self._biases_for(images.shape[2:])
         for convolution, weight, bias in zip(self.originals, self.weights, biases, strict=True):
             images = F.conv2d(images, weight, None, convolution.stride, convolution.padding).add_(bias).relu_()

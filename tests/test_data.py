@@ -67,6 +67,22 @@ def test_missing_cifar10_says_where_it_looked_and_what_to_do(tmp_path, monkeypat
         assert part in message
 
 
+def test_half_a_download_is_fetched_again_and_not_opened(tmp_path, monkeypatch):
+    """The archive that an interrupted download has left."""
+    asked = []
+
+    def no_network(request, *_, **__):
+        asked.append(request.full_url)
+        raise urllib.error.URLError("no network")
+
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"\x1f\x8b and then it was cut off")
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    monkeypatch.setattr("tarfile.open", lambda *_, **__: pytest.fail("it was opened"))
+    with pytest.raises(DataError, match="could not be downloaded"):
+        load_split("cifar10", "train", tmp_path)
+    assert asked[0].endswith("cifar-10-python.tar.gz")
+
+
 def test_data_dir_comes_from_the_environment(tmp_path, monkeypatch):
     (tmp_path / "cifar-10-batches-py").mkdir()
     (tmp_path / "cifar-10-batches-py" / "data_batch_2").write_bytes(b"not CIFAR-10")

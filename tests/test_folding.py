@@ -161,11 +161,6 @@ def test_other_precision_of_images(dtypes):
     assert fgsm_direction(network, images, labels).dtype == dtypes[1]
 
 
-def test_other_normalisation():
-    assert_same(network_of(CNN, mean=(0.5,), std=(0.25,)), torch.rand(2, 3, 32, 32))
-    assert_same(network_of(CNN), torch.rand(2, 1, 32, 32))
-
-
 def test_what_is_kept_goes_with_the_network_and_not_into_copies():
     network = network_of(CNN)
     network.folded_for_attacks()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from attacks import fgsm
 from networks import CNN, CNNLSTM, NETWORKS
 from utils.evaluation import multiply_adds
 
@@ -86,3 +87,15 @@ def test_multiply_adds_by_hand():
     assert multiply_adds(CNN()) == convolutions + 2048 * 10
     lstm = 16 * 4 * 64 * ((128 + 64) + 2 * (64 + 64))
     assert multiply_adds(CNNLSTM()) == convolutions + lstm + 64 * 10
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 32, 32), (2, 4, 32, 32), (3, 32, 32), (2, 32, 32, 3)])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_images_of_other_channels_are_refused(name, shape):
+    """Also through an attack, whose images need not be a network's."""
+    network = NETWORKS[name](width=4)
+    with pytest.raises(ValueError, match=r"images must be \(N, 3, H, W\), not"):
+        network(torch.rand(shape))
+    if len(shape) == 4:
+        with pytest.raises(ValueError, match=r"images must be \(N, 3, H, W\), not"):
+            fgsm(network, torch.rand(shape), torch.zeros(shape[0], dtype=torch.int64), epsilon=0.1)
