@@ -3,8 +3,6 @@
 import contextlib
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from utils import UserError
 
 
@@ -16,6 +14,8 @@ def locked(path):
     killed leaves that file behind, which the next run takes over and removes.
     Raises UserError if another run has the lock, or there can be no file at `path`.
     """
+    from filelock import FileLock, Timeout  # here, for it takes as long to import as the rest of the command line
+
     path = Path(path)
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
