@@ -68,7 +68,9 @@ def _random_numbers_of_its_own(device):
 def _warnings_shown():
     """What the package logs as a warning becomes a RuntimeWarning."""
     handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: warnings.warn(f"AutoAttack: {record.getMessage()}", RuntimeWarning, stacklevel=2)
+    handler.emit = lambda record: warnings.warn(  # type: ignore[method-assign]  # of this one alone
+        f"AutoAttack: {record.getMessage()}", RuntimeWarning, stacklevel=2
+    )
     logger = logging.getLogger("auto-attack")
     propagate, level, logger.propagate = logger.propagate, logger.level, False
     logger.setLevel(logging.WARNING)

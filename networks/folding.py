@@ -16,6 +16,9 @@ class Normalize(nn.Module):
     Raises ValueError for images of other channels: grey ones would be broadcast to three, and pass for colours.
     """
 
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(self, mean, std):
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))

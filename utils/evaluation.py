@@ -9,6 +9,7 @@ import inspect
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import takewhile
@@ -25,7 +26,7 @@ from utils.data import batches, tensor_digest
 from utils.progress import progress as shown_progress
 
 # The names that the command line and reports use.
-ATTACKS = {"fgsm": fgsm, "pgd": pgd, "autoattack": autoattack}
+ATTACKS: dict[str, Callable] = {"fgsm": fgsm, "pgd": pgd, "autoattack": autoattack}
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ show them.
 import base64
 import io
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +26,10 @@ from utils.recipes import RECIPES
 from utils.study import Study, read_report
 from utils.training import read_log, train
 
-CHOICES = {"FGSM": fgsm, "PGD, 10 steps": lambda *batch, epsilon: pgd(*batch, epsilon=epsilon, steps=10)}
+CHOICES: dict[str, Callable] = {
+    "FGSM": fgsm,
+    "PGD, 10 steps": lambda *batch, epsilon: pgd(*batch, epsilon=epsilon, steps=10),
+}
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 

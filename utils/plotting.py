@@ -680,7 +680,7 @@ def _percent(results):
 
 def _first_correct(network, split, count):
     """The first correctly classified image of each of `count` classes, or the first images if there is none."""
-    found = {}
+    found: dict[int, tuple] = {}
     for images, labels in batches(split, 100):
         with torch.no_grad(), evaluation_mode(network):
             correct = network(images).argmax(1) == labels

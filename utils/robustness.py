@@ -85,7 +85,8 @@ def measure(networks, split, path, *, examples=1000, overwrite=False, quiet=Fals
     report = {"dataset": split.dataset, "split": split.name, "networks": []}
     earlier = read_report(path)["networks"] if path.exists() else []
     plan = tests(len(split), min(examples, len(split)))
-    sources, done = {}, []
+    sources: dict[str, tuple] = {}
+    done = []
     for checkpoint, (architecture, network) in networks.items():
         metadata = read_metadata(checkpoint)
         entry = {

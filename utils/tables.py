@@ -212,7 +212,7 @@ def robustness_document(report, logs):
 
 def robustness_table(report):
     """Baseline, the study's defence and ours, from the attack that flatters most to the one that flatters least."""
-    columns = {
+    columns: dict[str, tuple] = {
         "clean": ("fgsm", 0.0, {}),
         "transferred FGSM, 0.1": ("fgsm", 0.1, {"setting": "transfer"}),
         "white-box FGSM, 8/255": ("fgsm", RADIUS, {}),

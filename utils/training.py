@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from dataclasses import MISSING, asdict, fields, is_dataclass
+from dataclasses import MISSING, asdict, fields
 from functools import partial
 from pathlib import Path
 
@@ -246,9 +246,7 @@ def training_arguments(name, training, recipe, *, width, seed, defense=None):
 
 def described(defense):
     """A defence's name and numbers; of a plain function, its name."""
-    if is_dataclass(defense):
-        return {"name": defense.name, **asdict(defense)}
-    return defense.__name__
+    return defense.__name__ if hasattr(defense, "__name__") else {"name": defense.name, **asdict(defense)}
 
 
 class PartialRun:
