@@ -12,13 +12,14 @@ def locked(path):
 
     The operating system holds the lock for as long as this process lives, on an empty file beside `path`. One that was
     killed leaves that file behind, which the next run takes over and removes.
-    Raises UserError if another run has the lock, or there can be no file at `path`.
+    Makes the folder if it is missing. Raises UserError if another run has the lock, or there can be no file at `path`.
     """
     from filelock import FileLock, Timeout  # here, for it takes as long to import as the rest of the command line
 
     path = Path(path)
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(blocking=False)
     except Timeout:
         raise UserError(f"{path} is being written by another run: wait for its end, or name another file") from None
