@@ -109,7 +109,9 @@ def interrupted(tries, arguments, folder, output, moment, *, end=signal.SIGKILL,
             shutil.copy(source, place)
     finish(arguments, whole)
     expected = contents(whole / output)
-    while tally.tried < tries:
+    for _ in range(20 * tries):  # of which most would do, and not for ever if the moment never comes
+        if tally.tried == tries:
+            break
         # As in a terminal, even where this is a background job, which ignores SIGINT.
         process = started(
             arguments, broken, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -122,10 +124,11 @@ def interrupted(tries, arguments, folder, output, moment, *, end=signal.SIGKILL,
         process.send_signal(end)
         _, errors = process.communicate(timeout=60)
         trouble = intact()
-        if end == signal.SIGINT and process.returncode not in (130, 0):
+        # What was finished already may be interrupted in Python's own end.
+        if end == signal.SIGINT and process.returncode != 130 and not (broken / output).exists():
             trouble = trouble or f"status {process.returncode}: {errors[-200:]}"
         count(tally, trouble)
-    trouble = ""
+    trouble = "" if tally.tried == tries else "the moment did not come"
     try:
         finish(arguments, broken)
         if contents(broken / output) != expected:
