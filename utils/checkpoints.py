@@ -23,11 +23,8 @@ from utils import LARGEST_WIDTH, UserError
 from utils.untrusted import is_number, one_line, parse_json, shown
 
 LARGEST_HEADER = 8 * 2**20  # bytes, some 25,000 epochs of a log; parsed, it takes twenty times as many
-DTYPES = {
-    torch.float32: "F32",
-    torch.int64: "I64",
-    torch.uint8: "U8",
-}  # all that are written here, as a header has them
+# All that are written here, and how a header names them.
+DTYPES = {torch.float32: "F32", torch.int64: "I64", torch.uint8: "U8"}
 # One key, because safetensors writes several in random order: the same training should give the same file.
 METADATA_KEY = "checkpoint"
 
