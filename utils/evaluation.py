@@ -100,7 +100,7 @@ def predictions(network, images, batch_size=EVALUATION_BATCH):
 def transfer_matrix(networks, split, epsilon, *, batch_size=EVALUATION_BATCH, progress=False):
     """FGSM crafted on each of `networks` and shown to each: a list of Results for each network that crafts."""
     matrix = []
-    for source in tqdm(networks, desc="transfer", disable=not progress):
+    for source in shown_progress(networks, title="transfer", total=len(networks), unit="network", shown=progress):
         direction = torch.cat([fgsm_direction(source, *batch).to(torch.int8) for batch in batches(split, batch_size)])
         options = {"direction": direction, "batch_size": batch_size}
         matrix.append([evaluate_fgsm(shown, split, [epsilon], **options)[1] for shown in networks])
