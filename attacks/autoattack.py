@@ -7,7 +7,15 @@ import warnings
 
 import torch
 
-from attacks.core import attacking, check_epsilon, check_images_and_labels, cross_entropy, forward
+from attacks.core import (
+    attacking,
+    check_epsilon,
+    check_images_and_labels,
+    cross_entropy,
+    forward,
+    input_gradient,
+    warn_of_no_gradient,
+)
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 
@@ -26,7 +34,7 @@ def autoattack(model, images, labels, *, epsilon, attacks=STANDARD, queries=5000
     Returns images of the same shape, dtype, device and memory format, within epsilon of the originals (to one rounding
     unit) and inside [0, 1]: misclassified ones where an attack succeeded, else the originals. What the package says of
     a network that it may not be the right attack for (a random or dynamic defence, probabilities for logits) comes as a
-    RuntimeWarning. Raises what `fgsm` raises, ValueError for unknown attacks, and ImportError without the package.
+    RuntimeWarning, and that gradients are zero, if nothing was found. Raises what `fgsm` raises, ValueError for unknown attacks, and ImportError without the package.
     """
     check_epsilon(epsilon)
     check_images_and_labels(images, labels)
@@ -43,7 +51,11 @@ def autoattack(model, images, labels, *, epsilon, attacks=STANDARD, queries=5000
 
     with attacking(model, images.device), _random_numbers_of_its_own(images.device), _warnings_shown():
         originals, labels = images.detach().clone(memory_format=torch.contiguous_format), labels.clone()
-        logits, _ = forward(model, originals, labels, cross_entropy)
+        if set(attacks) == {"square"}:
+            (logits, _), flat = forward(model, originals, labels, cross_entropy), False
+        else:  # the package would go where a gradient of NaN leads, and does not always say that one is zero
+            logits, _, gradient = input_gradient(model, originals, labels)
+            flat = not gradient.any()
         ensemble = AutoAttack(model, eps=min(float(epsilon), 1.0), seed=seed, device=images.device)
         ensemble.attacks_to_run = list(attacks)
         ensemble.square.n_queries = queries
@@ -54,6 +66,8 @@ def autoattack(model, images, labels, *, epsilon, attacks=STANDARD, queries=5000
             adversarial, _ = ensemble.run_standard_evaluation(originals, labels, batch_size=len(originals))
         finally:
             sys.settrace(tracing)  # which the package's search for dynamic defences switches off
+    if flat and torch.equal(adversarial, originals):
+        warn_of_no_gradient(len(images))
     return torch.empty_like(images).copy_(adversarial)
 
 

@@ -9,6 +9,10 @@ import torch.nn.functional as F
 from torch import nn
 
 
+class AttackError(ValueError):
+    """The model is none that can be attacked by its gradient: that is missing or not finite, or its logits are NaN."""
+
+
 def check_epsilon(epsilon):
     """Raise ValueError unless epsilon is finite and at least 0."""
     if not (math.isfinite(epsilon) and epsilon >= 0):
@@ -50,7 +54,7 @@ def input_gradient(model, images, labels, loss=cross_entropy, *, first=True):
     """Logits (N, K), losses (N,) and the gradient of each image's loss for that image, of its shape and dtype.
 
     To be called inside `attacking`. A model whose class says so gets no more images at once. first: as for `forward`.
-    Raises ValueError if logits and labels do not fit each other or the gradient is missing or not finite.
+    Raises ValueError if logits and labels do not fit each other, AttackError if the gradient is missing or not finite.
     """
     at_once = getattr(type(model), "images_at_once", None) if images.device.type == "cpu" else None
     if at_once and len(images) > at_once:
@@ -61,11 +65,11 @@ def input_gradient(model, images, labels, loss=cross_entropy, *, first=True):
     inputs = images.detach().clone().requires_grad_()
     logits, losses = forward(model, inputs, labels, loss, first=first)
     if not logits.requires_grad:
-        raise ValueError("the model's output does not depend on the images, or hides how: there is no gradient")
+        raise AttackError("the model's output does not depend on the images, or hides how: there is no gradient")
     # Summed, so that an image's gradient does not shrink with the size of the batch it happens to be in.
     (gradient,) = torch.autograd.grad(losses.sum(), inputs)
     if not gradient.isfinite().all():
-        raise ValueError("the gradient of the model's loss holds NaN or infinity: no attack can follow it")
+        raise AttackError("the gradient of the model's loss holds NaN or infinity: no attack can follow it")
     return logits.detach(), losses.detach(), gradient
 
 
@@ -84,7 +88,7 @@ def warn_of_no_gradient(count):
 
 
 def forward(model, images, labels, loss, *, first=True):
-    """Logits (N, K) and losses (N,). Raises ValueError unless the logits are numbers that fit the labels.
+    """Logits (N, K) and losses (N,). Raises ValueError unless logits fit the labels, AttackError if they are NaN.
 
     first: the labels have not been compared with the model's classes yet, which nobody knows before its first answer.
     """
@@ -94,7 +98,7 @@ def forward(model, images, labels, loss, *, first=True):
     if first and (labels.min() < 0 or labels.max() >= logits.shape[1]):
         raise ValueError(f"labels must be classes of the model, in 0..{logits.shape[1] - 1}")
     if logits.isnan().any():
-        raise ValueError("the model's logits hold NaN: they classify nothing")
+        raise AttackError("the model's logits hold NaN: they classify nothing")
     return logits, loss(logits, labels)
 
 

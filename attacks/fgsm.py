@@ -28,9 +28,9 @@ def fgsm(model, images, labels, *, epsilon, targeted=False):
     Returns images of the same shape, dtype, device and memory format, each within epsilon of its original (to one
     rounding unit of the dtype) and inside [0, 1].
     Raises TypeError if images are no floating point tensor or labels no int64 tensor; ValueError if a shape does not
-    fit, images leave [0, 1], a label is no class of the model, epsilon is negative or not finite, or the gradient is
-    missing or not finite. Warns (RuntimeWarning) if it is zero in every pixel of all images, which are then returned
-    as they came.
+    fit, images leave [0, 1], a label is no class of the model, or epsilon is negative or not finite; AttackError, which
+    is one, if the gradient is missing or not finite. Warns (RuntimeWarning) if it is zero in every pixel of all images,
+    which are then returned as they came.
     """
     check_epsilon(epsilon)
     direction = fgsm_direction(model, images, labels)

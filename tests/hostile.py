@@ -28,6 +28,7 @@ from utils import UserError, adversarial, robustness, study
 from utils.checkpoints import CheckpointError, load_checkpoint, save_checkpoint, write_tensors
 from utils.data import tensor_digest
 from utils.paper import EPSILONS
+from utils.untrusted import LARGEST
 
 SECONDS, MEBIBYTES = 2, 1024
 HOLE = 2**36  # bytes, most of which are nowhere on the disk
@@ -44,7 +45,7 @@ TEXTS = [
     '{"a": 1, "a": 2}',
     "[" * 990,
     "[" * 980 + "]" * 980,
-    '{"network": ' + "[" * 960 + "]" * 960,
+    '{"network": ' + "[" * 960 + "]" * 960 + "}",
 ]
 TEXTS += ["1" * 5000, "[NaN]", '{"network": "cnn", "arguments": {"width": 1e400}}', "[" + "[]," * 300_000 + "[]]"]
 
@@ -205,7 +206,8 @@ def a_hole(draw, data):
     header.pop(name, None)
     entry = {"dtype": draw(st.sampled_from(["F32", "U8"])), "shape": [], "data_offsets": [len(data), HOLE]}
     entry["shape"] = [(HOLE - len(data)) // {"F32": 4, "U8": 1}[entry["dtype"]]]
-    return joined({**header, name: entry}, data), HOLE
+    file = joined({**header, name: entry}, data)
+    return file, len(file) - len(data) + HOLE
 
 
 def other_metadata(draw, data):
@@ -268,7 +270,11 @@ def other_text(draw, data):
     return draw(st.sampled_from(TEXTS)).encode()
 
 
-JSON = [*ANYWHERE, other_json, other_json, other_json, other_text]
+def too_long(draw, data):
+    return data, draw(st.sampled_from([LARGEST + 1, HOLE]))
+
+
+JSON = [*ANYWHERE, other_json, other_json, other_json, other_text, too_long]
 
 
 @st.composite
@@ -298,7 +304,9 @@ def checkpoints(folder):
         network = load_checkpoint(path)
         classes = network.arguments["num_classes"]
         assert not network.training
-        assert network(torch.zeros(1, 3, 32, 32)).shape == (1, classes)
+        logits = network(torch.zeros(1, 3, 32, 32))
+        assert logits.shape == (1, classes)
+        assert logits.isfinite().all()
 
     return path, SAFETENSORS, read, CheckpointError
 

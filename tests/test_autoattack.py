@@ -9,7 +9,7 @@ import pytest
 import torch
 from attacked import TinyLSTM, model_and_images
 
-from attacks import autoattack, pgd
+from attacks import AttackError, autoattack, pgd
 from utils.checkpoints import load_checkpoint
 
 pyautoattack = pytest.importorskip("pyautoattack", reason="pyautoattack is not installed")
@@ -114,3 +114,24 @@ def test_bad_input_is_refused(change, error, message):
     arguments = {"images": torch.rand(2, 3, 8, 8), "labels": torch.tensor([0, 1]), "epsilon": 0.1, **change}
     with pytest.raises(error, match=message):
         autoattack(TinyLSTM(), **arguments)
+
+
+def test_network_that_gradients_do_not_lead_astray_is_told(attacked):
+    """NaN is refused, and zeros are told, as by the other attacks."""
+
+    class Spoilt(torch.autograd.Function):
+        @staticmethod
+        def forward(context, images, factor):
+            context.factor = factor
+            return images.clone()
+
+        @staticmethod
+        def backward(context, gradient):
+            return gradient * context.factor, None
+
+    network, images, labels = attacked
+    images, labels = images[:4], network(images[:4]).argmax(1)
+    with pytest.raises(AttackError, match="NaN or infinity"):
+        autoattack(lambda x: network(Spoilt.apply(x, float("nan"))), images, labels, epsilon=0.03, attacks=QUICK[:1])
+    with pytest.warns(RuntimeWarning, match="zero in every pixel of all 4 images"):
+        autoattack(lambda x: network(Spoilt.apply(x, 0)), images, labels, epsilon=0.03, attacks=QUICK[:1])

@@ -1,6 +1,8 @@
 """Splits, batches and augmentation; the augmentation against a slow reference."""
 
 import hashlib
+import io
+import tarfile
 import urllib.error
 
 import numpy as np
@@ -81,6 +83,26 @@ def test_half_a_download_is_fetched_again_and_not_opened(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="could not be downloaded"):
         load_split("cifar10", "train", tmp_path)
     assert asked[0].endswith("cifar-10-python.tar.gz")
+
+
+def test_download_starts_again_after_half_of_one(cifar10_dir, tmp_path, monkeypatch):
+    """From an archive as the authors', of the same files, but not compressed."""
+    from torchvision.datasets import CIFAR10
+
+    archive = tmp_path / "whole.tar.gz"
+    with tarfile.open(archive, "w:gz", compresslevel=0) as file:
+        file.add(cifar10_dir / CIFAR10.base_folder, CIFAR10.base_folder)
+
+    class Response(io.FileIO):
+        length = archive.stat().st_size
+
+    data_dir = tmp_path / "data"
+    data_dir.mkdir()
+    (data_dir / CIFAR10.filename).write_bytes(archive.read_bytes()[:1_000_000])
+    monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: Response(archive))
+    digests = [load_split("cifar10", "validation", folder).digest() for folder in (data_dir, cifar10_dir)]
+    assert digests[0] == digests[1]
 
 
 def test_data_dir_comes_from_the_environment(tmp_path, monkeypatch):

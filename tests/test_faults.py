@@ -1,18 +1,26 @@
 """What goes wrong around a run: Ctrl-C, a second run on the same output, a closed pipe, no home, no room to write."""
 
+import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from threading import Thread
 
 import pytest
+import torch
 from conftest import QUICK, ROOT
 
-from utils import UserError
+from attacks import fgsm
+from utils import UserError, cli
+from utils.adversarial import adversarial_set
+from utils.checkpoints import load_checkpoint
 from utils.interrupts import deferred
 from utils.locks import locked
+from utils.untrusted import check_numbers
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals and locks are those of Unix")
 
@@ -24,8 +32,8 @@ def started(name, *arguments, **options):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a background job ignores it
-        **options,
+        # A background job ignores it.
+        **{"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler), **options},
     )
 
 
@@ -170,6 +178,32 @@ def test_lock_of_a_dead_process_does_not_block(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_lock_can_be_nested(tmp_path):
+    with locked(tmp_path / "a"):
+        with locked(tmp_path / "a"):
+            pass
+        assert [path.name for path in tmp_path.iterdir()] == [".a.lock"]
+        holds = f"from utils.locks import locked\nwith locked({str(tmp_path / 'a')!r}):\n    pass"
+        result = subprocess.run([sys.executable, "-c", holds], cwd=ROOT, capture_output=True, text=True)
+        assert "is being written by another run" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_second_builder_of_an_adversarial_set_is_refused(trained, digits, tmp_path):
+    source = trained("cnn")
+    name = f"digits-validation-fgsm-{source.stem}.safetensors"
+    holds = f"from utils.locks import locked\nwith locked({str(tmp_path / name)!r}):\n    print(1, flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", holds], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
+    ) as process:
+        process.stdout.readline()
+        with pytest.raises(UserError, match="is being written by another run"):
+            adversarial_set(source, digits["validation"], folder=tmp_path)
+        process.communicate(b"\n", timeout=60)
+    adversarial_set(source, digits["validation"], folder=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 # ---- odd surroundings ----
 
 
@@ -197,10 +231,81 @@ def test_no_home_and_a_path_that_is_not_ascii(script, tmp_path):
     assert (output.parent / "figures" / "examples.png").exists()
 
 
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write anywhere")
-def test_read_only_output_is_one_line(script, tmp_path):
+def without_privileges():
+    """In a child process: root, too, may then write only where the permissions say so."""
+    if os.geteuid() == 0:
+        prctl = ctypes.CDLL(None, use_errno=True).prctl
+        for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+            if prctl(24, capability, 0, 0, 0):  # PR_CAPBSET_DROP
+                raise OSError(ctypes.get_errno(), "a capability cannot be dropped")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="capabilities are those of Linux")
+def test_read_only_output_is_one_line(tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir(mode=0o555)
-    result = script("train-cnn.py", *QUICK, "--output", folder / "a.safetensors")
-    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
-    assert "a.safetensors cannot be written" in result.stderr
+    process = started("train-cnn.py", *QUICK, "--output", folder / "a.safetensors", preexec_fn=without_privileges)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output, errors.count("\n")) == (2, "", 1)
+    assert "a.safetensors cannot be written: Permission denied" in errors
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="capabilities are those of Linux")
+def test_read_only_repository_serves(tmp_path):
+    """From another folder, into which everything goes; what would go into the repository is refused in a line."""
+    repository, here = tmp_path / "repository", tmp_path / "here"
+    here.mkdir()
+    repository.mkdir()
+    for name in ("attacks", "networks", "utils"):
+        shutil.copytree(ROOT / name, repository / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("train-cnn.py", "test-cnn.py"):
+        shutil.copy(ROOT / name, repository)
+    before = sorted(repository.rglob("*"))
+    for path in (*before, repository):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+
+    def run(name, *arguments, cwd=here):
+        process = started(repository / name, *arguments, cwd=cwd, preexec_fn=without_privileges)
+        return process, *process.communicate(timeout=60)
+
+    process, _, errors = run("train-cnn.py", *QUICK, "--output", "a.safetensors")
+    assert (process.returncode, errors) == (0, "")
+    process, _, errors = run("test-cnn.py", "--checkpoint", "a.safetensors", "--examples", 20, "--json", "a.json")
+    assert (process.returncode, errors) == (0, "")
+    process, _, errors = run("train-cnn.py", *QUICK, cwd=repository)
+    assert (process.returncode, errors.count("\n")) == (2, 1)
+    assert "cannot be written" in errors
+    assert sorted(repository.rglob("*")) == before
+    assert sorted(path.name for path in here.iterdir()) == ["a.json", "a.jsonl", "a.safetensors"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_output_that_cannot_be_printed_is_one_line(tmp_path):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, ROOT / "train-cnn.py", *map(str, QUICK), "--output", "a.safetensors"]
+        result = subprocess.run(command, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert "No space left on device" in result.stderr
+
+
+@pytest.mark.parametrize("closed", ["1", "2"])
+def test_closed_streams_do_no_harm(closed, tmp_path):
+    command = f'"{sys.executable}" "{ROOT / "train-cnn.py"}" {" ".join(map(str, QUICK))} --output a.safetensors'
+    result = subprocess.run(f"{command} {closed}>&-", shell=True, cwd=tmp_path, capture_output=True, timeout=60)
+    assert (result.returncode, result.stderr) == (0, b"")
+    load_checkpoint(tmp_path / "a.safetensors")
+
+
+def test_network_that_no_attack_can_follow_is_one_line(capsys):
+    """And any other ValueError is a mistake of ours."""
+    images, labels = torch.rand(2, 3, 32, 32), torch.zeros(2, dtype=torch.int64)
+
+    def attack():
+        fgsm(lambda x: x.flatten(1) * float("nan"), images, labels, epsilon=0.1)
+
+    with pytest.raises(SystemExit) as end:
+        cli.run(cli.Parser("test.py", "", []), attack)
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "test.py: error: the model's logits hold NaN: they classify nothing\n"
+    with pytest.raises(ValueError, match="no number"):
+        cli.run(cli.Parser("test.py", "", []), lambda: check_numbers([None], 0, 1))

@@ -21,7 +21,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from tests.hostile import Tally, Watch
+from tests.hostile import SECONDS, Tally, Watch
 from utils.adversarial import FOLDER
 from utils.checkpoints import load_checkpoint, read_header, read_tensors, versions, write_atomically
 from utils.data import DataError, load_split, tensor_digest
@@ -325,7 +325,12 @@ def mutated(kind):
 
     def experiment(tries, draw, folder):
         command = [sys.executable, "-m", "tests.hostile", kind, str(tries)]
-        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        try:
+            result = subprocess.run(
+                command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120 + SECONDS * tries
+            )
+        except subprocess.TimeoutExpired:
+            return Tally(tried=tries, lost=tries, first_loss="it hangs")
         with contextlib.suppress(ValueError):
             return Tally(**json.loads(result.stdout))
         return Tally(tried=tries, lost=tries, first_loss=result.stderr[-300:])  # a crash of the interpreter, say

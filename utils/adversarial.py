@@ -26,6 +26,7 @@ from utils.checkpoints import (
     write_tensors,
 )
 from utils.data import Split, batches, tensor_digest
+from utils.locks import locked
 from utils.progress import progress as shown_progress
 from utils.untrusted import is_number, shown
 
@@ -70,13 +71,19 @@ def adversarial_set(source, split, *, folder=FOLDER, batch_size=EVALUATION_BATCH
         raise CheckpointError(f"{source} was trained on {shown(metadata['dataset'])}, not on {split.dataset}")
     if metadata["class_names"] != list(split.class_names):
         raise CheckpointError(f"{source} tells other classes apart than {split.dataset} has")
-    network = load_checkpoint(source, device)
+    with locked(path):
+        return _build(path, wanted, load_checkpoint(source, device), split, progress)
+
+
+def _build(path, wanted, network, split, progress):
+    """Compute the AdversarialSet, and write it to `path`."""
     start = time.perf_counter()
+    device = next(network.parameters()).device
     direction = torch.empty(split.images.shape, dtype=torch.int8)
     done = 0
-    name = f"FGSM on {split.name}, {Path(source).stem}"
+    name = f"FGSM on {split.name}, {path.stem.split('-fgsm-', 1)[1]}"
     with shown_progress(title=name, total=len(split), unit="image", shown=progress) as bar:
-        for images, labels in batches(split.to(device), batch_size):
+        for images, labels in batches(split.to(device), wanted["batch_size"]):
             direction[done : done + len(labels)] = fgsm_direction(network, images, labels)
             done += len(labels)
             bar.update(len(labels))
@@ -86,7 +93,6 @@ def adversarial_set(source, split, *, folder=FOLDER, batch_size=EVALUATION_BATCH
         "sha256": tensor_digest(planes["positive"], planes["negative"]),
         "seconds": round(time.perf_counter() - start, 2),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_tensors(path, planes, manifest)
     return AdversarialSet(direction, manifest)
 

@@ -20,9 +20,8 @@ from safetensors.torch import save
 
 from networks import NETWORKS
 from utils import LARGEST_WIDTH, UserError
-from utils.untrusted import is_number, one_line, parse_json, shown
+from utils.untrusted import LARGEST, is_number, one_line, parse_json, shown
 
-LARGEST_HEADER = 8 * 2**20  # bytes, some 25,000 epochs of a log; parsed, it takes twenty times as many
 # All that are written here, and how a header names them.
 DTYPES = {torch.float32: "F32", torch.int64: "I64", torch.uint8: "U8"}
 # One key, because safetensors writes several in random order: the same training should give the same file.
@@ -36,7 +35,8 @@ class CheckpointError(UserError):
 def load_checkpoint(path, device="cpu"):
     """The network saved in `path`, in evaluation mode on `device`, ready to classify images in [0, 1].
 
-    Raises CheckpointError if the file is missing, damaged or not one that `save_checkpoint` wrote.
+    Raises CheckpointError if the file is missing, damaged or not one that `save_checkpoint` wrote, or the network of it
+    makes of an image no finite logits.
     """
     metadata, declared = read_declared(path)
     metadata = _checked(path, metadata)
@@ -54,7 +54,11 @@ def load_checkpoint(path, device="cpu"):
         if not tensor.isfinite().all():
             raise CheckpointError(f"{path}: tensor {shown(name)} holds NaN or infinity")
     network.load_state_dict(tensors, assign=True)
-    return network.to(device).to(memory_format=torch.channels_last).eval()
+    network = network.to(memory_format=torch.channels_last).eval()
+    with torch.no_grad():  # a negative variance, weights that overflow
+        if not network(torch.linspace(0, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)).isfinite().all():
+            raise CheckpointError(f"{path}: the network's logits are NaN or infinite")
+    return network.to(device)
 
 
 def read_metadata(path):
@@ -158,22 +162,11 @@ def temporary_of(path):
     return path.with_name(f".{path.name}.tmp")
 
 
-def read_json_lines(path):
-    """What a file's lines hold, before the first that is no JSON, as the last may be when the writer was killed."""
-    rows = []
-    for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            rows.append(parse_json(line))
-        except ValueError:
-            break
-    return rows
-
-
 def _open(path, framework, read):
     """The metadata and read(file), whatever is wrong with the file a CheckpointError."""
     try:
         with open(path, "rb") as file:
-            if int.from_bytes(file.read(8), "little") > LARGEST_HEADER:
+            if int.from_bytes(file.read(8), "little") > LARGEST:
                 raise CheckpointError(f"{path} is damaged or not a safetensors checkpoint (its header is too long)")
         with safe_open(path, framework=framework) as file:
             metadata = parse_json((file.metadata() or {}).get(METADATA_KEY, "null"))

@@ -67,8 +67,8 @@ class Parser(argparse.ArgumentParser):
 
     def exit(self, status=0, message=None):
         try:
-            sys.stdout.flush()
-        except BrokenPipeError:  # Python would try again at its end, and complain
+            print(end="", flush=True)
+        except OSError:  # a closed pipe, a full disk: Python would try again at its end, and complain
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         super().exit(status, message)
 
@@ -196,6 +196,7 @@ def train_script(network):
         parser,
         lambda: train_command(network, args, recipe),
         hint="; the last finished epoch, if any, is saved: --resume, with the same flags, continues after it",
+        output=args.output,
     )
 
 
@@ -236,17 +237,12 @@ def prepare_training(network, args, recipe, device):
     from utils.training import PartialRun, check_same_arguments, training_arguments
 
     partial = PartialRun(args.output)
-    with locked(
-        args.output
-    ):  # what another run is at is no interrupted run; train() takes the lock again, and keeps it
-        existing = [path for path in (partial.state, partial.output, partial.log) if path.exists()]
-        if existing and not (args.overwrite or args.resume):
-            if partial.exists():
-                raise UserError(
-                    f"{partial.state} is an interrupted run: --resume continues it, --overwrite starts again"
-                )
-            raise UserError(f"{existing[0]} exists: --overwrite replaces it, --output names another file")
-        check_writable(args.output)
+    existing = [path for path in (partial.state, partial.output, partial.log) if path.exists()]
+    if existing and not (args.overwrite or args.resume):
+        if partial.exists():
+            raise UserError(f"{partial.state} is an interrupted run: --resume continues it, --overwrite starts again")
+        raise UserError(f"{existing[0]} exists: --overwrite replaces it, --output names another file")
+    check_writable(args.output)
     if args.defense == "fgsm-augment":
         read_metadata(args.source)  # before a download, that is
         if args.source.resolve() == args.output.resolve():
@@ -788,7 +784,7 @@ def check_writable(path):
             raise OSError("it is there and no file")
         probe = path.with_name(f".{path.name}.probe")  # and not the name under which another run may be writing
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another run may have asked at the same time
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
 
@@ -802,10 +798,16 @@ def run(parser, command, hint="", output=None):
     try:
         with locked(output) if output and not RANK else contextlib.nullcontext():
             command()
-            sys.stdout.flush()  # here, where a closed pipe is answered
+            print(end="", flush=True)  # here, where a closed pipe is answered
     except KeyboardInterrupt as interrupt:
         parser.exit(130, None if RANK else f"{who}: interrupted{interrupt}{hint}\n")
     except UserError as error:
+        parser.exit(2, f"{who}: error: {error}\n")
+    except ValueError as error:
+        from attacks import AttackError  # not above, for it takes torch
+
+        if not isinstance(error, AttackError):
+            raise
         parser.exit(2, f"{who}: error: {error}\n")
     except BrokenPipeError:  # whoever read the output, such as head, has gone: so do we, as a shell would have it
         parser.exit(128 + 13)

@@ -21,9 +21,10 @@ from torch import nn
 from attacks import autoattack, default_step_size, fgsm, fgsm_direction, pgd, step
 from attacks.core import evaluating, evaluation_mode
 from utils import EVALUATION_BATCH, distributed
-from utils.checkpoints import read_json_lines, versions, write_atomically
+from utils.checkpoints import versions, write_atomically
 from utils.data import batches, tensor_digest
 from utils.progress import progress as shown_progress
+from utils.untrusted import read_json_lines
 
 # The names that the command line and reports use.
 ATTACKS: dict[str, Callable] = {"fgsm": fgsm, "pgd": pgd, "autoattack": autoattack}

@@ -8,7 +8,7 @@ from utils import UserError
 
 @contextlib.contextmanager
 def locked(path):
-    """Inside, no other process is inside with the same `path`, the file that is to be written.
+    """Inside, no other process is inside with the same `path`, the file that is to be written. It can be nested.
 
     The operating system holds the lock for as long as this process lives, on an empty file beside `path`. One that was
     killed leaves that file behind, which the next run takes over and removes.
@@ -17,7 +17,7 @@ def locked(path):
     from filelock import FileLock, Timeout  # here, for it takes as long to import as the rest of the command line
 
     path = Path(path)
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    lock = FileLock(path.with_name(f".{path.name}.lock"), is_singleton=True)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(blocking=False)
@@ -28,6 +28,7 @@ def locked(path):
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # Windows removes it by itself, and not while it is open
-            Path(lock.lock_file).unlink()
+        if lock.lock_counter == 1:
+            with contextlib.suppress(OSError):  # Windows removes it by itself, and not while it is open
+                Path(lock.lock_file).unlink()
         lock.release()

@@ -13,6 +13,7 @@ def progress(iterable=None, *, title, total, unit, shown=True):
 
     Iterated over, or told by `update` of `total` units. Notebooks keep what their cells show, and get no lines.
     """
+    shown = shown and sys.stderr is not None
     if shown and not sys.stderr.isatty() and "ipykernel" not in sys.modules:
         return Lines(iterable, title, total, unit)
     return tqdm(iterable, desc=title, total=total, unit=unit, leave=False, disable=None if shown else True)

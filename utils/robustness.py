@@ -21,7 +21,7 @@ from utils.checkpoints import file_digest, read_metadata, versions, write_atomic
 from utils.evaluation import Notes, evaluate, evaluate_fgsm, report_row
 from utils.paper import EPSILONS
 from utils.training import read_log
-from utils.untrusted import check_numbers, check_strings, one_line, parse_json
+from utils.untrusted import check_numbers, check_strings, one_line, read_json
 
 RADIUS = 8 / 255  # that the robust networks are trained for
 RADII = sorted([*(levels / 255 for levels in (2, 4, 8, 12, 16)), *EPSILONS[1:]])
@@ -164,7 +164,7 @@ def find(report, name, attack, epsilon, setting="white_box", **options):
 def read_report(path):
     """The report in a JSON file. Raises UserError unless it is one that `measure` wrote."""
     try:
-        report = parse_json(Path(path).read_text(encoding="utf-8"))
+        report = read_json(path)
         check_strings((report["dataset"], report["split"]))
         for entry in report["networks"]:
             check_strings(entry[key] for key in ("name", "network", "sha256", "source_sha256"))

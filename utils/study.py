@@ -31,7 +31,6 @@ from utils.checkpoints import (
     file_digest,
     load_checkpoint,
     read_header,
-    read_json_lines,
     read_metadata,
     versions,
     write_atomically,
@@ -48,7 +47,7 @@ from utils.training import (
     train,
     training_arguments,
 )
-from utils.untrusted import check_numbers, check_strings, one_line, parse_json, shown
+from utils.untrusted import check_numbers, check_strings, one_line, read_json, read_json_lines, shown
 
 SPREAD_SEEDS = (0, 1, 2)
 
@@ -344,7 +343,7 @@ def as_json(result):
 def read_report(path):
     """The report in a JSON file. Raises UserError unless it is one that `Study` wrote."""
     try:
-        report = parse_json(Path(path).read_text(encoding="utf-8"))
+        report = read_json(path)
         check_strings((report["dataset"], report["split"]))
         check_numbers([report["examples"]], 1, 1e9)
         for entry in report["networks"]:

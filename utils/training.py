@@ -18,7 +18,6 @@ from utils import UserError, distributed
 from utils.allocator import keep_freed_memory
 from utils.checkpoints import (
     CheckpointError,
-    read_json_lines,
     read_tensors,
     save_checkpoint,
     temporary_of,
@@ -33,7 +32,7 @@ from utils.interrupts import deferred
 from utils.locks import locked
 from utils.progress import progress
 from utils.recipes import Recipe
-from utils.untrusted import one_line, shown
+from utils.untrusted import one_line, read_json_lines, shown
 
 
 class TrainingError(UserError):
@@ -361,11 +360,9 @@ def argument_differences(found, wanted):
     defenses = [arguments.get("defense") for arguments in (found, wanted)]
     if all(isinstance(defense, dict) for defense in defenses) and "crafting" in defenses[1]:  # likewise
         found["defense"] = {"crafting": "training", **defenses[0]}
-    return [
-        f"{one_line(name)} {shown(found.get(name))}, not {shown(wanted.get(name))}"
-        for name in sorted(found.keys() | wanted.keys())
-        if found.get(name) != wanted.get(name)
-    ]
+    names = [name for name in sorted(found.keys() | wanted.keys()) if found.get(name) != wanted.get(name)]
+    phrases = [f"{one_line(name)[:50]} {shown(found.get(name))}, not {shown(wanted.get(name))}" for name in names[:20]]
+    return phrases + [f"and {len(names) - 20} more"] * (len(names) > 20)
 
 
 def _device_module(network):

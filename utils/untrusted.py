@@ -3,10 +3,12 @@
 import json
 import reprlib
 
+LARGEST = 8 * 2**20  # bytes of JSON, some 25,000 epochs of a log; parsed, they take twenty times as many
 DEEPEST = 20  # levels of nesting; ours have five, and beyond some hundreds Python fails to print or compare them
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
 _SHORT.maxdict = _SHORT.maxlist = 10
+_SHORT.maxlevel = 3
 
 
 def parse_json(text):
@@ -26,6 +28,31 @@ def parse_json(text):
     if level:
         raise ValueError("it is nested too deeply")
     return value
+
+
+def read_json(path):
+    """The value in a JSON file. Raises OSError, or ValueError as `parse_json` does and for more than LARGEST bytes."""
+    with open(path, "rb") as file:
+        text = file.read(LARGEST + 1)
+    if len(text) > LARGEST:
+        raise ValueError("it is too long")
+    return parse_json(text.decode())
+
+
+def read_json_lines(path):
+    """What a file's lines hold, before the first that is no JSON, as the last may be when the writer was killed.
+
+    What comes after LARGEST bytes is not read.
+    """
+    with open(path, "rb") as file:
+        text = file.read(LARGEST).decode(errors="replace")
+    rows = []
+    for line in text.splitlines():
+        try:
+            rows.append(parse_json(line))
+        except ValueError:
+            break
+    return rows
 
 
 def _is_container(value):
@@ -64,7 +91,7 @@ def check_strings(values):
 
 def shown(value):
     """repr(value) for an error message, cut short where it is long or deep."""
-    return _SHORT.repr(value)
+    return _SHORT.repr(value)[:200]
 
 
 def one_line(error):
