@@ -57,7 +57,7 @@ test: $(VENV)/installed-dev  ## run the test suite, a process a core (on CIFAR-1
 
 coverage: $(VENV)/installed-dev  ## run the test suite and count the lines and branches that it reaches
 	rm -f .coverage .coverage.*
-	COVERAGE_FILE=$(CURDIR)/.coverage $(RUN) -m coverage run -m pytest
+	OMP_NUM_THREADS=1 COVERAGE_FILE=$(CURDIR)/.coverage $(RUN) -m coverage run -m pytest -n auto --dist worksteal
 	$(RUN) -m coverage combine --quiet
 	$(RUN) -m coverage report --show-missing --skip-covered
 	$(RUN) -m coverage json --quiet -o .coverage.json

@@ -34,7 +34,8 @@ def autoattack(model, images, labels, *, epsilon, attacks=STANDARD, queries=5000
     Returns images of the same shape, dtype, device and memory format, within epsilon of the originals (to one rounding
     unit) and inside [0, 1]: misclassified ones where an attack succeeded, else the originals. What the package says of
     a network that it may not be the right attack for (a random or dynamic defence, probabilities for logits) comes as a
-    RuntimeWarning, and that gradients are zero, if nothing was found. Raises what `fgsm` raises, ValueError for unknown attacks, and ImportError without the package.
+    RuntimeWarning, and so does that all gradients are zero, if nothing was found. Raises what `fgsm` raises, ValueError
+    for unknown attacks, and ImportError without the package.
     """
     check_epsilon(epsilon)
     check_images_and_labels(images, labels)
