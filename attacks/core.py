@@ -73,8 +73,8 @@ def input_gradient(model, images, labels, loss=cross_entropy, *, first=True):
     return logits.detach(), losses.detach(), gradient
 
 
-def warn_of_no_gradient(count):
-    """Say that an attack on `count` images met nothing but zeros in their gradients.
+def warn_of_no_gradient(count, stacklevel=3):
+    """Say that an attack on `count` images met nothing but zeros in their gradients; by default, to its caller.
 
     A warning and no error: to rounding, the gradient is zero also where a network is merely very sure, and a few such
     images in a batch of their own should not end an evaluation. utils.diagnostics counts them.
@@ -83,7 +83,7 @@ def warn_of_no_gradient(count):
         f"the gradient of the model's loss is zero in every pixel of all {count} images: no attack can follow it, and "
         "that the model withstands this one says nothing",
         RuntimeWarning,
-        stacklevel=3,
+        stacklevel=stacklevel,
     )
 
 

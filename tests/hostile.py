@@ -174,7 +174,7 @@ def other_names(draw, data):
 
 def many_tensors(draw, data):
     header, data = parts(data)
-    count = draw(st.sampled_from([1, 1000, 100_000, 200_000]))  # the last too many for the longest header that is read
+    count = draw(st.sampled_from([1, 1000, 15_000, 200_000]))  # the last too many for the longest header that is read
     return joined(b"{" + empty_tensors(count) + json.dumps(header).encode()[1:], data)
 
 
@@ -393,7 +393,7 @@ def fuzz(kind, examples):
 def attempt(read, refusal, path, tally, watch):
     """Whether the file is read, refused or worse: counted in the tally, True if read."""
     accepted, loss, before = False, "", state(path)
-    start = time.perf_counter()
+    start = time.process_time()  # and not what other processes take; who hangs is timed out
     try:
         with watch.watching():
             read()
@@ -403,7 +403,7 @@ def attempt(read, refusal, path, tally, watch):
             loss = f"no line to be shown: {error!r}"
     except Exception as error:
         loss = repr(error)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     tally.slowest = max(tally.slowest, seconds)
     if seconds > SECONDS:
         loss = loss or f"{seconds:.1f} s"

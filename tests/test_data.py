@@ -94,7 +94,7 @@ def test_download_starts_again_after_half_of_one(cifar10_dir, tmp_path, monkeypa
         file.add(cifar10_dir / CIFAR10.base_folder, CIFAR10.base_folder)
 
     class Response(io.FileIO):
-        length = archive.stat().st_size
+        length, url = archive.stat().st_size, None
 
     data_dir = tmp_path / "data"
     data_dir.mkdir()

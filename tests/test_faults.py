@@ -207,7 +207,7 @@ def test_second_builder_of_an_adversarial_set_is_refused(trained, digits, tmp_pa
 # ---- odd surroundings ----
 
 
-@pytest.mark.parametrize("arguments", [("--help",), (*QUICK, "--output", "a.safetensors")])
+@pytest.mark.parametrize("arguments", [("--help",), (*QUICK, "--epochs", 20, "--output", "a.safetensors")])
 def test_closed_pipe_is_no_traceback(arguments, tmp_path):
     """As `| head -1` closes it; what was trained so far is kept."""
     process = started("train-cnn.py", *arguments, cwd=tmp_path)

@@ -6,6 +6,7 @@ import os
 import struct
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -130,6 +131,21 @@ def test_numbers_that_make_no_network_are_refused(tensor, value, saved):
         load_checkpoint(saved)
 
 
+def test_metadata_as_long_as_may_be_take_no_two_seconds(saved):
+    """They are valid, and parsed more than once."""
+    metadata = {**read_metadata(saved), "training": {"a": [{}] * 250_000}}
+    save_file(load_file(saved), saved, {"checkpoint": json.dumps(metadata, separators=(",", ":"))})
+    start = time.process_time()
+    load_checkpoint(saved)
+    assert time.process_time() - start < 2
+
+
+def test_digest_of_a_hole_is_not_taken(saved):
+    os.truncate(saved, 2**36)
+    with pytest.raises(CheckpointError, match="too large"):
+        file_digest(saved)
+
+
 def test_long_json_is_not_parsed(tmp_path):
     path = tmp_path / "a.json"
     path.write_text('"' + "x" * (LARGEST - 2) + '"')
@@ -142,7 +158,7 @@ def test_long_json_is_not_parsed(tmp_path):
 
 
 def test_long_header_is_not_parsed(saved):
-    saved.write_bytes(struct.pack("<Q", 8 * 2**20 + 1) + b" " * 100)
+    saved.write_bytes(struct.pack("<Q", LARGEST + 1) + b" " * 100)
     with pytest.raises(CheckpointError, match="its header is too long"):
         read_metadata(saved)
 
@@ -230,7 +246,7 @@ def test_differences_between_trainings_are_quoted_in_short():
     many = {f"{i}\n" * 1000: "x" * 1000 for i in range(1000)}
     differences = argument_differences(many, {})
     assert len(differences) == 21
-    assert differences[-1] == "and 980 more"
+    assert differences[-1] == "and 982 more"  # with two fields of the recipe that came later
     assert all(len(phrase) < 500 and phrase.isprintable() for phrase in differences)
 
 

@@ -2,7 +2,8 @@
 
     make torture
 
-prints a line for each experiment, writes results/torture.json, and ends with status 1 if anything was lost or executed.
+prints a line for each experiment, writes results/torture.json and README's table of it, and ends with status 1 if
+anything was lost or executed.
 All is drawn from one seed, but for where in its work a process is when it is killed.
 """
 
@@ -22,11 +23,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tests.hostile import SECONDS, Tally, Watch
+from utils import tables
 from utils.adversarial import FOLDER
 from utils.checkpoints import load_checkpoint, read_header, read_tensors, versions, write_atomically
 from utils.data import DataError, load_split, tensor_digest
 
 ROOT = Path(__file__).parent.parent
+OUTPUT_FILE = ROOT / "results" / "torture.json"
+BEFORE_THE_TABLE = "([results/torture.json](results/torture.json)):"  # in README
 TRAINING = ("train-cnn.py", "--dataset", "digits", "--epochs", 20, "--width", 4)
 DEFENDED = (*TRAINING[:4], 3, *TRAINING[5:], "--defense", "fgsm-augment", "--epsilon", 0.1)
 TESTING = ("test-cnn.py", "--attack", "pgd", "--steps", 30, "--restarts", 3, "--examples", 200, "--batch-size", 10)
@@ -35,7 +39,7 @@ TESTING = ("test-cnn.py", "--attack", "pgd", "--steps", 30, "--restarts", 3, "--
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--part", type=float, default=1, help="of the tries, for a quick look (default 1)")
-    parser.add_argument("--output", type=Path, default=ROOT / "results" / "torture.json")
+    parser.add_argument("--output", type=Path, default=OUTPUT_FILE)
     args = parser.parse_args()
     rows = []
     for name, experiment, tries in EXPERIMENTS:
@@ -51,7 +55,14 @@ def main():
         sys.stdout.flush()
     about = {"python": platform.python_version(), "system": platform.platform(), "versions": versions("hypothesis")}
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(args.output, (json.dumps({**about, "experiments": rows}, indent=1) + "\n").encode())
+    report = {**about, "experiments": rows}
+    write_atomically(args.output, (json.dumps(report, indent=1) + "\n").encode())
+    if args.output == OUTPUT_FILE:
+        readme = (ROOT / "README.md").read_text(encoding="utf-8")
+        before, _, rest = readme.partition(BEFORE_THE_TABLE)
+        after = rest.partition("\n\n## ")[2]
+        readme = f"{before}{BEFORE_THE_TABLE}\n\n{tables.torture_table(report)}\n\n## {after}"
+        write_atomically(ROOT / "README.md", readme.encode())
     sys.exit(any(row["lost"] or row["executed"] for row in rows))
 
 
@@ -151,7 +162,8 @@ def contents(path):
 
 
 def names(folder):
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    """Of all files, but for the locks of dead processes, which whoever takes them next removes."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"}
 
 
 def loads(folder, output):
@@ -203,21 +215,25 @@ def killed_in_a_write(tries, draw, folder):
 
 
 def killed_in_building_a_set(tries, draw, folder):
-    """Between the start of the process and the end of the building, whose duration the first run tells."""
+    """While the set's lock is held, which is as long as it is built and written; the first run tells how long."""
     finish((*TRAINING[:4], 2, *TRAINING[5:], "--output", folder / "source.safetensors"), folder)
     (folder / "source.jsonl").unlink()
     arguments = (*DEFENDED, "--source", "source.safetensors", "--output", OUTPUT, "--resume")
     kept = folder / "broken" / FOLDER / "digits-train-fgsm-source.safetensors"
+    lock = kept.with_name(f".{kept.name}.lock")
     durations = []
 
     def moment(process):
-        kept.unlink(missing_ok=True)
+        for path in (kept, lock):  # the latter of the kill before
+            path.unlink(missing_ok=True)
+        if not wait(process, lock.exists):
+            return False
         start = time.monotonic()
         if not durations:
             wait(process, kept.exists)
             durations.append(time.monotonic() - start)
             return False
-        time.sleep(draw.uniform(0.6, 1) * durations[0])
+        time.sleep(draw.uniform(0, 1) * durations[0])
         return process.poll() is None
 
     def intact():
@@ -345,10 +361,10 @@ EXPERIMENTS = [
     ("SIGKILL in an evaluation", killed_in_an_evaluation, 6),
     ("Ctrl-C in a training step", interrupted_once, 5),
     ("disk full", full_disk, 10),
-    ("mutated checkpoints", mutated("checkpoints"), 10_000),
-    ("mutated adversarial sets", mutated("sets"), 3000),
-    ("mutated reports of a study", mutated("studies"), 3000),
-    ("mutated reports on robustness", mutated("robustness"), 3000),
+    ("mutated checkpoints", mutated("checkpoints"), 4000),
+    ("mutated adversarial sets", mutated("sets"), 2000),
+    ("mutated reports of a study", mutated("studies"), 2000),
+    ("mutated reports on robustness", mutated("robustness"), 2000),
     ("damaged CIFAR-10 files", hostile_data, 30),
 ]
 

@@ -22,6 +22,7 @@ from networks import NETWORKS
 from utils import LARGEST_WIDTH, UserError
 from utils.untrusted import LARGEST, is_number, one_line, parse_json, shown
 
+LARGEST_FILE = 2**28  # bytes; the widest network has 75 million
 # All that are written here, and how a header names them.
 DTYPES = {torch.float32: "F32", torch.int64: "I64", torch.uint8: "U8"}
 # One key, because safetensors writes several in random order: the same training should give the same file.
@@ -76,10 +77,12 @@ def save_checkpoint(path, network, metadata):
 
 
 def file_digest(path):
-    """SHA-256 of a file, in hexadecimal. Raises CheckpointError if it cannot be read."""
+    """SHA-256 of a checkpoint, in hexadecimal. Raises CheckpointError if it cannot be read, or can be none."""
     digest = hashlib.sha256()
     try:
         with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size > LARGEST_FILE:
+                raise CheckpointError(f"{path} is too large for a checkpoint")
             while block := file.read(2**20):  # not all at once, for who knows how large it is
                 digest.update(block)
         return digest.hexdigest()
@@ -109,20 +112,21 @@ def write_tensors(path, tensors, metadata):
     write_atomically(path, save(tensors, {METADATA_KEY: json.dumps(metadata)}))
 
 
-def read_tensors(path):
+def read_tensors(path, longest=LARGEST):
     """The (metadata, tensors) that `write_tensors` wrote. Raises CheckpointError.
 
-    Of a file that may be anyone's, `read_declared` tells first how large they are.
+    Of a file that may be anyone's, `read_declared` tells first how large they are. longest: header, in bytes.
     """
-    _, declared = read_declared(path)
+    _, declared = read_declared(path, longest)
     for name, (_, dtype) in declared.items():
         if dtype not in DTYPES.values():  # some are such that not every torch knows them
             raise CheckpointError(f"{path}: tensor {shown(name)} is of a dtype that no checkpoint has")
     # Cloned, because what get_tensor returns is a view of the file, which could then not be replaced on Windows.
-    return _open(path, "pt", lambda file: {name: file.get_tensor(name).clone() for name in file.keys()})  # noqa: SIM118
+    tensors = lambda file: {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: E731, SIM118
+    return _open(path, "pt", tensors, longest)
 
 
-def read_declared(path):
+def read_declared(path, longest=LARGEST):
     """The metadata and, by name, the (shape, dtype as in DTYPES' values) of each tensor. Raises CheckpointError.
 
     No tensor is read: a small file may declare terabytes, if most of it is a hole.
@@ -132,7 +136,7 @@ def read_declared(path):
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         return {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
 
-    return _open(path, "np", declared)
+    return _open(path, "np", declared, longest)
 
 
 def read_header(path):
@@ -162,11 +166,11 @@ def temporary_of(path):
     return path.with_name(f".{path.name}.tmp")
 
 
-def _open(path, framework, read):
+def _open(path, framework, read, longest=LARGEST):
     """The metadata and read(file), whatever is wrong with the file a CheckpointError."""
     try:
         with open(path, "rb") as file:
-            if int.from_bytes(file.read(8), "little") > LARGEST:
+            if int.from_bytes(file.read(8), "little") > longest:
                 raise CheckpointError(f"{path} is damaged or not a safetensors checkpoint (its header is too long)")
         with safe_open(path, framework=framework) as file:
             metadata = parse_json((file.metadata() or {}).get(METADATA_KEY, "null"))

@@ -195,7 +195,9 @@ def train_script(network):
     run(
         parser,
         lambda: train_command(network, args, recipe),
-        hint="; the last finished epoch, if any, is saved: --resume, with the same flags, continues after it",
+        hint="; the last finished epoch, if any, is saved: --resume"
+        + (" in place of --overwrite" if args.overwrite else "")
+        + ", with the same flags, continues after it",
         output=args.output,
     )
 

@@ -1,7 +1,10 @@
 """CIFAR-10 and digits as tensors: a split is one uint8 tensor on the device, batched and augmented by indexing."""
 
+import contextlib
 import hashlib
+import io
 import os
+import sys
 from dataclasses import dataclass, replace
 from http.client import HTTPException
 from itertools import islice
@@ -108,7 +111,10 @@ def _cifar10(split, data_dir):
         missing = next(folder / name for name, _ in published if not (folder / name).exists())
         raise DataError(f"{missing} is missing: put it there, or delete {folder} to download all of it again")
     try:
-        dataset = CIFAR10(data_dir, train=split != "test", download=not present)
+        terminal = sys.stderr is not None and sys.stderr.isatty()
+        # Elsewhere, torchvision's download shows no bar.
+        with contextlib.nullcontext() if terminal else contextlib.redirect_stderr(io.StringIO()):
+            dataset = CIFAR10(data_dir, train=split != "test", download=not present)
     except (OSError, RuntimeError, HTTPException) as error:
         raise DataError(
             f"CIFAR-10 was looked for in {folder.resolve()} and {archive.resolve()} and could not be downloaded "

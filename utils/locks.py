@@ -16,10 +16,10 @@ def locked(path):
     """
     from filelock import FileLock, Timeout  # here, for it takes as long to import as the rest of the command line
 
-    path = Path(path)
-    lock = FileLock(path.with_name(f".{path.name}.lock"), is_singleton=True)
+    target = Path(path).resolve()  # where a link leads, the file is written
+    lock = FileLock(target.with_name(f".{target.name}.lock"), is_singleton=True)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(blocking=False)
     except Timeout:
         raise UserError(f"{path} is being written by another run: wait for its end, or name another file") from None

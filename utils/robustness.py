@@ -16,12 +16,13 @@ from pathlib import Path
 
 import torch
 
+from networks import NETWORKS
 from utils import UserError
 from utils.checkpoints import file_digest, read_metadata, versions, write_atomically
 from utils.evaluation import Notes, evaluate, evaluate_fgsm, report_row
 from utils.paper import EPSILONS
 from utils.training import read_log
-from utils.untrusted import check_numbers, check_strings, one_line, read_json
+from utils.untrusted import check_numbers, check_strings, check_training, checked_list, one_line, read_json, shown
 
 RADIUS = 8 / 255  # that the robust networks are trained for
 RADII = sorted([*(levels / 255 for levels in (2, 4, 8, 12, 16)), *EPSILONS[1:]])
@@ -166,11 +167,13 @@ def read_report(path):
     try:
         report = read_json(path)
         check_strings((report["dataset"], report["split"]))
-        for entry in report["networks"]:
+        for entry in checked_list(report["networks"]):
             check_strings(entry[key] for key in ("name", "network", "sha256", "source_sha256"))
+            if entry["network"] not in NETWORKS:
+                raise ValueError(f"{shown(entry['network'])} is no network")
             check_numbers([entry["parameters"]], 0, 1e12)
-            _ = entry["training"]
-            for row in entry["results"]:
+            check_training(entry["training"])
+            for row in checked_list(entry["results"]):
                 check_strings((row["name"], row["setting"]))
                 check_numbers([row["examples"], row["seconds"]], 0, 1e9)
                 check_numbers([row["epsilon"], row["accuracy"], *row["confidence_interval"]], 0, 1)

@@ -47,7 +47,16 @@ from utils.training import (
     train,
     training_arguments,
 )
-from utils.untrusted import check_numbers, check_strings, one_line, read_json, read_json_lines, shown
+from utils.untrusted import (
+    check_numbers,
+    check_strings,
+    check_training,
+    checked_list,
+    one_line,
+    read_json,
+    read_json_lines,
+    shown,
+)
 
 SPREAD_SEEDS = (0, 1, 2)
 
@@ -346,14 +355,16 @@ def read_report(path):
         report = read_json(path)
         check_strings((report["dataset"], report["split"]))
         check_numbers([report["examples"]], 1, 1e9)
-        for entry in report["networks"]:
+        for entry in checked_list(report["networks"]):
             check_strings(entry[key] for key in ("name", "network", "sha256", "part"))
             check_numbers([entry["seed"]], 0, 2**63)
             check_numbers([entry["validation_accuracy"]], 0, 1)
-            _ = entry["training"]
+            check_training(entry["training"])
             if entry["network"] not in NETWORKS or entry["training_epsilon"] not in (None, *TRAINING_EPSILONS):
                 raise ValueError(f"{shown(entry['name'])} is no network of the study")
-            seconds = [entry["evaluation_seconds"], entry["training_seconds"] or 0]
+            seconds = [entry["evaluation_seconds"]]
+            if entry["training_seconds"] is not None:
+                seconds.append(entry["training_seconds"])
             if entry["training_epsilon"] is None:
                 seconds.append(entry["adversarial_set_seconds"])
             check_numbers(seconds, 0, 1e9)

@@ -286,7 +286,7 @@ class PartialRun:
             raise CheckpointError(f"{self.state} does not hold the state of this training ({reason})") from error
 
     def _read(self, arguments):
-        metadata, tensors = read_tensors(self.state)
+        metadata, tensors = read_tensors(self.state, longest=2**26)  # our own, of however many epochs
         check_same_arguments(self.state, metadata.get("arguments"), arguments)
         begun, processes = metadata.get("processes", 1), distributed.world_size()
         if begun != processes:  # which would normalise by other shares

@@ -3,7 +3,7 @@
 import json
 import reprlib
 
-LARGEST = 8 * 2**20  # bytes of JSON, some 25,000 epochs of a log; parsed, they take twenty times as many
+LARGEST = 2**20  # bytes of JSON, some 3,000 epochs of a log; hostile, they take a fifth of a second to be parsed
 DEEPEST = 20  # levels of nesting; ours have five, and beyond some hundreds Python fails to print or compare them
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
@@ -56,7 +56,7 @@ def read_json_lines(path):
 
 
 def _is_container(value):
-    return isinstance(value, dict | list)
+    return isinstance(value, (dict, list))
 
 
 def _without_duplicates(pairs):
@@ -87,6 +87,19 @@ def check_strings(values):
     for value in values:
         if not isinstance(value, str):
             raise ValueError(f"{shown(value)} is no string")
+
+
+def check_training(value):
+    """Raise ValueError unless it may be the arguments of a training, which are an object or not known."""
+    if not isinstance(value, (dict, type(None))):
+        raise ValueError(f"{shown(value)} is no object")
+
+
+def checked_list(value):
+    """The value; raises ValueError unless it is a list."""
+    if not isinstance(value, list):
+        raise ValueError(f"{shown(value)} is no list")
+    return value
 
 
 def shown(value):
