@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-_KEPT = weakref.WeakKeyDictionary()  # network.features: (settings and tensors they were folded from, what came of them)
+# network.features: (settings and tensors they were folded from, what came of them)
+_KEPT: weakref.WeakKeyDictionary[nn.Module, tuple] = weakref.WeakKeyDictionary()
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 

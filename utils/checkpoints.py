@@ -97,7 +97,8 @@ def versions(*others):
 
     others: packages that had a part in it besides; None stands for one that is not installed.
     """
-    found = {"torch": torch.__version__, **{name: version(name) for name in ("torchvision", "numpy", "safetensors")}}
+    found: dict[str, str | None] = {"torch": torch.__version__}
+    found |= {name: version(name) for name in ("torchvision", "numpy", "safetensors")}
     for name in others:
         try:
             found[name] = version(name)

@@ -254,7 +254,8 @@ def prepare_training(network, args, recipe, device):
     validation = load_split(args.dataset, "validation", args.data_dir)
     defense = None
     if args.defense == "fgsm-augment":
-        training = AugmentedSplit(training, None, args.epsilon, file_digest(args.source))
+        # Its images come later, if they are needed.
+        training = AugmentedSplit(training, None, args.epsilon, file_digest(args.source))  # type: ignore[arg-type]
     elif args.defense in ONLINE:
         numbers = {
             name: getattr(args, name) for name in ("epsilon", "steps", "beta", "crafting") if getattr(args, name)

@@ -95,7 +95,7 @@ def replicated(network):
         return network
     known = inspect.signature(DistributedDataParallel).parameters
     option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its older name
-    return DistributedDataParallel(network, **{option: False})
+    return DistributedDataParallel(network, **{option: False})  # type: ignore[arg-type]  # one of two booleans
 
 
 def average_statistics(network):
@@ -103,7 +103,7 @@ def average_statistics(network):
     if world_size() == 1:
         return
     for norm in (module for module in network.modules() if isinstance(module, _BatchNorm)):
-        for statistic in (norm.running_mean, norm.running_var):
+        for statistic in filter(torch.is_tensor, (norm.running_mean, norm.running_var)):
             dist.all_reduce(statistic)
             statistic /= world_size()
 

@@ -235,7 +235,7 @@ def evaluate(
             bar.set_postfix(accuracy=f"{hits.count('1') / len(hits):.1%}")
     mask = torch.tensor([hit == "1" for hits, _ in rows for hit in hits])
     seconds = sum(seconds for _, seconds in rows)
-    return Result(epsilon, mask.sum().item(), len(split), seconds, attack, options, mask)
+    return Result(epsilon, int(mask.sum()), len(split), seconds, attack, options, mask)
 
 
 def _described(network):

@@ -172,8 +172,8 @@ def confusion_matrices(predictions, labels, class_names):
     figure, panels = plt.subplots(1, len(predictions), figsize=(5 * len(predictions), 4.8), layout="constrained")
     count = len(class_names)
     for axes, (title, predicted) in zip(np.atleast_1d(panels), predictions.items(), strict=True):
-        cells = torch.bincount(labels.cpu() * count + predicted.cpu(), minlength=count**2).view(count, count).double()
-        cells = (100 * cells / cells.sum(1, keepdim=True).clamp_min(1)).numpy()
+        counts = torch.bincount(labels.cpu() * count + predicted.cpu(), minlength=count**2).view(count, count).double()
+        cells = (100 * counts / counts.sum(1, keepdim=True).clamp_min(1)).numpy()
         axes.imshow(cells, cmap="Blues", vmin=0, vmax=100)
         for (row, column), value in np.ndenumerate(cells):
             if value >= 0.5:
@@ -263,7 +263,7 @@ def difference_of_networks(report):
     for axes, setting, title in zip(panels, ("transfer", "white_box"), titles, strict=True):
         for place, pair in enumerate(pairs(report)):
             rows = [[row["accuracy"] for row in entry[setting]] for entry in pair]
-            difference = np.subtract(*rows)
+            difference = np.subtract(rows[0], rows[1])
             low, high = np.array([difference_interval(a, b, report["examples"]) for a, b in zip(*rows, strict=True)]).T
             shifted = np.array(EPSILONS) + 0.0012 * (place - 2)
             error = 100 * np.array([difference - low, high - difference])

@@ -213,7 +213,7 @@ class Study:
     def _arguments(self, line, epsilon, source_sha256):
         training = self.splits["train"]
         if epsilon is not None:
-            training = AugmentedSplit(training, None, epsilon, source_sha256)  # no need of its images
+            training = AugmentedSplit(training, torch.empty(0), epsilon, source_sha256)  # of no images
         return training_arguments(line.network, training, line.recipes[epsilon], width=self.width, seed=line.seed)
 
     def _line_is_done(self, line):

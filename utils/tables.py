@@ -473,7 +473,7 @@ def ahead_table(report):
     """In how many cells of the study's tables either architecture is ahead, by more than the 95 % interval."""
     names = [TITLES[name] for name in networks(report)]
     baselines, *retrained = pairs(report)
-    kinds = {  # the first cell of a row is the clean accuracy, in either setting
+    kinds: dict[str, list] = {  # the first cell of a row is the clean accuracy, in either setting
         "clean": [(entry["transfer"][:1], other["transfer"][:1]) for entry, other in pairs(report)],
         "baselines, under their own examples": [[entry["white_box"][1:] for entry in baselines]],
         "retrained, transferred FGSM": [[entry["transfer"][1:] for entry in pair] for pair in retrained],
@@ -488,8 +488,8 @@ def ahead_table(report):
             counts[ahead] += 1
             if ahead != "neither":
                 extreme[ahead] = max(extreme[ahead], abs(a["accuracy"] - b["accuracy"]))
-        ahead = (f"{counts[n]}, by up to {percent(extreme[n])}" if counts[n] else "0" for n in names)
-        rows.append([kind, *ahead, str(counts["neither"])])
+        leads = (f"{counts[n]}, by up to {percent(extreme[n])}" if counts[n] else "0" for n in names)
+        rows.append([kind, *leads, str(counts["neither"])])
     return markdown(["cells in which one is ahead", *names, "neither"], rows)
 
 

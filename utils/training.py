@@ -91,7 +91,7 @@ def train(
     network = network.to(device).to(memory_format=torch.channels_last)
     training, validation = training.to(device), validation.to(device)
     if recipe.optimizer == "sgd":
-        optimizer = torch.optim.SGD(
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(
             network.parameters(), recipe.lr, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay
         )
     else:
