@@ -71,6 +71,7 @@ def main():
         if dataset == "digits":  # by a process of its own, because a training changes this one's allocator
             checkpoint = Path(folder) / "cnn.safetensors"
             command = [sys.executable, ROOT / "train-cnn.py", *data, "--recipe", "short", "--quiet"]
+            command += ["--epochs", "1"] if args.quick else []
             subprocess.run([*command, "--output", checkpoint], check=True)
         rounds = 1 if args.quick else args.rounds
         setting = Setting(checkpoint, splits, data, args.device, rounds, args.quick)

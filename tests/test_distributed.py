@@ -185,7 +185,11 @@ def test_resumed_run_ends_bit_identical(tmp_path):
     assert (tmp_path / "halves.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
 
 
-ATTACKS = {"fgsm": {}, "pgd": {"steps": 3, "restarts": 2, "seed": 1}, "autoattack": {"seed": 1, "queries": 50}}
+ATTACKS = {
+    "fgsm": {},
+    "pgd": {"steps": 3, "restarts": 2, "seed": 1},
+    "autoattack": {"attacks": ["apgd-ce", "square"], "seed": 1, "queries": 50},
+}
 
 
 def evaluations(checkpoint, notes=None):

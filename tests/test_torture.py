@@ -2,27 +2,45 @@
 
 import json
 import os
-import subprocess
+import random
 import sys
 
 import pytest
 from conftest import ROOT
 
+from tests import torture
+from tests.hostile import Tally
 from utils import tables
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
-def test_a_little_torture_loses_and_runs_nothing(tmp_path):
-    command = [sys.executable, "-m", "tests.torture", "--part", "0.02", "--output", str(tmp_path / "torture.json")]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
-    experiments = json.loads((tmp_path / "torture.json").read_text())["experiments"]
-    assert len(experiments) >= 10
-    for row in experiments:
-        assert row["tried"] == row["survived"] > 0
-        assert (row["lost"], row["executed"]) == (0, 0)
-        line = f"{row['name']}: tried {row['tried']:,}, survived {row['survived']:,}, lost 0, executed 0"
-        assert line in result.stdout.splitlines()
+@pytest.mark.parametrize(("experiment", "tries"), [pytest.param(*rest, id=name) for name, *rest in torture.EXPERIMENTS])
+def test_a_little_torture_loses_and_runs_nothing(experiment, tries, tmp_path):
+    tally = experiment(max(1, tries // 50), random.Random(0), tmp_path)
+    if tally is None:
+        pytest.skip("CIFAR-10 is not here")
+    assert tally.tried == tally.survived > 0
+    assert (tally.lost, tally.executed, tally.first_loss) == (0, 0, "")
+
+
+@pytest.mark.parametrize(("lost", "executed"), [(0, 0), (1, 0), (0, 1)])
+def test_command_tells_of_each_and_ends_with_1_if_anything_is_lost(lost, executed, monkeypatch, capsys, tmp_path):
+    def experiment(tries, draw, folder):
+        assert folder.is_dir()
+        return Tally(tried=tries, survived=tries - lost, lost=lost, executed=executed, first_loss="why" * lost)
+
+    monkeypatch.setattr(torture, "EXPERIMENTS", [("this", experiment, 2000), ("that", lambda *_: None, 1)])
+    monkeypatch.setattr(sys, "argv", ["torture", "--part", "0.5", "--output", str(tmp_path / "torture.json")])
+    with pytest.raises(SystemExit) as ended:
+        torture.main()
+    assert ended.value.code == bool(lost or executed)
+    assert capsys.readouterr().out.splitlines() == [
+        f"this: tried 1,000, survived {1000 - lost:,}, lost {lost}, executed {executed}",
+        *["    why"] * lost,
+        "that: not run, CIFAR-10 is not here",
+    ]
+    (row,) = json.loads((tmp_path / "torture.json").read_text())["experiments"]
+    assert (row["name"], row["tried"], row["lost"], row["executed"]) == ("this", 1000, lost, executed)
 
 
 REPORT = {
