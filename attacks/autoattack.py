@@ -14,6 +14,7 @@ from attacks.core import (
     cross_entropy,
     forward,
     input_gradient,
+    no_gradient,
     warn_of_no_gradient,
 )
 
@@ -53,10 +54,10 @@ def autoattack(model, images, labels, *, epsilon, attacks=STANDARD, queries=5000
     with attacking(model, images.device), _random_numbers_of_its_own(images.device), _warnings_shown():
         originals, labels = images.detach().clone(memory_format=torch.contiguous_format), labels.clone()
         if set(attacks) == {"square"}:
-            (logits, _), flat = forward(model, originals, labels, cross_entropy), False
+            (logits, _), flat = forward(model, originals, labels, cross_entropy), torch.zeros_like(labels).bool()
         else:  # the package would go where a gradient of NaN leads, and does not always say that one is zero
             logits, _, gradient = input_gradient(model, originals, labels)
-            flat = not gradient.any()
+            flat = no_gradient(gradient) & (logits.argmax(1) == labels)
         ensemble = AutoAttack(model, eps=min(float(epsilon), 1.0), seed=seed, device=images.device)
         ensemble.attacks_to_run = list(attacks)
         ensemble.square.n_queries = queries
@@ -67,8 +68,8 @@ def autoattack(model, images, labels, *, epsilon, attacks=STANDARD, queries=5000
             adversarial, _ = ensemble.run_standard_evaluation(originals, labels, batch_size=len(originals))
         finally:
             sys.settrace(tracing)  # which the package's search for dynamic defences switches off
-    if flat and torch.equal(adversarial, originals):
-        warn_of_no_gradient(len(images))
+    if (flat & (adversarial == originals).flatten(1).all(1)).any():
+        warn_of_no_gradient()
     return torch.empty_like(images).copy_(adversarial)
 
 

@@ -73,15 +73,20 @@ def input_gradient(model, images, labels, loss=cross_entropy, *, first=True):
     return logits.detach(), losses.detach(), gradient
 
 
-def warn_of_no_gradient(count, stacklevel=3):
-    """Say that an attack on `count` images met nothing but zeros in their gradients; by default, to its caller.
+def no_gradient(gradient):
+    """Which images (N,) have a gradient that is zero in every pixel."""
+    return ~gradient.flatten(1).any(1)
+
+
+def warn_of_no_gradient(stacklevel=3):
+    """Say that an attack met images with nothing but zeros in their gradients; by default, to its caller.
 
     A warning and no error: to rounding, the gradient is zero also where a network is merely very sure, and a few such
-    images in a batch of their own should not end an evaluation. utils.diagnostics counts them.
+    images should not end an evaluation. Without their number, so that Python shows it once and not for every batch.
     """
     warnings.warn(
-        f"the gradient of the model's loss is zero in every pixel of all {count} images: no attack can follow it, and "
-        "that the model withstands this one says nothing",
+        "the gradient of the model's loss is zero in every pixel of some images, or of all: no attack can follow it, "
+        "and that the model withstands this one there says nothing",
         RuntimeWarning,
         stacklevel=stacklevel,
     )

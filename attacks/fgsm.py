@@ -8,6 +8,7 @@ from attacks.core import (
     check_images_and_labels,
     folded,
     input_gradient,
+    no_gradient,
     step,
     warn_of_no_gradient,
 )
@@ -29,11 +30,11 @@ def fgsm(model, images, labels, *, epsilon, targeted=False):
     rounding unit of the dtype) and inside [0, 1].
     Raises TypeError if images are no floating point tensor or labels no int64 tensor; ValueError if a shape does not
     fit, images leave [0, 1], a label is no class of the model, or epsilon is negative or not finite; AttackError, which
-    is one, if the gradient is missing or not finite. Warns (RuntimeWarning) if it is zero in every pixel of all images,
-    which are then returned as they came.
+    is one, if the gradient is missing or not finite. Warns (RuntimeWarning) if it is zero in every pixel of an image,
+    which is then returned as it came.
     """
     check_epsilon(epsilon)
-    direction = _direction(model, images, labels)
+    direction = fgsm_direction(model, images, labels)
     return step(images.detach(), -direction if targeted else direction, epsilon)
 
 
@@ -43,17 +44,13 @@ def fgsm_direction(model, images, labels):
     It does not depend on epsilon, so one pass over a split serves every epsilon: fgsm(..., epsilon=e) equals
     step(images, fgsm_direction(...), e). Arguments and errors are those of `fgsm`.
     """
-    return _direction(model, images, labels)
-
-
-def _direction(model, images, labels):
     check_images_and_labels(images, labels)
     if len(images) == 0:
         return torch.zeros_like(images)
     model = folded(model)
     with attacking(model, images.device):
         _, _, gradient = input_gradient(model, images, labels.clone())
-    if not gradient.any():
-        warn_of_no_gradient(len(images), stacklevel=4)
+    if no_gradient(gradient).any():
+        warn_of_no_gradient()
     # Not in place: the gradient of a sum, say, is one number expanded over the image.
     return gradient.sign()

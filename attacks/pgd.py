@@ -1,6 +1,7 @@
 """Projected Gradient Descent: FGSM's step, smaller and many times, each time back into the ball around the image."""
 
 import math
+from itertools import chain, repeat
 
 import torch
 
@@ -12,6 +13,7 @@ from attacks.core import (
     folded,
     forward,
     input_gradient,
+    no_gradient,
     step,
     warn_of_no_gradient,
 )
@@ -49,7 +51,7 @@ def pgd(
     unit) and inside [0, 1]: of each the first iterate that succeeds, else the one of highest loss (targeted: lowest).
     (On a network that is folded, attacks.core.folded, where two logits agree to rounding either may count as higher.)
     Raises what `fgsm` raises, and ValueError for steps, step_size, restarts or loss that are none. Warns
-    (RuntimeWarning) if some images withstand it, and the gradient was zero in every pixel at every step.
+    (RuntimeWarning) if an image withstands it whose gradient was zero in every pixel at every step.
     """
     check_epsilon(epsilon)
     check_images_and_labels(images, labels)
@@ -71,7 +73,7 @@ def pgd(
     radius = min(float(epsilon), 1.0)
     generator = torch.Generator().manual_seed(seed)
     # With a random start, the image itself is an iterate too: no noise and no steps, for its loss alone.
-    starts = [(False, 0)] * random_start + [(random_start, steps)] * restarts
+    starts = chain([(False, 0)] * random_start, repeat((random_start, steps), restarts))
     model = folded(model)
     with attacking(model, images.device):
         images, labels = images.detach().clone(), labels.clone()
@@ -79,7 +81,8 @@ def pgd(
         result = images.clone()
         best = torch.full(labels.shape, -math.inf, device=images.device)  # the objective of `result`
         left = torch.arange(len(images), device=images.device)  # the images on which no iterate has succeeded yet
-        first = flat = True
+        flat = torch.ones_like(left, dtype=torch.bool)  # the images whose gradient has been zero so far
+        first = True
         for noisy, moves in starts:
             iterates = images[left]
             if noisy:
@@ -89,7 +92,7 @@ def pgd(
             for move in range(moves + 1):
                 if move < moves:
                     logits, losses, gradient = input_gradient(model, iterates, labels[left], objective, first=first)
-                    flat = flat and not gradient.any()
+                    flat[left] &= no_gradient(gradient)
                 else:  # nowhere to go from here: no gradient
                     logits, losses = forward(model, iterates, labels[left], objective, first=first)
                 first = False
@@ -102,8 +105,8 @@ def pgd(
                 if move < moves:
                     direction = gradient[~success].sign()
                     iterates = step(iterates[~success], direction, step_size, low[left], high[left])
-    if flat:
-        warn_of_no_gradient(len(left))
+    if flat[left].any():
+        warn_of_no_gradient()
     return result
 
 

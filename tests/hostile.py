@@ -11,6 +11,7 @@ import functools
 import json
 import os
 import pickle
+import shutil
 import struct
 import sys
 import tempfile
@@ -24,12 +25,12 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from networks import CNN
-from utils import UserError, adversarial, robustness, study
+from utils import UserError, adversarial, plotting, robustness, study, tables, training
 from utils.checkpoints import CheckpointError, load_checkpoint, save_checkpoint, write_tensors
 from utils.data import tensor_digest
-from utils.paper import EPSILONS
 from utils.untrusted import LARGEST
 
+ROOT = Path(__file__).parent.parent
 SECONDS, MEBIBYTES = 2, 1024
 HOLE = 2**36  # bytes, most of which are nowhere on the disk
 WRITES = {"os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate", "os.link", "os.symlink", "os.chmod"}
@@ -274,6 +275,14 @@ def too_long(draw, data):
     return data, draw(st.sampled_from([LARGEST + 1, HOLE]))
 
 
+def other_line(draw, data):
+    lines = data.splitlines()
+    at = draw(st.integers(0, len(lines) - 1))
+    lines[at] = draw(st.sampled_from([other_json, other_json, other_text]))(draw, lines[at])
+    return b"\n".join(lines)
+
+
+LINES = [*ANYWHERE, other_line, other_line, other_line, too_long]
 JSON = [*ANYWHERE, other_json, other_json, other_json, other_text, too_long]
 
 
@@ -326,31 +335,47 @@ def sets(folder):
     return path, SAFETENSORS, read, CheckpointError
 
 
-def row(epsilon):
-    return {"epsilon": epsilon, "accuracy": 0.5, "confidence_interval": [0.4, 0.6]}
-
-
-ENTRY = {"name": "cnn", "network": "cnn", "sha256": "0" * 64, "training": {"seed": 0}, "validation_accuracy": 0.5}
+def report(folder, name, read):
+    """A shipped report, to be read and made into the tables that notebooks show."""
+    path = folder / name
+    shutil.copy(ROOT / "results" / name, path)
+    return path, JSON, read, UserError
 
 
 def studies(folder):
-    path = folder / "study.json"
-    entry = {**ENTRY, "part": "study", "training_epsilon": None, "seed": 0, "precision": "float32"}
-    entry |= {name: [row(epsilon) for epsilon in EPSILONS] for name in ("transfer", "white_box")}
-    entry |= dict.fromkeys(("training_seconds", "evaluation_seconds", "adversarial_set_seconds"), 1.0)
-    path.write_text(json.dumps({"dataset": "digits", "split": "test", "examples": 300, "networks": [entry]}))
-    return path, JSON, lambda: study.read_report(path)["networks"], UserError
+    def read():
+        found = study.read_whole_report(folder / "study.json")
+        for name in ("cnn", "cnn-lstm"):
+            tables.transfer_table(found, name)
+        for table in (tables.ahead_table, tables.spread_table, tables.conclusion_table, tables.document):
+            table(found)
+
+    return report(folder, "study.json", read)
 
 
 def robustness_reports(folder):
-    path = folder / "robustness.json"
-    result = {**row(0.1), "name": "pgd", "setting": "white_box", "examples": 10, "seconds": 1.0}
-    entry = {**ENTRY, "source_sha256": "0" * 64, "parameters": 10, "results": [result] * 2}
-    path.write_text(json.dumps({"dataset": "digits", "split": "test", "networks": [entry]}))
-    return path, JSON, lambda: robustness.read_report(path)["networks"], UserError
+    whole = study.read_whole_report(ROOT / "results" / "study.json")
+
+    def read():
+        found = robustness.read_report(folder / "robustness.json")
+        tables.robustness_table(found)
+        tables.conclusion_table(whole, found)
+
+    return report(folder, "robustness.json", read)
 
 
-KINDS = {"checkpoints": checkpoints, "sets": sets, "studies": studies, "robustness": robustness_reports}
+def logs(folder):
+    path = folder / "cnn-robust.jsonl"
+    head, *epochs = (ROOT / "models" / path.name).read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join([head, *epochs[:2]]) + "\n", encoding="utf-8")
+
+    def read():
+        plotting.plt.close(plotting.training_curve(training.read_log(path), "a log"))
+
+    return path, LINES, read, UserError
+
+
+KINDS = {"checkpoints": checkpoints, "sets": sets, "studies": studies, "robustness": robustness_reports, "logs": logs}
 
 
 def fuzz(kind, examples):

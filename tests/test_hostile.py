@@ -42,7 +42,7 @@ METADATA = {"dataset": "digits", "class_names": list("0123456789")}
 
 @pytest.mark.skipif(os.name == "nt", reason="memory is measured as Unix does")
 @pytest.mark.parametrize(
-    ("kind", "mutations"), [("checkpoints", 2000), ("sets", 500), ("studies", 500), ("robustness", 500)]
+    ("kind", "mutations"), [("checkpoints", 2000), ("sets", 500), ("studies", 500), ("robustness", 500), ("logs", 300)]
 )
 def test_mutated_files_are_read_or_refused(kind, mutations):
     """In a process of its own, whose memory is then theirs."""

@@ -3,7 +3,9 @@
 import json
 import os
 import random
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -30,17 +32,63 @@ def test_command_tells_of_each_and_ends_with_1_if_anything_is_lost(lost, execute
         return Tally(tried=tries, survived=tries - lost, lost=lost, executed=executed, first_loss="why" * lost)
 
     monkeypatch.setattr(torture, "EXPERIMENTS", [("this", experiment, 2000), ("that", lambda *_: None, 1)])
-    monkeypatch.setattr(sys, "argv", ["torture", "--part", "0.5", "--output", str(tmp_path / "torture.json")])
+    monkeypatch.setattr(sys, "argv", ["torture"])
+    monkeypatch.setattr(torture, "ROOT", tmp_path)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "README.md").write_text(
+        f"before {torture.BEFORE_THE_TABLE}\n\nan earlier table\n\n## after\n\n## end\n"
+    )
     with pytest.raises(SystemExit) as ended:
         torture.main()
     assert ended.value.code == bool(lost or executed)
     assert capsys.readouterr().out.splitlines() == [
-        f"this: tried 1,000, survived {1000 - lost:,}, lost {lost}, executed {executed}",
+        f"this: tried 2,000, survived {2000 - lost:,}, lost {lost}, executed {executed}",
         *["    why"] * lost,
         "that: not run, CIFAR-10 is not here",
     ]
-    (row,) = json.loads((tmp_path / "torture.json").read_text())["experiments"]
-    assert (row["name"], row["tried"], row["lost"], row["executed"]) == ("this", 1000, lost, executed)
+    report = json.loads((tmp_path / "results" / "torture.json").read_text())
+    (row,) = report["experiments"]
+    assert (row["name"], row["tried"], row["lost"], row["executed"]) == ("this", 2000, lost, executed)
+    readme = f"before {torture.BEFORE_THE_TABLE}\n\n{tables.torture_table(report)}\n\n## after\n\n## end\n"
+    assert (tmp_path / "README.md").read_text() == readme
+
+    monkeypatch.setattr(sys, "argv", ["torture", "--part", "0.5"])
+    (tmp_path / "README.md").unlink()
+    with pytest.raises(SystemExit):
+        torture.main()
+    assert "tried 1,000" in capsys.readouterr().out
+    assert json.loads((tmp_path / "results" / "torture.json").read_text()) == report
+
+
+@pytest.mark.parametrize(
+    ("amounts", "gain", "lost"),
+    [([1, 2, 3], 1, 0), ([1, 1, 2], 1, 1), ([2, 0, 1], 0, 1), ([1, OSError("gone"), 3], 1, 1)],
+)
+def test_lost_progress_is_seen(amounts, gain, lost, tmp_path):
+    """Of a script that always ends in the same file, whatever was lost on the way."""
+    script = "import pathlib, sys, time\nif sys.argv[1:]: time.sleep(60)\npathlib.Path('a').write_text('end')\n"
+    (tmp_path / "script.py").write_text(script)
+    amounts, starts = iter(amounts), iter([0, 1, 1, 1, 0])
+
+    def kept():
+        amount = next(amounts)
+        if isinstance(amount, OSError):
+            raise amount
+        return amount
+
+    def started(arguments, folder, **options):
+        return subprocess.Popen(
+            [sys.executable, str(tmp_path / "script.py"), *["wait"] * next(starts)],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torture, "started", started)
+        tally = torture.interrupted(3, ("a",), tmp_path, Path("a"), lambda process: True, kept, gain=gain)
+    assert (tally.tried, tally.survived, tally.lost) == (3, 3 - lost, lost)
 
 
 REPORT = {

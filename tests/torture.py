@@ -10,6 +10,7 @@ All is drawn from one seed, but for where in its work a process is when it is ki
 import argparse
 import contextlib
 import json
+import math
 import os
 import platform
 import random
@@ -25,11 +26,11 @@ from pathlib import Path
 from tests.hostile import SECONDS, Tally, Watch
 from utils import tables
 from utils.adversarial import FOLDER
-from utils.checkpoints import load_checkpoint, read_header, read_tensors, versions, write_atomically
+from utils.checkpoints import load_checkpoint, read_tensors, versions, write_atomically
 from utils.data import DataError, load_split, tensor_digest
+from utils.untrusted import read_json_lines
 
 ROOT = Path(__file__).parent.parent
-OUTPUT_FILE = ROOT / "results" / "torture.json"
 BEFORE_THE_TABLE = "([results/torture.json](results/torture.json)):"  # in README
 TRAINING = ("train-cnn.py", "--dataset", "digits", "--epochs", 20, "--width", 4)
 DEFENDED = (*TRAINING[:4], 3, *TRAINING[5:], "--defense", "fgsm-augment", "--epsilon", 0.1)
@@ -38,8 +39,7 @@ TESTING = ("test-cnn.py", "--attack", "pgd", "--steps", 30, "--restarts", 3, "--
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--part", type=float, default=1, help="of the tries, for a quick look (default 1)")
-    parser.add_argument("--output", type=Path, default=OUTPUT_FILE)
+    parser.add_argument("--part", type=float, default=1, help="of the tries, for a quick look that writes nothing")
     args = parser.parse_args()
     rows = []
     for name, experiment, tries in EXPERIMENTS:
@@ -53,17 +53,20 @@ def main():
         if tally.first_loss:
             print(f"    {tally.first_loss}")
         sys.stdout.flush()
-    about = {"python": platform.python_version(), "system": platform.platform(), "versions": versions("hypothesis")}
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    report = {**about, "experiments": rows}
-    write_atomically(args.output, (json.dumps(report, indent=1) + "\n").encode())
-    if args.output == OUTPUT_FILE:
-        readme = (ROOT / "README.md").read_text(encoding="utf-8")
-        before, _, rest = readme.partition(BEFORE_THE_TABLE)
-        after = rest.partition("\n\n## ")[2]
-        readme = f"{before}{BEFORE_THE_TABLE}\n\n{tables.torture_table(report)}\n\n## {after}"
-        write_atomically(ROOT / "README.md", readme.encode())
+    if args.part == 1:
+        about = {"python": platform.python_version(), "system": platform.platform(), "versions": versions("hypothesis")}
+        write(ROOT, {**about, "experiments": rows})
     sys.exit(any(row["lost"] or row["executed"] for row in rows))
+
+
+def write(root, report):
+    """results/torture.json, and README's table of it."""
+    write_atomically(root / "results" / "torture.json", (json.dumps(report, indent=1) + "\n").encode())
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    before, rest = readme.split(BEFORE_THE_TABLE)
+    _, after = rest.split("\n\n## ", maxsplit=1)
+    readme = f"{before}{BEFORE_THE_TABLE}\n\n{tables.torture_table(report)}\n\n## {after}"
+    write_atomically(root / "README.md", readme.encode())
 
 
 def started(arguments, folder, **options):
@@ -106,11 +109,12 @@ def count(tally, trouble):
     tally.first_loss = tally.first_loss or trouble
 
 
-def interrupted(tries, arguments, folder, output, moment, *, end=signal.SIGKILL, intact=lambda: ""):
+def interrupted(tries, arguments, folder, output, moment, kept, *, gain=1, end=signal.SIGKILL):
     """Start, interrupt at a moment, start again, so many times; at last run to the end: a Tally.
 
     moment(process): waits for it, False if the process has ended before it came; then all begins anew.
-    intact: says what is broken, if anything is, after each interruption. At the end the output must be that of a run
+    kept(): how much is on the disk after an interruption, such as finished epochs; raises whatever is wrong with it. By
+    the moment, it must be `gain` more than after the interruption before. At the end the output must be that of a run
     which nobody interrupted, byte for byte, and beside it only what that leaves.
     """
     tally, whole, broken = Tally(), folder / "whole", folder / "broken"
@@ -120,6 +124,7 @@ def interrupted(tries, arguments, folder, output, moment, *, end=signal.SIGKILL,
             shutil.copy(source, place)
     finish(arguments, whole)
     expected = contents(whole / output)
+    before = 0
     for _ in range(20 * tries):  # of which most would do, and not for ever if the moment never comes
         if tally.tried == tries:
             break
@@ -131,10 +136,18 @@ def interrupted(tries, arguments, folder, output, moment, *, end=signal.SIGKILL,
             process.communicate()
             for path in (broken / output).parent.glob(f"{output.stem}*"):
                 path.unlink()
+            before = 0
             continue
         process.send_signal(end)
         _, errors = process.communicate(timeout=60)
-        trouble = intact()
+        trouble = ""
+        try:
+            now = kept()
+            if now < before + gain:
+                trouble = f"{now} of what was {before} and then {gain} more"
+            before = now
+        except Exception as error:
+            trouble = repr(error)
         # What was finished already may be interrupted in Python's own end.
         if end == signal.SIGINT and process.returncode != 130 and not (broken / output).exists():
             trouble = trouble or f"status {process.returncode}: {errors[-200:]}"
@@ -166,17 +179,13 @@ def names(folder):
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"}
 
 
-def loads(folder, output):
-    """What is broken of a training's files, if anything is: its state, its checkpoint."""
+def epochs(folder, output):
+    """How many of a training are finished, and can be read."""
     state = folder / output.with_suffix(".partial.safetensors")
-    try:
-        if state.exists():
-            read_tensors(state)
-        if (folder / output).exists():
-            load_checkpoint(folder / output)
-    except Exception as error:
-        return repr(error)
-    return ""
+    if (folder / output).exists():
+        load_checkpoint(folder / output)
+        return math.inf
+    return len(read_tensors(state)[0]["epochs"]) if state.exists() else 0
 
 
 # ---- the experiments: (tries, random numbers, an empty folder) -> Tally ----
@@ -191,9 +200,7 @@ def killed_in_a_step(tries, draw, folder, end=signal.SIGKILL):
         return came and process.poll() is None
 
     arguments = (*TRAINING, "--output", OUTPUT, "--resume")
-    return interrupted(
-        tries, arguments, folder, OUTPUT, moment, end=end, intact=lambda: loads(folder / "broken", OUTPUT)
-    )
+    return interrupted(tries, arguments, folder, OUTPUT, moment, lambda: epochs(folder / "broken", OUTPUT), end=end)
 
 
 def interrupted_once(tries, draw, folder):
@@ -211,7 +218,7 @@ def killed_in_a_write(tries, draw, folder):
         return wait(process, temporary.exists)
 
     arguments = (*TRAINING, "--output", OUTPUT, "--resume")
-    return interrupted(tries, arguments, folder, OUTPUT, moment, intact=lambda: loads(folder / "broken", OUTPUT))
+    return interrupted(tries, arguments, folder, OUTPUT, moment, lambda: epochs(folder / "broken", OUTPUT))
 
 
 def killed_in_building_a_set(tries, draw, folder):
@@ -237,16 +244,13 @@ def killed_in_building_a_set(tries, draw, folder):
         return process.poll() is None
 
     def intact():
-        try:
-            if kept.exists():
-                planes = read_tensors(kept)[1]
-                if read_header(kept)["sha256"] != tensor_digest(planes["positive"], planes["negative"]):
-                    return f"{kept.name} does not fit its checksum"
-        except Exception as error:
-            return repr(error)
-        return loads(folder / "broken", OUTPUT)
+        if kept.exists():
+            metadata, planes = read_tensors(kept)
+            if metadata["sha256"] != tensor_digest(planes["positive"], planes["negative"]):
+                raise ValueError(f"{kept.name} does not fit its checksum")
+        return epochs(folder / "broken", OUTPUT)
 
-    return interrupted(tries, arguments, folder, OUTPUT, moment, intact=intact)
+    return interrupted(tries, arguments, folder, OUTPUT, moment, intact, gain=0)  # as yet there is no epoch
 
 
 def killed_in_an_evaluation(tries, draw, folder):
@@ -261,8 +265,11 @@ def killed_in_an_evaluation(tries, draw, folder):
         time.sleep(draw.uniform(0, 0.2))
         return came and process.poll() is None
 
+    def kept():
+        return len(read_json_lines(notes)) if notes.exists() else math.inf  # the report is written
+
     arguments = (*TESTING, "--epsilon", 0.05, 0.1, "--checkpoint", "source.safetensors", "--json", report)
-    return interrupted(tries, arguments, folder, report, moment)
+    return interrupted(tries, arguments, folder, report, moment, kept)
 
 
 def full_disk(tries, draw, folder):
@@ -292,7 +299,9 @@ def full_disk(tries, draw, folder):
             trouble = f"status {process.returncode}: {errors[-300:]}"
         elif process.returncode and (place / OUTPUT).read_bytes() != b"earlier":
             trouble = "the earlier checkpoint is gone"
-        count(tally, trouble or (loads(place, OUTPUT) if process.returncode == 0 else ""))
+        if process.returncode == 0:
+            load_checkpoint(place / OUTPUT)
+        count(tally, trouble)
     return tally
 
 
@@ -365,6 +374,7 @@ EXPERIMENTS = [
     ("mutated adversarial sets", mutated("sets"), 2000),
     ("mutated reports of a study", mutated("studies"), 2000),
     ("mutated reports on robustness", mutated("robustness"), 2000),
+    ("mutated logs of trainings", mutated("logs"), 2000),
     ("damaged CIFAR-10 files", hostile_data, 30),
 ]
 

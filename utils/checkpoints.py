@@ -20,7 +20,7 @@ from safetensors.torch import save
 
 from networks import NETWORKS
 from utils import LARGEST_WIDTH, UserError
-from utils.untrusted import LARGEST, is_number, one_line, parse_json, shown
+from utils.untrusted import LARGEST, check_training, is_number, one_line, open_file, parse_json, shown
 
 LARGEST_FILE = 2**28  # bytes; the widest network has 75 million
 # All that are written here, and how a header names them.
@@ -80,7 +80,7 @@ def file_digest(path):
     """SHA-256 of a checkpoint, in hexadecimal. Raises CheckpointError if it cannot be read, or can be none."""
     digest = hashlib.sha256()
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             if os.fstat(file.fileno()).st_size > LARGEST_FILE:
                 raise CheckpointError(f"{path} is too large for a checkpoint")
             while block := file.read(2**20):  # not all at once, for who knows how large it is
@@ -150,7 +150,8 @@ def write_atomically(path, data):
     path = Path(path).resolve()  # what a link points to is replaced, not the link
     temporary = temporary_of(path)
     try:
-        with open(temporary, "wb") as file:
+        temporary.unlink(missing_ok=True)  # of a writer that was killed; or a link, to be followed by nobody
+        with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -170,7 +171,7 @@ def temporary_of(path):
 def _open(path, framework, read, longest=LARGEST):
     """The metadata and read(file), whatever is wrong with the file a CheckpointError."""
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             if int.from_bytes(file.read(8), "little") > longest:
                 raise CheckpointError(f"{path} is damaged or not a safetensors checkpoint (its header is too long)")
         with safe_open(path, framework=framework) as file:
@@ -198,7 +199,11 @@ def _checked(path, metadata):
         raise CheckpointError(f"{path}: class_names must be a list of strings")
     if len(names) != arguments["num_classes"] or not isinstance(metadata.get("dataset"), str):
         raise CheckpointError(f"{path}: dataset must be a string and class_names one name for each class")
-    for key, kind in (("training", dict), ("epochs", int), ("precision", str), ("versions", dict)):
+    try:
+        check_training(metadata.get("training"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: training is not what it should be ({one_line(error)})") from None
+    for key, kind in (("epochs", int), ("precision", str), ("versions", dict)):
         if not isinstance(metadata.get(key), kind | None):
             raise CheckpointError(f"{path}: {key} must not be {shown(metadata[key])}")
     validated = metadata.get("validation_accuracy")

@@ -5,10 +5,13 @@ Torch is imported where it is first needed, so that `--help` and mistakes are an
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import sys
+import tempfile
 import time
+import warnings
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from math import isfinite
@@ -22,6 +25,7 @@ from utils.untrusted import shown
 
 DEMO = Path("results/demo")  # all that the study writes on digits, for which nobody waits long
 ONLINE = ("fgsm", "n-fgsm", "pgd", "trades")  # the defences that are losses, utils.defenses.DEFENSES
+LARGEST_NUMBER = 10**9  # of epochs, images, steps; a learning rate
 LARGEST_INT = 2**63 - 1  # torch's integers have 64 bits
 RANK = int(os.environ.get("RANK", 0))  # of this process among those that torchrun started
 WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))  # how many those are
@@ -39,7 +43,7 @@ class Parser(argparse.ArgumentParser):
         )
         self.add_argument(
             "--data-dir",
-            type=Path,
+            type=file_path,
             metavar="FOLDER",
             help="holds the data sets, downloaded into it on first use (default $DATA_DIR, else data)",
         )
@@ -64,6 +68,11 @@ class Parser(argparse.ArgumentParser):
             "in it (AVX512_BF16, AMX), and multiplies it on others",
         )
         self.add_argument("--quiet", action="store_true", help="print errors alone")
+
+    def parse_args(self, *arguments):  # type: ignore[override]
+        if isinstance(sys.stdout, io.TextIOWrapper):  # it may be none, or of a notebook
+            sys.stdout.reconfigure(errors="backslashreplace")  # for names that a terminal of ASCII cannot show
+        return super().parse_args(*arguments)
 
     def exit(self, status=0, message=None):
         try:
@@ -131,7 +140,7 @@ def train_script(network):
     )
     option(
         "--source",
-        type=Path,
+        type=file_path,
         metavar="CHECKPOINT",
         help=f"the network whose gradient fgsm-augment takes ({default_checkpoints(network)})",
     )
@@ -159,7 +168,7 @@ def train_script(network):
     )
     option(
         "--output",
-        type=Path,
+        type=file_path,
         metavar="FILE",
         help=f"the checkpoint to write, its log beside it as .jsonl ({default_checkpoints(network)}; with a defence, "
         "its name and epsilon are added)",
@@ -291,7 +300,7 @@ def test_script(network):
     option("--seed", type=seed, default=0, help="of the attacks' random numbers; FGSM has none (default 0)")
     option(
         "--checkpoint",
-        type=Path,
+        type=file_path,
         metavar="FILE",
         help=f"the network to test ({default_checkpoints(network)})",
     )
@@ -320,7 +329,7 @@ def test_script(network):
     )
     option(
         "--source",
-        type=Path,
+        type=file_path,
         metavar="CHECKPOINT",
         help="craft the examples on this checkpoint's gradient and transfer them (default: on the tested network's "
         "own, white-box)",
@@ -334,8 +343,8 @@ def test_script(network):
         help="then check at the first epsilon, by default 8/255, whether the figures can be trusted: signs of masked "
         "gradients and of label leaking, and what the strongest attack leaves (--source: by default a baseline)",
     )
-    option("--json", type=Path, metavar="FILE", help="write the figures to this file")
-    option("--figures", type=Path, metavar="FOLDER", help="draw accuracy.png and examples.png into this folder")
+    option("--json", type=file_path, metavar="FILE", help="write the figures to this file")
+    option("--figures", type=file_path, metavar="FOLDER", help="draw accuracy.png and examples.png into this folder")
     args = parser.parse_args()
     args.pgd = {name: getattr(args, name) for name in ("steps", "step_size", "restarts", "loss")}
     args.pgd = {name: value for name, value in args.pgd.items() if value is not None}
@@ -381,6 +390,9 @@ def prepare_test(network_name, args):
     for path in (args.json, args.figures and args.figures / "accuracy.png"):
         if path:
             check_writable(path)
+    for tested in filter(None, (args.checkpoint, args.source)):
+        if args.json and args.json.resolve() == tested.resolve():
+            raise UserError(f"--json {args.json} is the network to be tested, or its --source, and would replace it")
     if ("autoattack" in args.attack or args.diagnose) and not find_spec("pyautoattack"):
         raise UserError("AutoAttack and --diagnose need the package pyautoattack: pip install pyautoattack")
 
@@ -526,20 +538,20 @@ def study_script():
     option("--epochs", type=positive_int, help="of every training, for a quick look (default: each recipe's)")
     option(
         "--models",
-        type=Path,
+        type=file_path,
         metavar="FOLDER",
         help="the ten networks of the tables; a baseline that is there is taken as it is (default models, for digits "
         f"{DEMO})",
     )
     option(
         "--scratch",
-        type=Path,
+        type=file_path,
         metavar="FOLDER",
         help=f"the networks of the study's own recipe and of the seeds (default runs/study, for digits {DEMO})",
     )
     option(
         "--results",
-        type=Path,
+        type=file_path,
         metavar="FOLDER",
         help=f"study.json, tables.md and, in study/, the figures (default results, for digits {DEMO})",
     )
@@ -607,10 +619,10 @@ def robustness_script():
     )
     option = parser.add_argument
     option("--dataset", choices=DATASETS, default="cifar10", help="what to test on (default cifar10)")
-    option("--models", type=Path, metavar="FOLDER", help=f"the six networks (default models, for digits {DEMO})")
+    option("--models", type=file_path, metavar="FOLDER", help=f"the six networks (default models, for digits {DEMO})")
     option(
         "--results",
-        type=Path,
+        type=file_path,
         metavar="FOLDER",
         help="robustness.json, robustness.md and, in robustness/, the figures, some of them of the logs in "
         f"defenses/, overfitting/ and tried/ (default results, for digits {DEMO})",
@@ -709,8 +721,8 @@ def positive_float(text):
         value = float(text)
     except ValueError:
         value = float("nan")
-    if not (isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    if not 0 < value <= LARGEST_NUMBER:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0, and at most {LARGEST_NUMBER:,}")
     return value
 
 
@@ -747,10 +759,19 @@ def whole_number(low, high):
     return parse
 
 
-positive_int = whole_number(1, LARGEST_INT)
+positive_int = whole_number(1, LARGEST_NUMBER)
 seed = whole_number(0, LARGEST_INT)
 shift = whole_number(0, 31)  # a larger one would reflect an image more than once
 width = whole_number(1, LARGEST_WIDTH)
+
+
+def file_path(text):
+    """A path, of whose name files, reports and a terminal can speak."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not in UTF-8") from None
+    return Path(text)
 
 
 def pick_device(name):
@@ -785,9 +806,9 @@ def check_writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not path.is_file():
             raise OSError("it is there and no file")
-        probe = path.with_name(f".{path.name}.probe")  # and not the name under which another run may be writing
-        probe.touch()
-        probe.unlink(missing_ok=True)  # another run may have asked at the same time
+        # Not under the name to which another run may be writing, nor through a link that somebody left there.
+        with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", suffix=".probe", dir=path.parent):
+            pass
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
 
@@ -798,6 +819,7 @@ def run(parser, command, hint="", output=None):
     output: a file that no other run may write meanwhile, if there is one.
     """
     who = f"{parser.prog}, rank {RANK}" if RANK else parser.prog
+    warnings.formatwarning = lambda message, *_, **__: f"{who}: warning: {message}\n"  # without a line of our code
     try:
         with locked(output) if output and not RANK else contextlib.nullcontext():
             command()

@@ -262,7 +262,7 @@ class Notes:
         self.path = Path(path)
         self.rows: dict[str, list] = {}
         if self.path.exists():
-            for key, *row in filter(self._is_a_line, read_json_lines(self.path)):
+            for key, *row in filter(self._is_a_line, read_json_lines(self.path, longest=None)):
                 self.rows.setdefault(key, []).append(tuple(row))
             self._write()
 
@@ -293,8 +293,12 @@ class Notes:
     def add(self, key, rows):
         """rows: (hits, seconds) of the batches that come next."""
         self.rows.setdefault(key, []).extend(rows)
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps([key, *row]) + "\n" for row in rows)
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.writelines(json.dumps([key, *row]) + "\n" for row in rows)
+        except OSError as error:
+            error.filename = str(self.path)  # a full disk does not say which file it refused
+            raise
 
     def _write(self):
         lines = [[key, *row] for key, rows in self.rows.items() for row in rows]

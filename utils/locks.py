@@ -12,19 +12,23 @@ def locked(path):
 
     The operating system holds the lock for as long as this process lives, on an empty file beside `path`. One that was
     killed leaves that file behind, which the next run takes over and removes.
-    Makes the folder if it is missing. Raises UserError if another run has the lock, or there can be no file at `path`.
+    Makes the folder if it is missing, and removes it if nothing has come to be in it.
+    Raises UserError if another run has the lock, or there can be no file at `path`.
     """
     from filelock import FileLock, Timeout  # here, for it takes as long to import as the rest of the command line
 
     target = Path(path).resolve()  # where a link leads, the file is written
-    lock = FileLock(target.with_name(f".{target.name}.lock"), is_singleton=True)
+    missing = [folder for folder in target.parents if not folder.exists()]  # the innermost first
     try:
+        lock = FileLock(target.with_name(f".{target.name}.lock"), is_singleton=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(blocking=False)
     except Timeout:
         raise UserError(f"{path} is being written by another run: wait for its end, or name another file") from None
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+    except ValueError as error:  # a root has no name
+        raise UserError(f"{path} cannot be written: {error}") from None
     try:
         yield
     finally:
@@ -32,3 +36,6 @@ def locked(path):
             with contextlib.suppress(OSError):  # Windows removes it by itself, and not while it is open
                 Path(lock.lock_file).unlink()
         lock.release()
+        with contextlib.suppress(OSError):  # until one is not empty
+            for folder in missing:
+                folder.rmdir()

@@ -23,7 +23,7 @@ from utils.data import load_split
 from utils.defenses import NFGSM
 from utils.evaluation import correct
 from utils.recipes import RECIPES
-from utils.study import Study, read_report
+from utils.study import Study, read_whole_report
 from utils.training import read_log, train
 
 CHOICES: dict[str, Callable] = {
@@ -87,7 +87,7 @@ class Notebook:
 
     def study(self):
         """The report of the study: results/study.json, or the demo's."""
-        return read_report(self._made(self.results / "study.json"))
+        return read_whole_report(self._made(self.results / "study.json"))
 
     def robustness(self):
         """The report on robustness; None if there is none, as of digits."""
@@ -96,7 +96,11 @@ class Notebook:
 
     def log(self, stem):
         """What the log of a network's training holds: its arguments and then its epochs."""
-        return read_log(self._made(self.models / f"{stem}.jsonl"))
+        path = self._made(self.models / f"{stem}.jsonl")
+        log = read_log(path)
+        if len(log) < 2:
+            raise UserError(f"{path} holds no epoch")
+        return log
 
     def batch(self, examples):
         """The first test images, so many or fewer as in `first`, in [0, 1], and their labels."""

@@ -1,5 +1,6 @@
 """Figures, one function each; every function returns the matplotlib Figure, and the caller saves or shows it."""
 
+import io
 from itertools import cycle
 
 import matplotlib.pyplot as plt
@@ -10,6 +11,7 @@ from torch import nn
 
 from attacks import default_step_size, fgsm, fgsm_direction, step
 from attacks.core import attacking, evaluation_mode, input_gradient
+from utils.checkpoints import write_atomically
 from utils.data import batches, to_unit_range
 from utils.evaluation import difference_interval
 from utils.paper import EPSILONS, PRINTED
@@ -156,7 +158,7 @@ def training_curve(log, title):
     left.plot(number, [entry["loss"] for entry in epochs], color=BLUE, marker=".")
     left.set(xlabel="epoch", ylabel="training loss", ylim=(0, None))
     right.plot(number, [100 * entry["validation_accuracy"] for entry in epochs], color=BLUE, marker=".", label="clean")
-    if "robust_accuracy" in epochs[0]:
+    if all("robust_accuracy" in entry for entry in epochs):
         label = "under PGD-10"
         right.plot(number, [100 * entry["robust_accuracy"] for entry in epochs], color=ORANGE, marker=".", label=label)
     right.set(xlabel="epoch", ylabel="validation accuracy (%)", ylim=(0, 100))
@@ -703,5 +705,7 @@ def _predictions(network, images):
 
 def save(figure, path):
     """Write the figure as a PNG and close it."""
-    figure.savefig(path, dpi=150)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=150)
     plt.close(figure)
+    write_atomically(path, drawn.getvalue())

@@ -155,11 +155,16 @@ def training_logs(models, results):
 
 
 def find(report, name, attack, epsilon, setting="white_box", **options):
-    """The result of an attack on the network of that name."""
-    (entry,) = (entry for entry in report["networks"] if entry["name"] == name)
+    """The result of an attack on the network of that name. Raises UserError if the report has none, or several."""
     wanted = {"name": attack, "setting": setting, "epsilon": epsilon, **options}
-    (row,) = (row for row in entry["results"] if wanted.items() <= row.items())
-    return row
+    results = [row for entry in report["networks"] if entry["name"] == name for row in entry["results"]]
+    rows = [row for row in results if wanted.items() <= row.items()]
+    if len(rows) != 1:
+        raise UserError(
+            f"the report on robustness has {len(rows)} results of {attack}, {setting}, at epsilon {epsilon:.4g} on "
+            f"{shown(name)}, and not one: robustness.py makes it whole"
+        )
+    return rows[0]
 
 
 def read_report(path):

@@ -19,6 +19,7 @@ are those of the test.
 import json
 import time
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -380,12 +381,21 @@ def read_report(path):
         raise UserError(f"{path} is no report of a study ({kind}: {one_line(error)}); delete it") from error
 
 
+def read_whole_report(path):
+    """The report of a study that is done. Raises UserError as `read_report` does, and if a network is missing."""
+    report = read_report(path)
+    found = [(entry["network"], entry["training_epsilon"]) for entry in report["networks"] if entry["part"] == "study"]
+    if found != list(product(("cnn", "cnn-lstm"), (None, *TRAINING_EPSILONS))):
+        raise UserError(f"{path} is not of the whole study, its networks in order; study.py does what is missing")
+    return report
+
+
 def read_log(path):
     """The epochs in the log beside a checkpoint; none if there is no log, or none of ours."""
     try:
         epochs = read_json_lines(Path(path).with_suffix(".jsonl"))[1:]
         return [epoch for epoch in epochs if {"seconds", "images_per_second"} <= epoch.keys()]
-    except (OSError, AttributeError):
+    except (OSError, ValueError, AttributeError):
         return []
 
 

@@ -445,9 +445,10 @@ def defended(entry):
     name, epsilon = (training.get("defense") or {}).get("name"), (training.get("defense") or {}).get("epsilon")
     if name is None:
         return f"{TITLES[entry['network']]}, none (baseline)"
-    if name == "fgsm-augment":
+    if name == "fgsm-augment" and epsilon is not None:
         return f"{TITLES[entry['network']]}, the study's: FGSM examples of {epsilon:g}"
-    return f"{TITLES[entry['network']]}, **ours**: {TITLES[name]} at {pixels(epsilon)}, width {training['width']}"
+    at = "" if epsilon is None else f" at {pixels(epsilon)}"
+    return f"{TITLES[entry['network']]}, **ours**: {TITLES.get(name, name)}{at}, width {training['width']}"
 
 
 def tested_counts(report):

@@ -32,7 +32,7 @@ from utils.interrupts import deferred
 from utils.locks import locked
 from utils.progress import progress
 from utils.recipes import Recipe
-from utils.untrusted import one_line, read_json_lines, shown
+from utils.untrusted import check_numbers, check_training, one_line, read_json_lines, shown
 
 
 class TrainingError(UserError):
@@ -290,7 +290,7 @@ class PartialRun:
         check_same_arguments(self.state, metadata.get("arguments"), arguments)
         begun, processes = metadata.get("processes", 1), distributed.world_size()
         if begun != processes:  # which would normalise by other shares
-            raise TrainingError(f"{self.state} was begun by {begun} processes: {processes} cannot go on with it")
+            raise TrainingError(f"{self.state} was begun by {shown(begun)} processes: {processes} cannot go on with it")
         return metadata, tensors
 
     def _restore(self, tensors, modules, optimizer, generator):
@@ -340,10 +340,15 @@ def read_log(path, *keys):
     try:
         log = read_json_lines(path)
         _ = log[0]["network"], log[0]["width"], log[0]["defense"]
-        _ = [entry[key] for entry in log[1:] for key in ("epoch", "seconds", "validation_accuracy", *keys)]
+        check_training(log[0])
+        for entry in log[1:]:
+            check_numbers((entry["epoch"], entry["seconds"], entry["loss"]), 0, 1e9)
+            accuracies = [value for name, value in entry.items() if name.endswith("_accuracy")]
+            check_numbers([*(entry[key] for key in ("validation_accuracy", *keys)), *accuracies], 0, 1)
         return log
-    except (OSError, LookupError, TypeError) as error:
-        raise TrainingError(f"{path} is no log of such a training ({type(error).__name__}: {error})") from error
+    except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
+        kind = type(error).__name__
+        raise TrainingError(f"{path} is no log of such a training ({kind}: {one_line(error)})") from error
 
 
 def check_same_arguments(path, found, wanted):

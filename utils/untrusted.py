@@ -1,7 +1,12 @@
 """What strangers may have written, JSON above all: parsed strictly, checked for kind and range, quoted in short."""
 
+import errno
 import json
+import os
 import reprlib
+import stat
+
+from utils import LARGEST_WIDTH
 
 LARGEST = 2**20  # bytes of JSON, some 3,000 epochs of a log; hostile, they take a fifth of a second to be parsed
 DEEPEST = 20  # levels of nesting; ours have five, and beyond some hundreds Python fails to print or compare them
@@ -30,24 +35,34 @@ def parse_json(text):
     return value
 
 
-def read_json(path):
-    """The value in a JSON file. Raises OSError, or ValueError as `parse_json` does and for more than LARGEST bytes."""
-    with open(path, "rb") as file:
-        text = file.read(LARGEST + 1)
-    if len(text) > LARGEST:
+def open_file(path):
+    """A file, open to be read as bytes. Raises OSError, also for what is none: a pipe may never come to its end."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "it is no file", str(path))
+    return open(path, "rb")
+
+
+def read_bytes(path, longest=LARGEST):
+    """What a file holds. Raises OSError, and ValueError for more than `longest` bytes, unless that is None."""
+    with open_file(path) as file:
+        data = file.read(None if longest is None else longest + 1)
+    if longest is not None and len(data) > longest:
         raise ValueError("it is too long")
-    return parse_json(text.decode())
+    return data
 
 
-def read_json_lines(path):
+def read_json(path):
+    """The value in a JSON file. Raises OSError and ValueError, as `read_bytes` and `parse_json` do."""
+    return parse_json(read_bytes(path).decode())
+
+
+def read_json_lines(path, longest=LARGEST):
     """What a file's lines hold, before the first that is no JSON, as the last may be when the writer was killed.
 
-    What comes after LARGEST bytes is not read.
+    Raises OSError and ValueError as `read_bytes` does.
     """
-    with open(path, "rb") as file:
-        text = file.read(LARGEST).decode(errors="replace")
     rows = []
-    for line in text.splitlines():
+    for line in read_bytes(path, longest).decode(errors="replace").splitlines():
         try:
             rows.append(parse_json(line))
         except ValueError:
@@ -90,9 +105,24 @@ def check_strings(values):
 
 
 def check_training(value):
-    """Raise ValueError unless it may be the arguments of a training, which are an object or not known."""
-    if not isinstance(value, (dict, type(None))):
+    """Raise ValueError unless it may be the arguments of a training: an object, or None where they are not known.
+
+    Of its defence, if it has one, name, radius and the network's width are what they should be.
+    """
+    if value is None:
+        return
+    defense = checked_object(value).get("defense")
+    if defense is not None:
+        check_strings([checked_object(defense).get("name")])
+        check_numbers([defense.get("epsilon", 0)], 0, 1e6)
+        check_numbers([value.get("width")], 1, LARGEST_WIDTH)
+
+
+def checked_object(value):
+    """The value; raises ValueError unless it is an object."""
+    if not isinstance(value, dict):
         raise ValueError(f"{shown(value)} is no object")
+    return value
 
 
 def checked_list(value):
