@@ -135,5 +135,5 @@ def test_network_that_gradients_do_not_lead_astray_is_told(attacked):
     images, labels = images[:4], network(images[:4]).argmax(1)
     with pytest.raises(AttackError, match="NaN or infinity"):
         autoattack(lambda x: network(Spoilt.apply(x, float("nan"))), images, labels, epsilon=0.03, attacks=QUICK[:1])
-    with pytest.warns(RuntimeWarning, match="zero in every pixel of all 4 images"):
+    with pytest.warns(RuntimeWarning, match="zero in every pixel of some images"):
         autoattack(lambda x: network(Spoilt.apply(x, 0)), images, labels, epsilon=0.03, attacks=QUICK[:1])

@@ -104,6 +104,17 @@ def test_interrupted_evaluation_goes_on_after_its_last_batch(torn, digits, train
     assert not path.exists()
 
 
+def test_notes_of_any_length_are_kept(tmp_path):
+    """However small its batches, an evaluation of hours is not begun again."""
+    path = tmp_path / "notes.jsonl"
+    rows = [("1", 0.001)] * 20_000
+    Notes(path).add("a" * 64, rows)
+    before = path.read_bytes()
+    assert len(before) > 2**20
+    assert Notes(path).kept("a" * 64, [1] * 20_000) == rows
+    assert path.read_bytes() == before
+
+
 class Wrapped(torch.nn.Module):
     """The same tensors, another network."""
 

@@ -1,6 +1,7 @@
 """What goes wrong around a run: Ctrl-C, a second run on the same output, a closed pipe, no home, no room to write."""
 
 import ctypes
+import errno
 import os
 import shutil
 import signal
@@ -15,9 +16,9 @@ import torch
 from conftest import QUICK, ROOT
 
 from attacks import fgsm
-from utils import UserError, cli
+from utils import UserError, cli, plotting
 from utils.adversarial import adversarial_set
-from utils.checkpoints import load_checkpoint
+from utils.checkpoints import load_checkpoint, save_checkpoint
 from utils.interrupts import deferred
 from utils.locks import locked
 from utils.untrusted import check_numbers
@@ -229,6 +230,47 @@ def test_no_home_and_a_path_that_is_not_ascii(script, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "Traceback" not in result.stderr
     assert (output.parent / "figures" / "examples.png").exists()
+
+
+def test_path_that_the_terminal_cannot_show(script, tmp_path):
+    output = tmp_path / "prüf.safetensors"
+    result = script("train-cnn.py", *QUICK, "--output", output, PYTHONIOENCODING="ascii")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "pr\\xfcf.safetensors" in result.stdout
+    assert output.exists()
+
+
+def test_nothing_is_left_of_a_mistake(script, tmp_path):
+    """Nor are folders that were made for a report which never came."""
+    result = script("test-cnn.py", "--checkpoint", "none.safetensors", "--json", tmp_path / "a" / "b" / "o.json")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_attack_that_cannot_follow_the_gradient_is_one_line_of_warning(trained, script, tmp_path):
+    network = load_checkpoint(trained("cnn"))
+    with torch.no_grad():
+        for parameter in network.classifier.parameters():
+            parameter *= 1e5
+    metadata = {"dataset": "digits", "class_names": list("0123456789")}
+    save_checkpoint(tmp_path / "sure.safetensors", network, metadata)
+    arguments = ("--checkpoint", tmp_path / "sure.safetensors", "--examples", 60, "--batch-size", 20)
+    result = script("test-cnn.py", *arguments, "--attack", "fgsm", "pgd", "--epsilon", 0.1)
+    assert result.returncode == 0
+    warned = [line for line in result.stderr.splitlines() if "warning" in line]
+    assert len(warned) == 2  # one of each attack
+    assert all(line.startswith("test-cnn.py: warning: the gradient of the model's loss is zero") for line in warned)
+
+
+def test_full_disk_leaves_the_earlier_figure(monkeypatch, tmp_path):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "a.png").write_bytes(b"earlier")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*a\.png"):
+        plotting.save(plotting.plt.figure(), tmp_path / "a.png")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.png", b"earlier")]
 
 
 def without_privileges():

@@ -14,7 +14,7 @@ from conftest import ROOT
 from safetensors.torch import load_file, save_file
 
 from networks import CNN, NETWORKS
-from utils import LARGEST_WIDTH
+from utils import LARGEST_WIDTH, UserError, robustness, study, tables
 from utils.checkpoints import (
     DTYPES,
     CheckpointError,
@@ -23,6 +23,8 @@ from utils.checkpoints import (
     read_metadata,
     read_tensors,
     save_checkpoint,
+    temporary_of,
+    write_atomically,
 )
 from utils.training import argument_differences
 from utils.untrusted import (
@@ -154,7 +156,67 @@ def test_long_json_is_not_parsed(tmp_path):
     with pytest.raises(ValueError, match="too long"):
         read_json(path)
     path.write_text("[1]\n" + " " * LARGEST + "[2]\n")
-    assert read_json_lines(path) == [[1]]
+    with pytest.raises(ValueError, match="too long"):
+        read_json_lines(path)
+    assert read_json_lines(path, longest=None) == [[1], [2]]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes among its files")
+@pytest.mark.parametrize("read", [load_checkpoint, read_metadata, file_digest, read_json, read_json_lines])
+def test_pipe_of_which_nobody_writes_the_end_is_not_read(read, tmp_path):
+    os.mkfifo(tmp_path / "a")
+    with pytest.raises((CheckpointError, OSError), match="it is no file"):
+        read(tmp_path / "a")
+
+
+def test_link_left_where_files_are_written_first_is_not_followed(tmp_path):
+    (tmp_path / "precious").write_text("precious")
+    temporary_of(tmp_path / "a").symlink_to("precious")
+    write_atomically(tmp_path / "a", b"new")
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert (tmp_path / "a").read_bytes() == b"new"
+    assert not (tmp_path / "a").is_symlink()
+
+
+DEFENDED = {"width": 4, "defense": {"name": "n-fgsm", "epsilon": 0.1}}
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {**DEFENDED, "defense": 5},
+        {**DEFENDED, "defense": {**DEFENDED["defense"], "epsilon": "x"}},
+        {**DEFENDED, "defense": {**DEFENDED["defense"], "epsilon": 1e308}},
+        {**DEFENDED, "defense": {**DEFENDED["defense"], "name": []}},
+        {**DEFENDED, "width": None},
+    ],
+)
+def test_training_that_no_table_could_name_is_refused(training, saved, tmp_path):
+    save_checkpoint(saved, CNN(width=4), {**METADATA, "training": DEFENDED})
+    assert read_metadata(saved)["training"] == DEFENDED
+    save_checkpoint(saved, CNN(width=4), {**METADATA, "training": training})
+    with pytest.raises(CheckpointError, match="training is not what it should be"):
+        load_checkpoint(saved)
+    for report, read in (("study.json", study.read_report), ("robustness.json", robustness.read_report)):
+        found = json.loads((ROOT / "results" / report).read_text(encoding="utf-8"))
+        found["networks"][0]["training"] = training
+        (tmp_path / report).write_text(json.dumps(found))
+        with pytest.raises(UserError, match="is no"):
+            read(tmp_path / report)
+
+
+def test_report_that_is_not_whole_is_one_line(tmp_path):
+    found = json.loads((ROOT / "results" / "study.json").read_text(encoding="utf-8"))
+    networks = found["networks"]
+    for changed in ([], networks[1:], [networks[0], *networks], [{**networks[0], "network": "small-cnn"}]):
+        (tmp_path / "study.json").write_text(json.dumps({**found, "networks": changed}))
+        with pytest.raises(UserError, match="is not of the whole study"):
+            study.read_whole_report(tmp_path / "study.json")
+    report = robustness.read_report(ROOT / "results" / "robustness.json")
+    entry = report["networks"][0]
+    for results, count in (([], 0), (entry["results"] * 2, 2)):
+        with pytest.raises(UserError, match=f"has {count} results of fgsm"):
+            tables.robustness_table({**report, "networks": [{**entry, "results": results}]})
 
 
 def test_long_header_is_not_parsed(saved):

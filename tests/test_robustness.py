@@ -184,7 +184,7 @@ def logs(tmp_path):
         keys = ("seconds", "choosing_accuracy", "validation_accuracy", "robust_accuracy")
         lines = [{"epoch": i, **dict(zip(keys, epoch, strict=True))} for i, epoch in enumerate(epochs, start=1)]
         for line in lines:
-            line["single_step_accuracy"] = 0.4
+            line |= {"single_step_accuracy": 0.4, "loss": 2.0}
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(json.dumps(line) + "\n" for line in [first, *lines]))
 

@@ -356,6 +356,8 @@ def assert_one_line(result, *parts, status=2):
         ("train-cnn.py", ["--lr", "nan"], ["--lr"]),
         ("train-cnn.py", ["--lr", "fast"], ["--lr", "fast"]),
         ("train-cnn.py", ["--lr", "0"], ["--lr"]),
+        ("train-cnn.py", ["--lr", "1e308"], ["--lr", "at most 1,000,000,000"]),
+        ("train-cnn.py", ["--output", b"\xff.safetensors"], ["--output", "is not in UTF-8"]),
         ("train-cnn.py", ["--weight-decay", "-1"], ["--weight-decay"]),
         ("train-cnn.py", ["--shift", "32"], ["--shift", "0 to 31"]),
         ("train-cnn.py", ["--contrast", "1.5"], ["--contrast", "above 1"]),
@@ -403,6 +405,7 @@ def assert_one_line(result, *parts, status=2):
         ("test-cnn.py", ["--attack", "pgd", "--steps", "0"], ["--steps"]),
         ("test-cnn.py", ["--attack", "pgd", "--step-size", "-1/255"], ["--step-size"]),
         ("test-cnn.py", ["--attack", "pgd", "--restarts", "none"], ["--restarts", "none"]),
+        ("test-cnn.py", ["--attack", "pgd", "--restarts", "9223372036854775807"], ["--restarts"]),
         ("test-cnn.py", ["--attack", "pgd", "--loss", "hinge"], ["--loss", "hinge"]),
         ("test-cnn.py", ["--split", "dev"], ["dev"]),
         ("test-cnn.py", ["--examples", "0"], ["--examples"]),
@@ -410,11 +413,14 @@ def assert_one_line(result, *parts, status=2):
         ("test-cnn.py", ["--checkpoint", "README.md"], ["README.md", "damaged or not"]),
         ("test-cnn.py", ["--json", "README.md/out.json"], ["README.md/out.json", "cannot be written"]),
         ("test-cnn.py", ["--json", "utils"], ["utils", "cannot be written"]),
+        ("test-cnn.py", ["--json", "/"], ["/ cannot be written"]),
+        ("test-cnn.py", ["--json", "models/cnn.safetensors"], ["models/cnn.safetensors", "would replace it"]),
         ("test-cnn.py", ["--json", os.devnull], [os.devnull, "cannot be written"]),
         ("test-cnn.py", ["--figures", "README.md"], ["README.md", "cannot be written"]),
     ],
 )
 def test_bad_arguments_are_one_line_and_status_2(name, arguments, parts, script, tmp_path):
+    arguments = [os.fsdecode(argument) for argument in arguments]
     if name.startswith("train") and "--output" not in arguments:
         arguments = [*arguments, "--output", str(tmp_path / "a.safetensors")]
     assert_one_line(script(name, *arguments), name, *parts)

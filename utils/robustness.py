@@ -141,7 +141,8 @@ def training_logs(models, results):
 
     def logs(paths):
         keys = ("robust_accuracy", "choosing_accuracy")
-        return [log for log in (read_log(path, *keys) for path in sorted(paths)) if len(log) > 1]
+        found = (read_log(path, *keys) for path in sorted(paths))
+        return [log for log in found if len(log) > 1 and isinstance(log[0]["defense"], dict)]
 
     def by_settings(log):
         return log[0]["defense"]["name"], log[0]["defense"]["epsilon"], log[0]["width"]

@@ -441,14 +441,16 @@ def torture_table(report):
 
 def defended(entry):
     """An entry's row heading: the architecture and its defence."""
-    training = entry["training"] or {}
-    name, epsilon = (training.get("defense") or {}).get("name"), (training.get("defense") or {}).get("epsilon")
-    if name is None:
-        return f"{TITLES[entry['network']]}, none (baseline)"
-    if name == "fgsm-augment" and epsilon is not None:
-        return f"{TITLES[entry['network']]}, the study's: FGSM examples of {epsilon:g}"
-    at = "" if epsilon is None else f" at {pixels(epsilon)}"
-    return f"{TITLES[entry['network']]}, **ours**: {TITLES.get(name, name)}{at}, width {training['width']}"
+    training, title = entry["training"] or {}, TITLES[entry["network"]]
+    defense = training.get("defense")
+    if defense is None:
+        return f"{title}, none (baseline)"
+    if isinstance(defense, str):
+        return f"{title}, {defense}, width {training['width']}"
+    name, epsilon = defense["name"], defense["epsilon"]
+    if name == "fgsm-augment":
+        return f"{title}, the study's: FGSM examples of {epsilon:g}"
+    return f"{title}, **ours**: {TITLES.get(name, name)} at {pixels(epsilon)}, width {training['width']}"
 
 
 def tested_counts(report):
