@@ -74,7 +74,6 @@ types: $(VENV)/installed-dev  ## check the types that the code has and infers
 	$(RUN) -m mypy
 
 audit: $(VENV)/installed-dev  ## ask for known vulnerabilities of the pinned versions (SECURITY.md explains findings)
-	$(RUN) -m pip install --disable-pip-version-check --quiet pip-audit
 	$(RUN) -m pip_audit --requirement constraints.txt --no-deps --disable-pip
 
 format: $(VENV)/installed-dev  ## mend what can be mended by machine
