@@ -63,7 +63,7 @@ coverage: $(VENV)/installed-dev  ## run the test suite and count the lines and b
 	$(RUN) -m coverage json --quiet -o .coverage.json
 	$(RUN) -m tests.floors .coverage.json
 
-torture: $(VENV)/installed-dev  ## kill, fuzz and starve at full size, and count what is lost: six minutes on two cores
+torture: $(VENV)/installed-dev  ## kill, fuzz and starve at full size, and count what is lost: seven minutes on two cores
 	$(RUN) -m tests.torture
 
 lint: $(VENV)/installed-dev  ## check the code
