@@ -14,6 +14,7 @@ from attacks.core import (
     cross_entropy,
     forward,
     input_gradient,
+    margin,
     no_gradient,
     warn_of_no_gradient,
 )
@@ -35,8 +36,8 @@ def autoattack(model, images, labels, *, epsilon, attacks=STANDARD, queries=5000
     Returns images of the same shape, dtype, device and memory format, within epsilon of the originals (to one rounding
     unit) and inside [0, 1]: misclassified ones where an attack succeeded, else the originals. What the package says of
     a network that it may not be the right attack for (a random or dynamic defence, probabilities for logits) comes as a
-    RuntimeWarning, and so does that all gradients are zero, if nothing was found. Raises what `fgsm` raises, ValueError
-    for unknown attacks, and ImportError without the package.
+    RuntimeWarning, and so does that it withstands them where the gradients of cross-entropy and margin are zero. Raises
+    what `fgsm` raises, ValueError for unknown attacks, and ImportError without the package.
     """
     check_epsilon(epsilon)
     check_images_and_labels(images, labels)
@@ -58,6 +59,8 @@ def autoattack(model, images, labels, *, epsilon, attacks=STANDARD, queries=5000
         else:  # the package would go where a gradient of NaN leads, and does not always say that one is zero
             logits, _, gradient = input_gradient(model, originals, labels)
             flat = no_gradient(gradient) & (logits.argmax(1) == labels)
+            if flat.any():  # not all of its attacks follow the gradient of cross-entropy
+                flat &= no_gradient(input_gradient(model, originals, labels, margin)[2])
         ensemble = AutoAttack(model, eps=min(float(epsilon), 1.0), seed=seed, device=images.device)
         ensemble.attacks_to_run = list(attacks)
         ensemble.square.n_queries = queries

@@ -34,7 +34,7 @@ def fgsm(model, images, labels, *, epsilon, targeted=False):
     which is then returned as it came.
     """
     check_epsilon(epsilon)
-    direction = fgsm_direction(model, images, labels)
+    direction = _direction(model, images, labels)
     return step(images.detach(), -direction if targeted else direction, epsilon)
 
 
@@ -44,6 +44,10 @@ def fgsm_direction(model, images, labels):
     It does not depend on epsilon, so one pass over a split serves every epsilon: fgsm(..., epsilon=e) equals
     step(images, fgsm_direction(...), e). Arguments and errors are those of `fgsm`.
     """
+    return _direction(model, images, labels)
+
+
+def _direction(model, images, labels):
     check_images_and_labels(images, labels)
     if len(images) == 0:
         return torch.zeros_like(images)
@@ -51,6 +55,6 @@ def fgsm_direction(model, images, labels):
     with attacking(model, images.device):
         _, _, gradient = input_gradient(model, images, labels.clone())
     if no_gradient(gradient).any():
-        warn_of_no_gradient()
+        warn_of_no_gradient(stacklevel=4)  # of either of the above
     # Not in place: the gradient of a sum, say, is one number expanded over the image.
     return gradient.sign()

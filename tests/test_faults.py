@@ -245,6 +245,11 @@ def test_nothing_is_left_of_a_mistake(script, tmp_path):
     result = script("test-cnn.py", "--checkpoint", "none.safetensors", "--json", tmp_path / "a" / "b" / "o.json")
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     assert list(tmp_path.iterdir()) == []
+    for name in ("n" * 300 + ".safetensors", "n" * 300 + "/a.safetensors"):
+        result = script("train-cnn.py", *QUICK, "--output", tmp_path / "a" / name)
+        assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+        assert "cannot be written" in result.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_attack_that_cannot_follow_the_gradient_is_one_line_of_warning(trained, script, tmp_path):

@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import time
+from threading import Timer
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from networks import CNN, NETWORKS
 from utils import LARGEST_WIDTH, UserError, robustness, study, tables
 from utils.checkpoints import (
     DTYPES,
+    LARGEST_HEADER,
     CheckpointError,
     file_digest,
     load_checkpoint,
@@ -135,7 +137,7 @@ def test_numbers_that_make_no_network_are_refused(tensor, value, saved):
 
 def test_metadata_as_long_as_may_be_take_no_two_seconds(saved):
     """They are valid, and parsed more than once."""
-    metadata = {**read_metadata(saved), "training": {"a": [{}] * 250_000}}
+    metadata = {**read_metadata(saved), "training": {"a": [{}] * 80_000}}
     save_file(load_file(saved), saved, {"checkpoint": json.dumps(metadata, separators=(",", ":"))})
     start = time.process_time()
     load_checkpoint(saved)
@@ -165,8 +167,12 @@ def test_long_json_is_not_parsed(tmp_path):
 @pytest.mark.parametrize("read", [load_checkpoint, read_metadata, file_digest, read_json, read_json_lines])
 def test_pipe_of_which_nobody_writes_the_end_is_not_read(read, tmp_path):
     os.mkfifo(tmp_path / "a")
+    # Whoever waits for its end after all has it then, and fails.
+    writer = Timer(20, lambda: os.close(os.open(tmp_path / "a", os.O_WRONLY | os.O_NONBLOCK)))
+    writer.start()
     with pytest.raises((CheckpointError, OSError), match="it is no file"):
         read(tmp_path / "a")
+    writer.cancel()
 
 
 def test_link_left_where_files_are_written_first_is_not_followed(tmp_path):
@@ -192,8 +198,10 @@ DEFENDED = {"width": 4, "defense": {"name": "n-fgsm", "epsilon": 0.1}}
     ],
 )
 def test_training_that_no_table_could_name_is_refused(training, saved, tmp_path):
-    save_checkpoint(saved, CNN(width=4), {**METADATA, "training": DEFENDED})
-    assert read_metadata(saved)["training"] == DEFENDED
+    for valid in (DEFENDED, {"defense": "mine"}, {"width": 4, "defense": {"name": "label-noise", "rate": 0.1}}):
+        save_checkpoint(saved, CNN(width=4), {**METADATA, "training": valid})
+        assert read_metadata(saved)["training"] == valid
+        assert tables.defended({"network": "cnn", "training": valid}).startswith("CNN, ")
     save_checkpoint(saved, CNN(width=4), {**METADATA, "training": training})
     with pytest.raises(CheckpointError, match="training is not what it should be"):
         load_checkpoint(saved)
@@ -208,10 +216,13 @@ def test_training_that_no_table_could_name_is_refused(training, saved, tmp_path)
 def test_report_that_is_not_whole_is_one_line(tmp_path):
     found = json.loads((ROOT / "results" / "study.json").read_text(encoding="utf-8"))
     networks = found["networks"]
-    for changed in ([], networks[1:], [networks[0], *networks], [{**networks[0], "network": "small-cnn"}]):
+    for changed in ([], networks[1:], [networks[0], *networks]):
         (tmp_path / "study.json").write_text(json.dumps({**found, "networks": changed}))
         with pytest.raises(UserError, match="is not of the whole study"):
             study.read_whole_report(tmp_path / "study.json")
+    (tmp_path / "study.json").write_text(json.dumps({**found, "networks": [{**networks[0], "network": "small-cnn"}]}))
+    with pytest.raises(UserError, match="'cnn' is no network of the study"):
+        study.read_report(tmp_path / "study.json")
     report = robustness.read_report(ROOT / "results" / "robustness.json")
     entry = report["networks"][0]
     for results, count in (([], 0), (entry["results"] * 2, 2)):
@@ -220,7 +231,7 @@ def test_report_that_is_not_whole_is_one_line(tmp_path):
 
 
 def test_long_header_is_not_parsed(saved):
-    saved.write_bytes(struct.pack("<Q", LARGEST + 1) + b" " * 100)
+    saved.write_bytes(struct.pack("<Q", LARGEST_HEADER + 1) + b" " * 100)
     with pytest.raises(CheckpointError, match="its header is too long"):
         read_metadata(saved)
 

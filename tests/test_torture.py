@@ -1,6 +1,7 @@
 """`make torture` in small, and what README says of it at full size."""
 
 import json
+import math
 import os
 import random
 import subprocess
@@ -18,7 +19,7 @@ from utils import tables
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 @pytest.mark.parametrize(("experiment", "tries"), [pytest.param(*rest, id=name) for name, *rest in torture.EXPERIMENTS])
 def test_a_little_torture_loses_and_runs_nothing(experiment, tries, tmp_path):
-    tally = experiment(max(1, tries // 50), random.Random(0), tmp_path)
+    tally = experiment(max(2, tries // 50), random.Random(0), tmp_path)  # two, so that the second sees a loss
     if tally is None:
         pytest.skip("CIFAR-10 is not here")
     assert tally.tried == tally.survived > 0
@@ -62,7 +63,13 @@ def test_command_tells_of_each_and_ends_with_1_if_anything_is_lost(lost, execute
 
 @pytest.mark.parametrize(
     ("amounts", "gain", "lost"),
-    [([1, 2, 3], 1, 0), ([1, 1, 2], 1, 1), ([2, 0, 1], 0, 1), ([1, OSError("gone"), 3], 1, 1)],
+    [
+        ([1, 2, 3], 1, 0),
+        ([1, 1, 2], 1, 1),
+        ([2, 0, 1], 0, 1),
+        ([1, OSError("gone"), 3], 1, 1),
+        ([math.inf, 1, 2], 1, 0),
+    ],
 )
 def test_lost_progress_is_seen(amounts, gain, lost, tmp_path):
     """Of a script that always ends in the same file, whatever was lost on the way."""

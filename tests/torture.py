@@ -145,7 +145,7 @@ def interrupted(tries, arguments, folder, output, moment, kept, *, gain=1, end=s
             now = kept()
             if now < before + gain:
                 trouble = f"{now} of what was {before} and then {gain} more"
-            before = now
+            before = 0 if now == math.inf else now  # what is finished begins anew
         except Exception as error:
             trouble = repr(error)
         # What was finished already may be interrupted in Python's own end.
@@ -180,12 +180,13 @@ def names(folder):
 
 
 def epochs(folder, output):
-    """How many of a training are finished, and can be read."""
+    """How many of a training are finished, and can be read; infinity if all are."""
     state = folder / output.with_suffix(".partial.safetensors")
+    count = len(read_tensors(state)[0]["epochs"]) if state.exists() else 0
     if (folder / output).exists():
         load_checkpoint(folder / output)
         return math.inf
-    return len(read_tensors(state)[0]["epochs"]) if state.exists() else 0
+    return count
 
 
 # ---- the experiments: (tries, random numbers, an empty folder) -> Tally ----
@@ -259,14 +260,28 @@ def killed_in_an_evaluation(tries, draw, folder):
     report = Path("out.json")
     notes = folder / "broken" / "out.attacks.partial.jsonl"
 
+    def file():
+        """Which file the notes are at the moment, and its size."""
+        try:
+            status = notes.stat()
+            return status.st_ino, status.st_size
+        except FileNotFoundError:
+            return None, 0
+
     def moment(process):
-        noted = notes.stat().st_size if notes.exists() else 0
-        came = wait(process, lambda: notes.exists() and notes.stat().st_size > noted)
+        """A batch more than there is once it has written anew what it has read of the notes before."""
+        before, _ = file()
+        came = wait(process, lambda: file()[0] not in (None, before))
+        _, size = file() if before else (None, 0)
+        came = came and wait(process, lambda: file()[1] > size)
         time.sleep(draw.uniform(0, 0.2))
         return came and process.poll() is None
 
     def kept():
-        return len(read_json_lines(notes)) if notes.exists() else math.inf  # the report is written
+        if (folder / "broken" / report).exists():
+            (folder / "broken" / report).unlink()
+            return math.inf
+        return len(read_json_lines(notes)) if notes.exists() else 0
 
     arguments = (*TESTING, "--epsilon", 0.05, 0.1, "--checkpoint", "source.safetensors", "--json", report)
     return interrupted(tries, arguments, folder, report, moment, kept)
@@ -300,7 +315,10 @@ def full_disk(tries, draw, folder):
         elif process.returncode and (place / OUTPUT).read_bytes() != b"earlier":
             trouble = "the earlier checkpoint is gone"
         if process.returncode == 0:
-            load_checkpoint(place / OUTPUT)
+            try:
+                load_checkpoint(place / OUTPUT)
+            except Exception as error:
+                trouble = repr(error)
         count(tally, trouble)
     return tally
 

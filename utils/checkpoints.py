@@ -20,9 +20,10 @@ from safetensors.torch import save
 
 from networks import NETWORKS
 from utils import LARGEST_WIDTH, UserError
-from utils.untrusted import LARGEST, check_training, is_number, one_line, open_file, parse_json, shown
+from utils.untrusted import check_training, is_number, one_line, open_file, parse_json, shown
 
 LARGEST_FILE = 2**28  # bytes; the widest network has 75 million
+LARGEST_HEADER = 2**18  # bytes, which are parsed more than once; ours have some 5,000
 # All that are written here, and how a header names them.
 DTYPES = {torch.float32: "F32", torch.int64: "I64", torch.uint8: "U8"}
 # One key, because safetensors writes several in random order: the same training should give the same file.
@@ -113,7 +114,7 @@ def write_tensors(path, tensors, metadata):
     write_atomically(path, save(tensors, {METADATA_KEY: json.dumps(metadata)}))
 
 
-def read_tensors(path, longest=LARGEST):
+def read_tensors(path, longest=LARGEST_HEADER):
     """The (metadata, tensors) that `write_tensors` wrote. Raises CheckpointError.
 
     Of a file that may be anyone's, `read_declared` tells first how large they are. longest: header, in bytes.
@@ -127,7 +128,7 @@ def read_tensors(path, longest=LARGEST):
     return _open(path, "pt", tensors, longest)
 
 
-def read_declared(path, longest=LARGEST):
+def read_declared(path, longest=LARGEST_HEADER):
     """The metadata and, by name, the (shape, dtype as in DTYPES' values) of each tensor. Raises CheckpointError.
 
     No tensor is read: a small file may declare terabytes, if most of it is a hole.
@@ -149,9 +150,10 @@ def write_atomically(path, data):
     """Write bytes so that `path` holds, whatever happens, either what it held before or all of `data`."""
     path = Path(path).resolve()  # what a link points to is replaced, not the link
     temporary = temporary_of(path)
+    temporary.unlink(missing_ok=True)  # of a writer that was killed; or a link, to be followed by nobody
+    file = open(temporary, "xb")  # noqa: SIM115, for what another has made meanwhile is not ours to remove
     try:
-        temporary.unlink(missing_ok=True)  # of a writer that was killed; or a link, to be followed by nobody
-        with open(temporary, "xb") as file:
+        with file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -168,7 +170,7 @@ def temporary_of(path):
     return path.with_name(f".{path.name}.tmp")
 
 
-def _open(path, framework, read, longest=LARGEST):
+def _open(path, framework, read, longest=LARGEST_HEADER):
     """The metadata and read(file), whatever is wrong with the file a CheckpointError."""
     try:
         with open_file(path) as file:

@@ -21,7 +21,7 @@ from utils import DATASETS, EVALUATION_BATCH, LARGEST_WIDTH, SPLITS, UserError, 
 from utils.locks import locked
 from utils.paper import EPSILONS, TRAINING_EPSILONS
 from utils.recipes import RECIPES
-from utils.untrusted import shown
+from utils.untrusted import one_line, shown
 
 DEMO = Path("results/demo")  # all that the study writes on digits, for which nobody waits long
 ONLINE = ("fgsm", "n-fgsm", "pgd", "trades")  # the defences that are losses, utils.defenses.DEFENSES
@@ -807,7 +807,7 @@ def check_writable(path):
         if path.exists() and not path.is_file():
             raise OSError("it is there and no file")
         # Not under the name to which another run may be writing, nor through a link that somebody left there.
-        with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", suffix=".probe", dir=path.parent):
+        with tempfile.NamedTemporaryFile(prefix=".", suffix=".probe", dir=path.parent):
             pass
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
@@ -819,7 +819,8 @@ def run(parser, command, hint="", output=None):
     output: a file that no other run may write meanwhile, if there is one.
     """
     who = f"{parser.prog}, rank {RANK}" if RANK else parser.prog
-    warnings.formatwarning = lambda message, *_, **__: f"{who}: warning: {message}\n"  # without a line of our code
+    # Without a line of our code, which says little to whoever did not write it.
+    warnings.formatwarning = lambda message, *_, **__: f"{who}: warning: {one_line(message)}\n"
     try:
         with locked(output) if output and not RANK else contextlib.nullcontext():
             command()

@@ -18,24 +18,27 @@ def locked(path):
     from filelock import FileLock, Timeout  # here, for it takes as long to import as the rest of the command line
 
     target = Path(path).resolve()  # where a link leads, the file is written
-    missing = [folder for folder in target.parents if not folder.exists()]  # the innermost first
+    missing: list[Path] = []  # of the folders above it, the innermost first
     try:
-        lock = FileLock(target.with_name(f".{target.name}.lock"), is_singleton=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise UserError(f"{path} is being written by another run: wait for its end, or name another file") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
-    except ValueError as error:  # a root has no name
-        raise UserError(f"{path} cannot be written: {error}") from None
-    try:
-        yield
+        try:
+            missing += [folder for folder in target.parents if not folder.exists()]
+            lock = FileLock(target.with_name(f".{target.name}.lock"), is_singleton=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise UserError(f"{path} is being written by another run: wait for its end, or name another file") from None
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+        except ValueError as error:  # a root has no name
+            raise UserError(f"{path} cannot be written: {error}") from None
+        try:
+            yield
+        finally:
+            if lock.lock_counter == 1:
+                with contextlib.suppress(OSError):  # Windows removes it by itself, and not while it is open
+                    Path(lock.lock_file).unlink()
+            lock.release()
     finally:
-        if lock.lock_counter == 1:
-            with contextlib.suppress(OSError):  # Windows removes it by itself, and not while it is open
-                Path(lock.lock_file).unlink()
-        lock.release()
-        with contextlib.suppress(OSError):  # until one is not empty
-            for folder in missing:
+        for folder in missing:
+            with contextlib.suppress(OSError):  # it is not empty, or was never made
                 folder.rmdir()

@@ -96,11 +96,7 @@ class Notebook:
 
     def log(self, stem):
         """What the log of a network's training holds: its arguments and then its epochs."""
-        path = self._made(self.models / f"{stem}.jsonl")
-        log = read_log(path)
-        if len(log) < 2:
-            raise UserError(f"{path} holds no epoch")
-        return log
+        return read_log(self._made(self.models / f"{stem}.jsonl"))
 
     def batch(self, examples):
         """The first test images, so many or fewer as in `first`, in [0, 1], and their labels."""

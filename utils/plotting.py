@@ -706,6 +706,6 @@ def _predictions(network, images):
 def save(figure, path):
     """Write the figure as a PNG and close it."""
     drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=150)
+    figure.savefig(drawn, format="png", dpi=150)
     plt.close(figure)
     write_atomically(path, drawn.getvalue())

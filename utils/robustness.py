@@ -142,7 +142,7 @@ def training_logs(models, results):
     def logs(paths):
         keys = ("robust_accuracy", "choosing_accuracy")
         found = (read_log(path, *keys) for path in sorted(paths))
-        return [log for log in found if len(log) > 1 and isinstance(log[0]["defense"], dict)]
+        return [log for log in found if "epsilon" in (log[0]["defense"] or {})]
 
     def by_settings(log):
         return log[0]["defense"]["name"], log[0]["defense"]["epsilon"], log[0]["width"]
@@ -181,7 +181,8 @@ def read_report(path):
             check_training(entry["training"])
             for row in checked_list(entry["results"]):
                 check_strings((row["name"], row["setting"]))
-                check_numbers([row["examples"], row["seconds"]], 0, 1e9)
+                check_numbers([row["examples"]], 1, 1e9)
+                check_numbers([row["seconds"]], 0, 1e9)
                 check_numbers([row["epsilon"], row["accuracy"], *row["confidence_interval"]], 0, 1)
                 _, _ = row["confidence_interval"]
         return report

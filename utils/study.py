@@ -60,6 +60,7 @@ from utils.untrusted import (
 )
 
 SPREAD_SEEDS = (0, 1, 2)
+ARCHITECTURES = ("cnn", "cnn-lstm")
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,9 @@ def lines(dataset, models, scratch, epochs=None):
         "cnn-lstm": recipes("long", retrained),
     }
     paper, short = (recipes(name, {0.2: name}) for name in ("paper", "short"))
-    both = ("cnn", "cnn-lstm")
     return [
-        *(Line("study", name, study[name], 0, models, name) for name in both),
-        *(Line("reproduction", name, paper, 0, scratch, f"{name}-paper") for name in both),
+        *(Line("study", name, study[name], 0, models, name) for name in ARCHITECTURES),
+        *(Line("reproduction", name, paper, 0, scratch, f"{name}-paper") for name in ARCHITECTURES),
         *(Line("spread", "cnn", short, seed, scratch, f"cnn-short-seed-{seed}") for seed in SPREAD_SEEDS),
     ]
 
@@ -361,7 +361,7 @@ def read_report(path):
             check_numbers([entry["seed"]], 0, 2**63)
             check_numbers([entry["validation_accuracy"]], 0, 1)
             check_training(entry["training"])
-            if entry["network"] not in NETWORKS or entry["training_epsilon"] not in (None, *TRAINING_EPSILONS):
+            if entry["network"] not in ARCHITECTURES or entry["training_epsilon"] not in (None, *TRAINING_EPSILONS):
                 raise ValueError(f"{shown(entry['name'])} is no network of the study")
             seconds = [entry["evaluation_seconds"]]
             if entry["training_seconds"] is not None:
@@ -385,7 +385,7 @@ def read_whole_report(path):
     """The report of a study that is done. Raises UserError as `read_report` does, and if a network is missing."""
     report = read_report(path)
     found = [(entry["network"], entry["training_epsilon"]) for entry in report["networks"] if entry["part"] == "study"]
-    if found != list(product(("cnn", "cnn-lstm"), (None, *TRAINING_EPSILONS))):
+    if found != list(product(ARCHITECTURES, (None, *TRAINING_EPSILONS))):
         raise UserError(f"{path} is not of the whole study, its networks in order; study.py does what is missing")
     return report
 
@@ -393,7 +393,7 @@ def read_whole_report(path):
 def read_log(path):
     """The epochs in the log beside a checkpoint; none if there is no log, or none of ours."""
     try:
-        epochs = read_json_lines(Path(path).with_suffix(".jsonl"))[1:]
+        epochs = read_json_lines(Path(path).with_suffix(".jsonl"), longest=2**26)[1:]
         return [epoch for epoch in epochs if {"seconds", "images_per_second"} <= epoch.keys()]
     except (OSError, ValueError, AttributeError):
         return []

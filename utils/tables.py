@@ -445,12 +445,12 @@ def defended(entry):
     defense = training.get("defense")
     if defense is None:
         return f"{title}, none (baseline)"
-    if isinstance(defense, str):
-        return f"{title}, {defense}, width {training['width']}"
+    if isinstance(defense, str) or "epsilon" not in defense:  # somebody's own
+        return f"{title}, {defense if isinstance(defense, str) else defense['name']}"
     name, epsilon = defense["name"], defense["epsilon"]
     if name == "fgsm-augment":
         return f"{title}, the study's: FGSM examples of {epsilon:g}"
-    return f"{title}, **ours**: {TITLES.get(name, name)} at {pixels(epsilon)}, width {training['width']}"
+    return f"{title}, **ours**: {TITLES.get(name, name)} at {pixels(epsilon)}, width {training.get('width', '?')}"
 
 
 def tested_counts(report):

@@ -32,7 +32,7 @@ from utils.interrupts import deferred
 from utils.locks import locked
 from utils.progress import progress
 from utils.recipes import Recipe
-from utils.untrusted import check_numbers, check_training, one_line, read_json_lines, shown
+from utils.untrusted import check_numbers, check_strings, check_training, one_line, read_json_lines, shown
 
 
 class TrainingError(UserError):
@@ -341,8 +341,12 @@ def read_log(path, *keys):
         log = read_json_lines(path)
         _ = log[0]["network"], log[0]["width"], log[0]["defense"]
         check_training(log[0])
+        if len(log) < 2:
+            raise ValueError("it has no epoch")
         for entry in log[1:]:
-            check_numbers((entry["epoch"], entry["seconds"], entry["loss"]), 0, 1e9)
+            check_numbers((entry["epoch"], entry["seconds"]), 0, 1e9)
+            check_numbers([entry["loss"]], -1e9, 1e9)
+            check_strings([entry.get("precision", "float32")])
             accuracies = [value for name, value in entry.items() if name.endswith("_accuracy")]
             check_numbers([*(entry[key] for key in ("validation_accuracy", *keys)), *accuracies], 0, 1)
         return log

@@ -107,16 +107,17 @@ def check_strings(values):
 def check_training(value):
     """Raise ValueError unless it may be the arguments of a training: an object, or None where they are not known.
 
-    Its defence, if it has one, is an object with a name and a radius, or the name alone of somebody's own.
+    Its defence, if it has one, is an object with a name and perhaps a radius, or the name alone of somebody's own.
     """
     if value is None:
         return
     defense = checked_object(value).get("defense")
-    if defense is not None:
-        check_numbers([value.get("width")], 1, LARGEST_WIDTH)
+    if "width" in value:
+        check_numbers([value["width"]], 1, LARGEST_WIDTH)
     if defense is not None and not isinstance(defense, str):
         check_strings([checked_object(defense).get("name")])
-        check_numbers([defense.get("epsilon")], 0, 1e6)
+        if "epsilon" in defense:
+            check_numbers([defense["epsilon"]], 0, 1e6)
 
 
 def checked_object(value):
