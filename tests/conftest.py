@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from utils.data import load_split
 from utils.recipes import RECIPES
@@ -44,6 +45,25 @@ def trained(digits, tmp_path_factory):
         return path
 
     return checkpoint
+
+
+@pytest.fixture(scope="session")
+def quick_study(script, tmp_path_factory):
+    """A folder in which the study was run on digits without being interrupted; in stdout.txt, what it said.
+
+    Made once, and shared by all processes that run tests: to be copied, not to be changed.
+    """
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, making = base / "study", base / "study-in-the-making"
+    with FileLock(base / "study.lock"):
+        if not folder.exists():
+            making.mkdir()
+            result = script("study.py", *QUICK, cwd=making)
+            assert result.returncode == 0, result.stderr
+            (making / "stdout.txt").write_text(result.stdout, encoding="utf-8")
+            making.rename(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

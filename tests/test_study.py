@@ -37,12 +37,11 @@ def without_times(value):
 
 
 @pytest.fixture(scope="module")
-def finished(script, tmp_path_factory):
-    """A folder in which the study was run on digits without being interrupted, and what it said."""
-    folder = tmp_path_factory.mktemp("study")
-    result = script("study.py", *QUICK, cwd=folder)
-    assert result.returncode == 0, result.stderr
-    return folder, result.stdout
+def finished(quick_study, tmp_path_factory):
+    """A folder with a study of digits that is done, which a test may change as long as it undoes that; what it said."""
+    folder = tmp_path_factory.mktemp("finished") / "study"
+    shutil.copytree(quick_study, folder)
+    return folder, (folder / "stdout.txt").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
