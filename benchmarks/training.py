@@ -77,7 +77,7 @@ def images_a_second(setting):
     """Of one epoch on a part of the training images, with the one-cycle recipe on both sides."""
     validation, recipe, report = setting.splits["validation"].first(10), RECIPES["one-cycle"], []
     for defense, (ours, theirs, count) in DEFENSES.items():
-        training = setting.splits["train"].first(setting.pick(count, 200))
+        training = setting.splits["train"].first(setting.pick(count, 64))
         workers = best_workers(setting, training.first(1280), plain.FLIP_AND_SHIFT, recipe.batch_size, theirs)
         images = plain.PILImages(training, plain.FLIP_AND_SHIFT)
         batches = plain.loader(images, recipe.batch_size, workers, shuffle=True)

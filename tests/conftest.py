@@ -11,7 +11,13 @@ from utils.recipes import RECIPES
 from utils.training import train
 
 ROOT = Path(__file__).parent.parent
+SLOW = ("test_torture.py", "test_benchmarks.py", "test_study.py", "test_notebooks.py")
 QUICK = ("--dataset", "digits", "--epochs", 2, "--width", 4)  # two, so that a training can be killed halfway
+
+
+def pytest_collection_modifyitems(items):
+    """What takes longest first, or the last of many processes ends it while the others have nothing left to do."""
+    items.sort(key=lambda item: item.path.name not in SLOW)
 
 
 @pytest.fixture(scope="session")
