@@ -192,6 +192,10 @@ def logs(tmp_path):
     write(tmp_path / "results/defenses/fgsm.jsonl", "fgsm", (30, 0.3, 0.5, 0.35), (60, 0.0, 0.8, 0.1), average=0)
     write(tmp_path / "results/tried/cnn-n-fgsm-1.jsonl", "n-fgsm", (30, 0.3, 0.5, 0.35), width=64)
     (tmp_path / "results/tried/cnn-20-epochs.jsonl").write_text("{}\n")  # of an undefended training
+    own = tmp_path / "results/defenses/own.jsonl"  # of somebody's own defence, of which only the name is known
+    write(own, "own", (30, 0.3, 0.5, 0.35))
+    head, epoch = own.read_text().splitlines()
+    own.write_text(json.dumps({**json.loads(head), "defense": "my-epsilon"}) + "\n" + epoch + "\n")
     overfitting = ((30, 0.2, 0.5, 0.3), (30, 0.0, 0.2, 0.1))
     write(tmp_path / "results/overfitting/fgsm.jsonl", "fgsm", *overfitting, average=0, epsilon=16 / 255)
     write(tmp_path / "models/cnn-robust.jsonl", "n-fgsm", (30, 0.4, 0.6, 0.45), width=96)

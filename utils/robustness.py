@@ -142,7 +142,7 @@ def training_logs(models, results):
     def logs(paths):
         keys = ("robust_accuracy", "choosing_accuracy")
         found = (read_log(path, *keys) for path in sorted(paths))
-        return [log for log in found if "epsilon" in (log[0]["defense"] or {})]
+        return [log for log in found if isinstance(log[0]["defense"], dict) and "epsilon" in log[0]["defense"]]
 
     def by_settings(log):
         return log[0]["defense"]["name"], log[0]["defense"]["epsilon"], log[0]["width"]
