@@ -9,7 +9,7 @@ RUN := $(VENV)/bin/python
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-13s %s\n", $$1, $$2 }' Makefile
 
-demo: $(VENV)/installed  ## the whole study on scikit-learn's digits: no download, five minutes
+demo: $(VENV)/installed  ## the whole study on scikit-learn's digits: no download, six minutes
 	$(RUN) study.py --dataset digits
 	for name in cnn cnn-lstm; do \
 	  $(RUN) train-$$name.py --dataset digits --defense n-fgsm --epsilon 0.1 --recipe paper --epochs 20 --quiet \
