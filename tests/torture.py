@@ -32,7 +32,9 @@ from utils.untrusted import read_json_lines
 
 ROOT = Path(__file__).parent.parent
 BEFORE_THE_TABLE = "([results/torture.json](results/torture.json)):"  # in README
+OUTPUT = Path("a.safetensors")
 TRAINING = ("train-cnn.py", "--dataset", "digits", "--epochs", 20, "--width", 4)
+RESUMED = (*TRAINING, "--output", OUTPUT, "--resume")
 DEFENDED = (*TRAINING[:4], 3, *TRAINING[5:], "--defense", "fgsm-augment", "--epsilon", 0.1)
 TESTING = ("test-cnn.py", "--attack", "pgd", "--steps", 30, "--restarts", 3, "--examples", 200, "--batch-size", 10)
 
@@ -179,19 +181,24 @@ def names(folder):
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"}
 
 
-def epochs(folder, output):
-    """How many of a training are finished, and can be read; infinity if all are."""
-    state = folder / output.with_suffix(".partial.safetensors")
+def epochs(folder):
+    """How many of the training that is interrupted there are finished, and can be read; infinity if all are."""
+    output = folder / "broken" / OUTPUT
+    state = output.with_suffix(".partial.safetensors")
     count = len(read_tensors(state)[0]["epochs"]) if state.exists() else 0
-    if (folder / output).exists():
-        load_checkpoint(folder / output)
+    if output.exists():
+        load_checkpoint(output)
         return math.inf
     return count
 
 
-# ---- the experiments: (tries, random numbers, an empty folder) -> Tally ----
+def train_a_source(folder):
+    """A checkpoint for an attack, and nothing else."""
+    finish((*TRAINING[:4], 2, *TRAINING[5:], "--output", folder / "source.safetensors"), folder)
+    (folder / "source.jsonl").unlink()
 
-OUTPUT = Path("a.safetensors")
+
+# ---- the experiments: (tries, random numbers, an empty folder) -> Tally ----
 
 
 def killed_in_a_step(tries, draw, folder, end=signal.SIGKILL):
@@ -200,8 +207,7 @@ def killed_in_a_step(tries, draw, folder, end=signal.SIGKILL):
         time.sleep(draw.uniform(0, 0.3))
         return came and process.poll() is None
 
-    arguments = (*TRAINING, "--output", OUTPUT, "--resume")
-    return interrupted(tries, arguments, folder, OUTPUT, moment, lambda: epochs(folder / "broken", OUTPUT), end=end)
+    return interrupted(tries, RESUMED, folder, OUTPUT, moment, lambda: epochs(folder), end=end)
 
 
 def interrupted_once(tries, draw, folder):
@@ -218,14 +224,12 @@ def killed_in_a_write(tries, draw, folder):
                 return False
         return wait(process, temporary.exists)
 
-    arguments = (*TRAINING, "--output", OUTPUT, "--resume")
-    return interrupted(tries, arguments, folder, OUTPUT, moment, lambda: epochs(folder / "broken", OUTPUT))
+    return interrupted(tries, RESUMED, folder, OUTPUT, moment, lambda: epochs(folder))
 
 
 def killed_in_building_a_set(tries, draw, folder):
     """While the set's lock is held, which is as long as it is built and written; the first run tells how long."""
-    finish((*TRAINING[:4], 2, *TRAINING[5:], "--output", folder / "source.safetensors"), folder)
-    (folder / "source.jsonl").unlink()
+    train_a_source(folder)
     arguments = (*DEFENDED, "--source", "source.safetensors", "--output", OUTPUT, "--resume")
     kept = folder / "broken" / FOLDER / "digits-train-fgsm-source.safetensors"
     lock = kept.with_name(f".{kept.name}.lock")
@@ -249,14 +253,13 @@ def killed_in_building_a_set(tries, draw, folder):
             metadata, planes = read_tensors(kept)
             if metadata["sha256"] != tensor_digest(planes["positive"], planes["negative"]):
                 raise ValueError(f"{kept.name} does not fit its checksum")
-        return epochs(folder / "broken", OUTPUT)
+        return epochs(folder)
 
     return interrupted(tries, arguments, folder, OUTPUT, moment, intact, gain=0)  # as yet there is no epoch
 
 
 def killed_in_an_evaluation(tries, draw, folder):
-    finish((*TRAINING[:4], 2, *TRAINING[5:], "--output", folder / "source.safetensors"), folder)
-    (folder / "source.jsonl").unlink()
+    train_a_source(folder)
     report = Path("out.json")
     notes = folder / "broken" / "out.attacks.partial.jsonl"
 

@@ -2,6 +2,7 @@
 
 # Here, because the command line offers them without importing torch: `--help` should answer at once.
 DATASETS = ("cifar10", "digits")
+ARCHITECTURES = ("cnn", "cnn-lstm")  # the study's, as networks.NETWORKS calls them
 SPLITS = ("train", "validation", "test")
 EVALUATION_BATCH = 250  # images at once: on two cores, larger batches are not faster
 LARGEST_WIDTH = 256  # some 19 million parameters; a checkpoint that asks for more is hostile

@@ -8,6 +8,7 @@ The state dict is stored as tensors, and what it takes to rebuild and judge the 
 `safetensors.torch.load_file` reads the tensors without this project.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -150,18 +151,27 @@ def write_atomically(path, data):
     """Write bytes so that `path` holds, whatever happens, either what it held before or all of `data`."""
     path = Path(path).resolve()  # what a link points to is replaced, not the link
     temporary = temporary_of(path)
-    temporary.unlink(missing_ok=True)  # of a writer that was killed; or a link, to be followed by nobody
-    file = open(temporary, "xb")  # noqa: SIM115, for what another has made meanwhile is not ours to remove
+    with naming(path):
+        temporary.unlink(missing_ok=True)  # of a writer that was killed; or a link, to be followed by nobody
+        file = open(temporary, "xb")  # noqa: SIM115, for what another has made meanwhile is not ours to remove
+        try:
+            with file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def naming(path):
+    """An OSError from inside is about `path`: a full disk does not say which file it refused."""
     try:
-        with file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            error.filename = str(path)  # a full disk does not say which file it refused
+        yield
+    except OSError as error:
+        error.filename = str(path)
         raise
 
 

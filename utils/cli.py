@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
 
-from utils import DATASETS, EVALUATION_BATCH, LARGEST_WIDTH, SPLITS, UserError, checkpoint_stem
+from utils import ARCHITECTURES, DATASETS, EVALUATION_BATCH, LARGEST_WIDTH, SPLITS, UserError, checkpoint_stem
 from utils.locks import locked
 from utils.paper import EPSILONS, TRAINING_EPSILONS
 from utils.recipes import RECIPES
@@ -517,7 +517,7 @@ def a_baseline(split, network_name, tested):
     """A shipped baseline to transfer from: of the same architecture unless it is the one tested; None without any."""
     from utils.checkpoints import file_digest
 
-    for name in sorted(("cnn", "cnn-lstm"), key=lambda name: name != network_name):
+    for name in sorted(ARCHITECTURES, key=lambda name: name != network_name):
         path = default_checkpoint(name, split.dataset)
         if path.exists() and file_digest(path) != file_digest(tested):
             return path

@@ -21,7 +21,7 @@ from torch import nn
 from attacks import autoattack, default_step_size, fgsm, fgsm_direction, pgd, step
 from attacks.core import evaluating, evaluation_mode
 from utils import EVALUATION_BATCH, distributed
-from utils.checkpoints import versions, write_atomically
+from utils.checkpoints import naming, versions, write_atomically
 from utils.data import batches, tensor_digest
 from utils.progress import progress as shown_progress
 from utils.untrusted import read_json_lines
@@ -293,12 +293,8 @@ class Notes:
     def add(self, key, rows):
         """rows: (hits, seconds) of the batches that come next."""
         self.rows.setdefault(key, []).extend(rows)
-        try:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.writelines(json.dumps([key, *row]) + "\n" for row in rows)
-        except OSError as error:
-            error.filename = str(self.path)  # a full disk does not say which file it refused
-            raise
+        with naming(self.path), open(self.path, "a", encoding="utf-8") as file:
+            file.writelines(json.dumps([key, *row]) + "\n" for row in rows)
 
     def _write(self):
         lines = [[key, *row] for key, rows in self.rows.items() for row in rows]

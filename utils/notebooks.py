@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from attacks import fgsm, pgd
-from utils import UserError, plotting, robustness
+from utils import ARCHITECTURES, UserError, plotting, robustness
 from utils.allocator import keep_freed_memory
 from utils.checkpoints import load_checkpoint, write_atomically
 from utils.data import load_split
@@ -119,7 +119,7 @@ class Notebook:
             widths, precision = (32, 32), "float32"
         if self.quick:
             recipe, widths = replace(recipe, epochs=1), (8, 8)
-        for name, width in zip(("cnn", "cnn-lstm"), widths, strict=True):
+        for name, width in zip(ARCHITECTURES, widths, strict=True):
             output = folder / f"{name}-robust.safetensors"
             if not output.exists():
                 options = {"output": output, "device": self.device, "resume": True, "precision": precision}

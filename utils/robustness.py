@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 
 from networks import NETWORKS
-from utils import UserError
+from utils import ARCHITECTURES, UserError
 from utils.checkpoints import file_digest, read_metadata, versions, write_atomically
 from utils.evaluation import Notes, evaluate, evaluate_fgsm, report_row
 from utils.paper import EPSILONS
 from utils.training import read_log
-from utils.untrusted import check_numbers, check_strings, check_training, checked_list, one_line, read_json, shown
+from utils.untrusted import check_numbers, check_strings, check_training, checked_list, read_json, reason, shown
 
 RADIUS = 8 / 255  # that the robust networks are trained for
 RADII = sorted([*(levels / 255 for levels in (2, 4, 8, 12, 16)), *EPSILONS[1:]])
@@ -34,7 +34,7 @@ ENDINGS = ("", "-fgsm-augment-0.2", "-robust")  # of a checkpoint's name, after 
 
 def checkpoint_paths(models):
     """(architecture, path) of each of the six networks, the baseline of an architecture first."""
-    return [(name, Path(models) / f"{name}{ending}.safetensors") for name in ("cnn", "cnn-lstm") for ending in ENDINGS]
+    return [(name, Path(models) / f"{name}{ending}.safetensors") for name in ARCHITECTURES for ending in ENDINGS]
 
 
 @dataclass(frozen=True)
@@ -187,5 +187,4 @@ def read_report(path):
                 _, _ = row["confidence_interval"]
         return report
     except (OSError, ValueError, KeyError, TypeError) as error:
-        kind = type(error).__name__
-        raise UserError(f"{path} is no report on robustness ({kind}: {one_line(error)}); delete it") from error
+        raise UserError(f"{path} is no report on robustness ({reason(error)}); delete it") from error

@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 from networks import NETWORKS
-from utils import UserError, checkpoint_stem
+from utils import ARCHITECTURES, UserError, checkpoint_stem
 from utils.adversarial import FOLDER, AugmentedSplit, adversarial_set
 from utils.allocator import keep_freed_memory
 from utils.checkpoints import (
@@ -49,18 +49,18 @@ from utils.training import (
     training_arguments,
 )
 from utils.untrusted import (
+    LONGEST_OF_OURS,
     check_numbers,
     check_strings,
     check_training,
     checked_list,
-    one_line,
     read_json,
     read_json_lines,
+    reason,
     shown,
 )
 
 SPREAD_SEEDS = (0, 1, 2)
-ARCHITECTURES = ("cnn", "cnn-lstm")
 
 
 @dataclass(frozen=True)
@@ -377,8 +377,7 @@ def read_report(path):
                     check_numbers((row["accuracy"], low, high), 0, 1)
         return report
     except (OSError, ValueError, KeyError, TypeError) as error:
-        kind = type(error).__name__
-        raise UserError(f"{path} is no report of a study ({kind}: {one_line(error)}); delete it") from error
+        raise UserError(f"{path} is no report of a study ({reason(error)}); delete it") from error
 
 
 def read_whole_report(path):
@@ -393,7 +392,7 @@ def read_whole_report(path):
 def read_log(path):
     """The epochs in the log beside a checkpoint; none if there is no log, or none of ours."""
     try:
-        epochs = read_json_lines(Path(path).with_suffix(".jsonl"), longest=2**26)[1:]
+        epochs = read_json_lines(Path(path).with_suffix(".jsonl"), longest=LONGEST_OF_OURS)[1:]
         return [epoch for epoch in epochs if {"seconds", "images_per_second"} <= epoch.keys()]
     except (OSError, ValueError, AttributeError):
         return []

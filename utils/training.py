@@ -32,7 +32,16 @@ from utils.interrupts import deferred
 from utils.locks import locked
 from utils.progress import progress
 from utils.recipes import Recipe
-from utils.untrusted import check_numbers, check_strings, check_training, one_line, read_json_lines, shown
+from utils.untrusted import (
+    LONGEST_OF_OURS,
+    check_numbers,
+    check_strings,
+    check_training,
+    one_line,
+    read_json_lines,
+    reason,
+    shown,
+)
 
 
 class TrainingError(UserError):
@@ -282,11 +291,11 @@ class PartialRun:
             self._restore(tensors, modules, optimizer, generator)
             return epochs
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            reason = one_line(error)
-            raise CheckpointError(f"{self.state} does not hold the state of this training ({reason})") from error
+            told = one_line(error)
+            raise CheckpointError(f"{self.state} does not hold the state of this training ({told})") from error
 
     def _read(self, arguments):
-        metadata, tensors = read_tensors(self.state, longest=2**26)  # our own, of however many epochs
+        metadata, tensors = read_tensors(self.state, longest=LONGEST_OF_OURS)
         check_same_arguments(self.state, metadata.get("arguments"), arguments)
         begun, processes = metadata.get("processes", 1), distributed.world_size()
         if begun != processes:  # which would normalise by other shares
@@ -351,8 +360,7 @@ def read_log(path, *keys):
             check_numbers([*(entry[key] for key in ("validation_accuracy", *keys)), *accuracies], 0, 1)
         return log
     except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
-        kind = type(error).__name__
-        raise TrainingError(f"{path} is no log of such a training ({kind}: {one_line(error)})") from error
+        raise TrainingError(f"{path} is no log of such a training ({reason(error)})") from error
 
 
 def check_same_arguments(path, found, wanted):

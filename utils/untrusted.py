@@ -9,6 +9,7 @@ import stat
 from utils import LARGEST_WIDTH
 
 LARGEST = 2**20  # bytes of JSON, some 3,000 epochs of a log; hostile, they take a fifth of a second to be parsed
+LONGEST_OF_OURS = 2**26  # bytes, of what a training left for itself, after however many epochs
 DEEPEST = 20  # levels of nesting; ours have five, and beyond some hundreds Python fails to print or compare them
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
@@ -137,6 +138,11 @@ def checked_list(value):
 def shown(value):
     """repr(value) for an error message, cut short where it is long or deep."""
     return _SHORT.repr(value)[:200]
+
+
+def reason(error):
+    """What an error of whatever kind says, and its kind, without which a KeyError is but a word."""
+    return f"{type(error).__name__}: {one_line(error)}"
 
 
 def one_line(error):
