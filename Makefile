@@ -10,16 +10,16 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-13s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/installed  ## the whole study on scikit-learn's digits: no download, six minutes
-	$(RUN) study.py --dataset digits
+	$(RUN) -m study --dataset digits
 	for name in cnn cnn-lstm; do \
 	  $(RUN) train-$$name.py --dataset digits --defense n-fgsm --epsilon 0.1 --recipe paper --epochs 20 --quiet \
 	    --resume --output results/demo/$$name-robust.safetensors || exit; done
 
 notebooks: $(VENV)/installed  ## run the four notebooks from top to bottom and store their outputs
-	$(RUN) -m utils.notebooks main.ipynb cnn.ipynb rnn.ipynb analysis.ipynb
+	$(RUN) -m study.notebooks main.ipynb cnn.ipynb rnn.ipynb analysis.ipynb
 
 study: $(VENV)/installed  ## the whole study on CIFAR-10, or what remains of it: hours on two cores
-	$(RUN) study.py
+	$(RUN) -m study
 
 defenses: $(VENV)/installed  ## four defences on the same network, seven to twelve minutes each on two cores, and their logs
 	for run in "fgsm 20 0.999" "n-fgsm 15 0.999" "pgd 4 0.99" "trades 3 0.99"; do set -- $$run; \
@@ -34,7 +34,7 @@ overfitting: $(VENV)/installed  ## FGSM's catastrophic overfitting, and N-FGSM w
 	mkdir -p results/overfitting && cp runs/overfitting/*.jsonl results/overfitting/
 
 robustness: $(VENV)/installed  ## every attack on baselines, the study's defence and ours, or what remains: hours
-	$(RUN) robustness.py
+	$(RUN) -m study robustness
 
 diagnosis: $(VENV)/installed  ## can these figures be trusted? the checks on the same six networks
 	for name in cnn cnn-lstm; do for run in "500" "500 -fgsm-augment-0.2" "100 -robust"; do set -- $$run; \
@@ -61,10 +61,10 @@ coverage: $(VENV)/installed-dev  ## run the test suite and count the lines and b
 	$(RUN) -m coverage combine --quiet
 	$(RUN) -m coverage report --show-missing --skip-covered
 	$(RUN) -m coverage json --quiet -o .coverage.json
-	$(RUN) -m tests.floors .coverage.json
+	$(RUN) -m tests.helpers.floors .coverage.json
 
 torture: $(VENV)/installed-dev  ## kill, fuzz and starve at full size, and count what is lost: seven minutes on two cores
-	$(RUN) -m tests.torture
+	$(RUN) -m tests.helpers.torture
 
 lint: $(VENV)/installed-dev  ## check the code
 	$(RUN) -m ruff check .

@@ -1,6 +1,6 @@
 """Train the CNN: `python train-cnn.py --help` explains every flag."""
 
-from utils.cli import train_script
+from utils.commands.train import train_script
 
 if __name__ == "__main__":
     train_script("cnn")

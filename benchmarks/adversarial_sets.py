@@ -13,8 +13,8 @@ import torch
 from attacks import step
 from benchmarks import plain
 from benchmarks.timing import interleaved, say, table
-from utils import EVALUATION_BATCH
-from utils.adversarial import adversarial_set
+from utils.adversarial_sets import adversarial_set
+from utils.constants import EVALUATION_BATCH
 from utils.data import batches
 
 EPSILONS = [k / 255 for k in range(1, 11)]

@@ -18,10 +18,11 @@ import torchattacks  # noqa: E402
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 from attacks import fgsm, pgd  # noqa: E402
-from utils.checkpoints import file_digest, load_checkpoint, write_atomically  # noqa: E402
+from study.robustness import checkpoint_paths  # noqa: E402
+from utils.checkpoints import file_digest, load_checkpoint  # noqa: E402
 from utils.data import batches, load_split  # noqa: E402
 from utils.evaluation import correct  # noqa: E402
-from utils.robustness import checkpoint_paths  # noqa: E402
+from utils.files import write_atomically  # noqa: E402
 
 EPSILON, STEPS = 8 / 255, 50
 DIFFERENT = 1e-5  # of the pixels

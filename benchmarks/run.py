@@ -15,11 +15,12 @@ from pathlib import Path
 import torch
 
 from benchmarks import adversarial_sets, attacks, growth, startup, training
+from benchmarks.tables import benchmarks_document
 from benchmarks.timing import ROOT, Setting, cpu_name
-from utils.checkpoints import versions, write_atomically
-from utils.cli import DEMO
+from study.__main__ import DEMO
+from utils.checkpoints import versions
 from utils.data import DataError, load_split
-from utils.tables import benchmarks_document
+from utils.files import write_atomically
 
 SECTIONS = {
     "startup": startup.measure,

@@ -13,11 +13,11 @@ from torchvision.transforms import ToTensor
 
 from benchmarks import plain
 from benchmarks.timing import in_turn, say, table, timed
+from defenses.losses import NFGSM, PGD
 from networks import CNN
+from study.paper import PRINTED
 from utils.allocator import keep_freed_memory
-from utils.defenses import NFGSM, PGD
 from utils.evaluation import accuracy
-from utils.paper import PRINTED
 from utils.recipes import RECIPES
 from utils.training import train
 

@@ -5,8 +5,8 @@ Every table: network -> training epsilon (None: the baseline) -> accuracy at eac
 crafted on that network's baseline.
 """
 
-EPSILONS = (0.0, 0.02, 0.04, 0.06, 0.08, 0.1)
 TRAINING_EPSILONS = (0.005, 0.01, 0.015, 0.2)
+
 
 # Tables 1 and 2, as printed. The attack was crafted with batch norm in training mode, on batches of one image.
 PRINTED = {
@@ -25,6 +25,7 @@ PRINTED = {
         0.2: (69.686, 70.910, 71.984, 73.099, 73.766, 74.055),
     },
 }
+
 
 # The study's released checkpoints measured again, with the attack crafted in evaluation mode on 10,000 images.
 REMEASURED = {

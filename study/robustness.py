@@ -16,19 +16,23 @@ from pathlib import Path
 
 import torch
 
-from networks import NETWORKS
-from utils import ARCHITECTURES, UserError
-from utils.checkpoints import file_digest, read_metadata, versions, write_atomically
-from utils.evaluation import Notes, evaluate, evaluate_fgsm, report_row
-from utils.paper import EPSILONS
-from utils.training import read_log
-from utils.untrusted import check_numbers, check_strings, check_training, checked_list, read_json, reason, shown
+from study.formats import read_robustness as read_report
+from utils.checkpoints import file_digest, read_metadata, versions
+from utils.constants import ARCHITECTURES, EPSILONS, PGD_20, RADIUS, UserError
+from utils.evaluation import evaluate, evaluate_fgsm, report_row
+from utils.files import write_atomically
+from utils.notes import Notes
+from utils.runs import read_log
 
-RADIUS = 8 / 255  # that the robust networks are trained for
 RADII = sorted([*(levels / 255 for levels in (2, 4, 8, 12, 16)), *EPSILONS[1:]])
-PGD_20 = {"steps": 20, "seed": 0}
+
+
 PGD_50 = {"steps": 50, "restarts": 10, "seed": 0}
+
+
 AUTOATTACK = {"seed": 0}
+
+
 ENDINGS = ("", "-fgsm-augment-0.2", "-robust")  # of a checkpoint's name, after its architecture
 
 
@@ -153,38 +157,3 @@ def training_logs(models, results):
         "overfitting": sorted(logs((results / "overfitting").glob("*.jsonl")), key=by_settings),
         "tried": logs((results / "tried").glob("*-n-fgsm-*.jsonl")) + logs(path for path in shipped if path.exists()),
     }
-
-
-def find(report, name, attack, epsilon, setting="white_box", **options):
-    """The result of an attack on the network of that name. Raises UserError if the report has none, or several."""
-    wanted = {"name": attack, "setting": setting, "epsilon": epsilon, **options}
-    results = [row for entry in report["networks"] if entry["name"] == name for row in entry["results"]]
-    rows = [row for row in results if wanted.items() <= row.items()]
-    if len(rows) != 1:
-        raise UserError(
-            f"the report on robustness has {len(rows)} results of {attack}, {setting}, at epsilon {epsilon:.4g} on "
-            f"{shown(name)}, and not one: robustness.py makes it whole"
-        )
-    return rows[0]
-
-
-def read_report(path):
-    """The report in a JSON file. Raises UserError unless it is one that `measure` wrote."""
-    try:
-        report = read_json(path)
-        check_strings((report["dataset"], report["split"]))
-        for entry in checked_list(report["networks"]):
-            check_strings(entry[key] for key in ("name", "network", "sha256", "source_sha256"))
-            if entry["network"] not in NETWORKS:
-                raise ValueError(f"{shown(entry['network'])} is no network")
-            check_numbers([entry["parameters"]], 0, 1e12)
-            check_training(entry["training"])
-            for row in checked_list(entry["results"]):
-                check_strings((row["name"], row["setting"]))
-                check_numbers([row["examples"]], 1, 1e9)
-                check_numbers([row["seconds"]], 0, 1e9)
-                check_numbers([row["epsilon"], row["accuracy"], *row["confidence_interval"]], 0, 1)
-                _, _ = row["confidence_interval"]
-        return report
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no report on robustness ({reason(error)}); delete it") from error

@@ -18,93 +18,23 @@ are those of the test.
 
 import json
 import time
-from dataclasses import dataclass, replace
-from itertools import product
-from pathlib import Path
 
 import torch
 
 from networks import NETWORKS
-from utils import ARCHITECTURES, UserError, checkpoint_stem
-from utils.adversarial import FOLDER, AugmentedSplit, adversarial_set
+from study.formats import read_study as read_report
+from study.paper import TRAINING_EPSILONS
+from study.plan import lines
+from utils.adversarial_sets import FOLDER, AugmentedSplit, adversarial_set
 from utils.allocator import keep_freed_memory
-from utils.checkpoints import (
-    file_digest,
-    load_checkpoint,
-    read_header,
-    read_metadata,
-    versions,
-    write_atomically,
-)
+from utils.checkpoints import file_digest, load_checkpoint, read_header, read_metadata, versions
+from utils.constants import EPSILONS, UserError
 from utils.data import load_split
 from utils.evaluation import accuracy, evaluate_fgsm
-from utils.paper import EPSILONS, TRAINING_EPSILONS
-from utils.recipes import RECIPES
-from utils.training import (
-    PartialRun,
-    argument_differences,
-    check_same_arguments,
-    cross_entropy,
-    train,
-    training_arguments,
-)
-from utils.untrusted import (
-    LONGEST_OF_OURS,
-    check_numbers,
-    check_strings,
-    check_training,
-    checked_list,
-    read_json,
-    read_json_lines,
-    reason,
-    shown,
-)
-
-SPREAD_SEEDS = (0, 1, 2)
-
-
-@dataclass(frozen=True)
-class Line:
-    """A baseline and the networks retrained on its FGSM examples."""
-
-    part: str  # "study", "reproduction" or "spread"
-    network: str
-    recipes: dict  # training epsilon (None: the baseline) -> Recipe
-    seed: int
-    folder: Path
-    stem: str  # of the baseline's file; the retrained networks' begin with it
-
-    def path(self, epsilon=None):
-        return self.folder / (checkpoint_stem(self.stem, epsilon) + ".safetensors")
-
-
-def lines(dataset, models, scratch, epochs=None):
-    """The study's lines. models: folder of the ten networks of its tables; scratch: of those that are not shipped.
-
-    epochs: replaces every recipe's, for a quick look.
-    """
-    used = dict(RECIPES)
-    if dataset == "digits":  # so few images need fewer epochs, and so few steps a shorter average
-        for name, count in (("long", 20), ("retrain", 6), ("retrain-large", 8), ("paper", 5)):
-            used[name] = replace(used[name], epochs=count)
-        used["retrain"] = replace(used["retrain"], average=0.9)
-    if epochs:
-        used = {name: replace(recipe, epochs=epochs) for name, recipe in used.items()}
-
-    def recipes(baseline, retrained):
-        return {None: used[baseline], **{e: used[name].with_defense() for e, name in retrained.items()}}
-
-    retrained = {0.005: "retrain", 0.01: "retrain", 0.015: "retrain", 0.2: "retrain-large"}
-    study = {
-        "cnn": recipes("long", {**retrained, 0.005: "retrain-sgd"}),
-        "cnn-lstm": recipes("long", retrained),
-    }
-    paper, short = (recipes(name, {0.2: name}) for name in ("paper", "short"))
-    return [
-        *(Line("study", name, study[name], 0, models, name) for name in ARCHITECTURES),
-        *(Line("reproduction", name, paper, 0, scratch, f"{name}-paper") for name in ARCHITECTURES),
-        *(Line("spread", "cnn", short, seed, scratch, f"cnn-short-seed-{seed}") for seed in SPREAD_SEEDS),
-    ]
+from utils.files import write_atomically
+from utils.runs import PartialRun, argument_differences, check_same_arguments, training_arguments
+from utils.runs import read_epochs as read_log
+from utils.training import cross_entropy, train
 
 
 class Study:
@@ -348,54 +278,6 @@ def as_json(result):
         "accuracy": result.accuracy,
         "confidence_interval": result.confidence_interval,
     }
-
-
-def read_report(path):
-    """The report in a JSON file. Raises UserError unless it is one that `Study` wrote."""
-    try:
-        report = read_json(path)
-        check_strings((report["dataset"], report["split"]))
-        check_numbers([report["examples"]], 1, 1e9)
-        for entry in checked_list(report["networks"]):
-            check_strings(entry[key] for key in ("name", "network", "sha256", "part"))
-            check_numbers([entry["seed"]], 0, 2**63)
-            check_numbers([entry["validation_accuracy"]], 0, 1)
-            check_training(entry["training"])
-            if entry["network"] not in ARCHITECTURES or entry["training_epsilon"] not in (None, *TRAINING_EPSILONS):
-                raise ValueError(f"{shown(entry['name'])} is no network of the study")
-            seconds = [entry["evaluation_seconds"]]
-            if entry["training_seconds"] is not None:
-                seconds.append(entry["training_seconds"])
-            if entry["training_epsilon"] is None:
-                seconds.append(entry["adversarial_set_seconds"])
-            check_numbers(seconds, 0, 1e9)
-            for rows in (entry["transfer"], entry["white_box"]):
-                if [row["epsilon"] for row in rows] != list(EPSILONS):
-                    raise ValueError(f"{entry['name']} is not tested at the epsilons of the study")
-                for row in rows:
-                    low, high = row["confidence_interval"]
-                    check_numbers((row["accuracy"], low, high), 0, 1)
-        return report
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no report of a study ({reason(error)}); delete it") from error
-
-
-def read_whole_report(path):
-    """The report of a study that is done. Raises UserError as `read_report` does, and if a network is missing."""
-    report = read_report(path)
-    found = [(entry["network"], entry["training_epsilon"]) for entry in report["networks"] if entry["part"] == "study"]
-    if found != list(product(ARCHITECTURES, (None, *TRAINING_EPSILONS))):
-        raise UserError(f"{path} is not of the whole study, its networks in order; study.py does what is missing")
-    return report
-
-
-def read_log(path):
-    """The epochs in the log beside a checkpoint; none if there is no log, or none of ours."""
-    try:
-        epochs = read_json_lines(Path(path).with_suffix(".jsonl"), longest=LONGEST_OF_OURS)[1:]
-        return [epoch for epoch in epochs if {"seconds", "images_per_second"} <= epoch.keys()]
-    except (OSError, ValueError, AttributeError):
-        return []
 
 
 def training_speed(name, width, device, precision):

@@ -3,24 +3,20 @@
 import statistics
 from pathlib import Path
 
-from utils.evaluation import difference_interval, evaluate, evaluate_fgsm, multiply_adds
-from utils.paper import EPSILONS, PRINTED, REMEASURED
-from utils.robustness import PGD_20, PGD_50, RADII, RADIUS, find
-
-TITLES = {"cnn": "CNN", "cnn-lstm": "CNN-LSTM", "small-cnn": "small CNN", "cifar10": "CIFAR-10"} | {
-    "fgsm": "FGSM",
-    "n-fgsm": "N-FGSM",
-    "pgd": "PGD",
-    "trades": "TRADES",
-    "autoattack": "AutoAttack",
-}
+from study.formats import find
+from study.paper import PRINTED, REMEASURED
+from study.robustness import PGD_50, RADII
+from utils.constants import EPSILONS, PGD_20, RADIUS, TITLES
+from utils.evaluation import evaluate, evaluate_fgsm, multiply_adds
+from utils.statistics import difference_interval
+from utils.tables import markdown, percent, pixels, tested_images, with_interval
 
 
 def document(report):
     """results/tables.md: every table of the report, each under its heading."""
     opening = (
         "# Tables of the study\n\n"
-        f"Made by `python study.py` from study.json: accuracy in percent on {tested_images(report)}, by testing "
+        f"Made by `python -m study` from study.json: accuracy in percent on {tested_images(report)}, by testing "
         "epsilon (L-infinity, pixels in [0, 1]; 0: clean). In brackets, 95 % Wilson intervals: they cover the sampling "
         "of the test images, not how a figure moves from one training to the next (Table 5)."
     )
@@ -188,15 +184,15 @@ def summary(report):
 
 
 def robustness_document(report, logs):
-    """results/robustness.md: every table of the report that robustness.py writes, each under its heading.
+    """results/robustness.md: every table of the report on robustness, each under its heading.
 
     logs: of `utils.robustness.training_logs`.
     """
     on_all, on_some = (f"{count:,}" for count in tested_counts(report))
     opening = (
-        f"# Robustness\n\nMade by `python robustness.py` from robustness.json: accuracy in percent on the {on_all} "
-        f"{TITLES.get(report['dataset'], report['dataset'])} {report['split']} images, under PGD and AutoAttack on the "
-        f"first {on_some}; in brackets, 95 % Wilson intervals."
+        f"# Robustness\n\nMade by `python -m study robustness` from robustness.json: accuracy in percent on the "
+        f"{on_all} {TITLES.get(report['dataset'], report['dataset'])} {report['split']} images, under PGD and "
+        f"AutoAttack on the first {on_some}; in brackets, 95 % Wilson intervals."
     )
     titled = {
         "Who holds": robustness_table(report),
@@ -296,149 +292,6 @@ def diagnosis_table(reports):
     )
 
 
-def agreement_table(report):
-    """Our attacks and a peer's on the same checkpoints; report: what benchmarks/agreement.py wrote."""
-    peer, steps = report["peer"].split()[0], report["steps"]
-    header = ["network", "FGSM", f"{peer}'s FGSM", "pixels that differ", f"PGD-{steps}", f"{peer}'s PGD-{steps}"]
-    rows = []
-    for row in report["networks"]:
-        fgsm, theirs, pgd, their_pgd = (percent(row[key]) for key in ("fgsm", "peer_fgsm", "pgd", "peer_pgd"))
-        differ = f"{row['pixels_that_differ']:,} of {row['pixels']:,}"
-        rows.append([row["name"], fgsm, theirs, differ, pgd, their_pgd])
-    return markdown(header, rows)
-
-
-def benchmarks_table(report):
-    """For README: each comparison in results/benchmarks.json that has been made, with the fastest of the others.
-
-    With two of them, where one is how the study did it and the other is faster.
-    """
-    compared = []
-    for part in report.get("attacks", []):
-        if part["batch"] in (1, 250):
-            theirs = {"contiguous_format": "out of the box", "channels_last": "all channels_last"}
-            what = f"{part['attack'].upper()}, batch {part['batch']}, {theirs[part['peers_memory_format']]}"
-            compared.append((what, part["rows"]))
-    for part in report.get("adversarial-sets", []):
-        what, (ours, *others) = f"FGSM examples of {part['images']:,} images, {part['epsilons']} epsilon", part["rows"]
-        compared += [(what, [ours, other]) for other in others]  # as the study did it, and with workers
-    for part in report.get("training", []):
-        compared.append((f"training, defence {part['defense']}", part["rows"]))
-    if "time-to-accuracy" in report:
-        compared.append((f"training to {PRINTED['cnn'][None][0]} %", report["time-to-accuracy"]["rows"]))
-    lines = []
-    for what, rows in compared:
-        fastest = fastest_of_the_others(rows)
-        lines.append([what, speed(rows[0]), f"{fastest['name']}: {speed(fastest)}", ratio(fastest)])
-    return markdown(["", "here", "beside", "times faster"], lines)
-
-
-def fastest_of_the_others(rows):
-    """Of the rows of benchmarks/timing.py, of which the first is ours."""
-    return min(rows[1:], key=lambda row: row["ratio"])
-
-
-def ratio(row):
-    """How many times faster ours was than a row of benchmarks/timing.py, and its interquartile range."""
-    return f"**{row['ratio']:.2f}** ({row['ratio_iqr']:.2f})"
-
-
-def speed(row):
-    """Of a row of benchmarks/timing.py."""
-    return f"{row['images_per_second']:,.0f} images/s" if row["images_per_second"] else f"{row['seconds']:.3g} s"
-
-
-def benchmarks_document(report):
-    """results/benchmarks.md: every section of the report that benchmarks/run.py writes, as far as it has been run."""
-    versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items() if number)
-    opening = (
-        f"# Benchmarks\n\nMade by `make benchmark` from benchmarks.json: {report['device']}, {report['cores']} cores, "
-        f"{report['threads']} threads, Python {report['python']}, {versions}; "
-        f"{TITLES.get(report['dataset'], report['dataset'])}. Contenders ran in turn: medians, and in brackets "
-        "interquartile ranges; *ratio* is how many times faster ours was in the same round."
-    )
-    if report["quick"]:
-        opening += " **A quick run, to see whether everything runs: no figure means anything.**"
-    titled = {}
-    if "attacks" in report:
-        titled["Attacks, images a second"] = attack_speed_table(report)
-    for title, key in (("Adversarial sets", "adversarial-sets"), ("Training", "training")):
-        for part in report.get(key, []):
-            what = f"{part['epsilons']} epsilon" if "epsilons" in part else f"defence {part['defense']}"
-            titled[f"{title}: {what}"] = contenders_table(part["rows"])
-    if "time-to-accuracy" in report:
-        part = report["time-to-accuracy"]
-        text = (
-            f"Ours in {part['epochs']} epochs and {part['precision']}, three times, against the mean of the plain loop "
-            f"before and after. {accuracies(part, 'Test')}"
-        )
-        titled[f"Time to the study's {PRINTED['cnn'][None][0]} %"] = text
-    if "processes" in report:
-        part = report["processes"]
-        text = f"The same training of {part['epochs']} epochs in {part['precision']}. {accuracies(part, 'Validation')}"
-        titled["Many processes"] = text
-    for title, rows in report.get("startup", {}).items():
-        titled[f"Start-up: {title}"] = contenders_table(rows)
-    if "growth" in report:
-        titled["How the cost grows"] = growth_table(report["growth"], "images_per_second")
-    if "memory" in report:
-        titled["Peak memory, MiB"] = growth_table(report["memory"], "peak_mebibytes")
-    return "\n\n".join([opening, *(f"## {title}\n\n{text}" for title, text in titled.items())]) + "\n"
-
-
-def attack_speed_table(report):
-    """Ours and each peer's speed, and our ratio to the fastest peer."""
-    names = [row["name"] for row in report["attacks"][0]["rows"]]
-    lines = []
-    for part in report["attacks"]:
-        lines.append(
-            [
-                part["attack"],
-                str(part["batch"]),
-                part["peers_memory_format"].replace("_format", ""),
-                *(f"{row['images_per_second']:,.0f}" for row in part["rows"]),
-                ratio(fastest_of_the_others(part["rows"])),
-            ]
-        )
-    return markdown(["attack", "batch", "the peers' memory format", *names, "ratio to the fastest peer"], lines)
-
-
-def accuracies(part, split):
-    """What each contender came to with each seed, above the table."""
-    reached = "; ".join(f"{name} {', '.join(map(percent, of_seeds))}" for name, of_seeds in part["accuracies"].items())
-    return f"{split} accuracy in percent, by seed: {reached}.\n\n{contenders_table(part['rows'])}"
-
-
-def contenders_table(rows):
-    lines = [
-        [
-            row["name"],
-            f"{row['seconds']:.3g} " + ("(mean of 2)" if row["seconds_iqr"] is None else f"({row['seconds_iqr']:.1g})"),
-            f"{row['images_per_second']:,.0f}" if row["images_per_second"] else "",
-            ratio(row),
-        ]
-        for row in rows
-    ]
-    return markdown(["", "seconds", "images a second", "ratio"], lines)
-
-
-def growth_table(rows, value):
-    lines = []
-    for row in rows:
-        (axis, *_) = row
-        lines.append([row["what"], f"{axis} {row[axis]}", f"{row[value]:,.0f}"])
-    return markdown(["what", "by", value.replace("_", " ")], lines)
-
-
-def torture_table(report):
-    """A row for each experiment of results/torture.json."""
-    rows = [
-        [row["name"], *(f"{row[column]:,}" for column in ("tried", "survived", "lost", "executed"))]
-        for row in report["experiments"]
-    ]
-    return markdown(["what was tried", "times", "survived", "lost", "code executed, files written"], rows)
-
-
 def defended(entry):
     """An entry's row heading: the architecture and its defence."""
     training, title = entry["training"] or {}, TITLES[entry["network"]]
@@ -457,12 +310,6 @@ def tested_counts(report):
     """Images that FGSM was run on, and PGD and AutoAttack."""
     rows = report["networks"][0]["results"]
     return rows[0]["examples"], rows[-1]["examples"]
-
-
-def pixels(epsilon):
-    """An epsilon as papers write it: 8/255 where it is a whole number of grey levels, else a decimal."""
-    levels = 255 * epsilon
-    return f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-9 and levels > 0 else f"{epsilon:.4g}"
 
 
 def pairs(report):
@@ -556,10 +403,6 @@ def attacked_table(networks, split, epsilon, *, progress=False):
     return markdown([f"first {len(split):,} test images", "clean", f"FGSM, {at}", f"PGD-20, {at}"], rows)
 
 
-def tested_images(report):
-    return f"{report['examples']:,} {TITLES.get(report['dataset'], report['dataset'])} {report['split']} images"
-
-
 def label(entry):
     return f"{TITLES[entry['network']]}, {trained_on(entry['training_epsilon'])}"
 
@@ -570,17 +413,3 @@ def trained_on(epsilon):
 
 def columns():
     return [f"{epsilon:g}" for epsilon in EPSILONS]
-
-
-def percent(accuracy):
-    return f"{100 * accuracy:.2f}"
-
-
-def with_interval(result):
-    low, high = result["confidence_interval"]
-    return f"**{percent(result['accuracy'])}** ({percent(low)}–{percent(high)})"
-
-
-def markdown(header, rows):
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,18 +1,16 @@
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
+from tests.helpers.project import QUICK, ROOT, command
 from utils.data import load_split
 from utils.recipes import RECIPES
 from utils.training import train
 
-ROOT = Path(__file__).parent.parent
 SLOW = ("test_torture.py", "test_benchmarks.py", "test_study.py", "test_notebooks.py")
-QUICK = ("--dataset", "digits", "--epochs", 2, "--width", 4)  # two, so that a training can be killed halfway
 
 
 def pytest_collection_modifyitems(items):
@@ -65,7 +63,7 @@ def quick_study(script, tmp_path_factory):
     with FileLock(base / "study.lock"):
         if not folder.exists():
             making.mkdir()
-            result = script("study.py", *QUICK, cwd=making)
+            result = script("study", *QUICK, cwd=making)
             assert result.returncode == 0, result.stderr
             (making / "stdout.txt").write_text(result.stdout, encoding="utf-8")
             making.rename(folder)
@@ -78,9 +76,9 @@ def script():
 
     def run(name, *arguments, cwd=ROOT, **environment):
         return subprocess.run(
-            [sys.executable, ROOT / name, *map(str, arguments)],
+            command(name, *arguments),
             cwd=cwd,
-            env={**os.environ, **environment},
+            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
             capture_output=True,
             text=True,
             timeout=300,

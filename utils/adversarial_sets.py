@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from attacks import fgsm_direction, step
-from utils import EVALUATION_BATCH
 from utils.checkpoints import (
     DTYPES,
     CheckpointError,
@@ -25,10 +24,12 @@ from utils.checkpoints import (
     versions,
     write_tensors,
 )
+from utils.constants import EVALUATION_BATCH
 from utils.data import Split, batches, tensor_digest
-from utils.locks import locked
+from utils.files import locked
+from utils.formats import is_number
 from utils.progress import progress as shown_progress
-from utils.untrusted import is_number, shown
+from utils.quoting import shown
 
 FOLDER = Path("data/adversarial")
 

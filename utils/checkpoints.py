@@ -8,25 +8,31 @@ The state dict is stored as tensors, and what it takes to rebuild and judge the 
 `safetensors.torch.load_file` reads the tensors without this project.
 """
 
-import contextlib
 import hashlib
 import json
 import os
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from networks import NETWORKS
-from utils import LARGEST_WIDTH, UserError
-from utils.untrusted import check_training, is_number, one_line, open_file, parse_json, shown
+from utils.constants import LARGEST_WIDTH, UserError
+from utils.files import open_file, write_atomically
+from utils.formats import check_training, is_number, parse_json
+from utils.quoting import one_line, shown
 
 LARGEST_FILE = 2**28  # bytes; the widest network has 75 million
+
+
 LARGEST_HEADER = 2**18  # bytes, which are parsed more than once; ours have some 5,000
+
+
 # All that are written here, and how a header names them.
 DTYPES = {torch.float32: "F32", torch.int64: "I64", torch.uint8: "U8"}
+
+
 # One key, because safetensors writes several in random order: the same training should give the same file.
 METADATA_KEY = "checkpoint"
 
@@ -145,39 +151,6 @@ def read_declared(path, longest=LARGEST_HEADER):
 def read_header(path):
     """The metadata that `write_tensors` wrote, without the tensors. Raises CheckpointError."""
     return _open(path, "np", lambda file: None)[0]
-
-
-def write_atomically(path, data):
-    """Write bytes so that `path` holds, whatever happens, either what it held before or all of `data`."""
-    path = Path(path).resolve()  # what a link points to is replaced, not the link
-    temporary = temporary_of(path)
-    with naming(path):
-        temporary.unlink(missing_ok=True)  # of a writer that was killed; or a link, to be followed by nobody
-        file = open(temporary, "xb")  # noqa: SIM115, for what another has made meanwhile is not ours to remove
-        try:
-            with file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-
-
-@contextlib.contextmanager
-def naming(path):
-    """An OSError from inside is about `path`: a full disk does not say which file it refused."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = str(path)
-        raise
-
-
-def temporary_of(path):
-    """Where `write_atomically` writes first, and what it leaves if it is killed; the next write there replaces it."""
-    return path.with_name(f".{path.name}.tmp")
 
 
 def _open(path, framework, read, longest=LARGEST_HEADER):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from utils import DATASETS, SPLITS, UserError
+from utils.constants import DATASETS, SPLITS, UserError
 from utils.distributed import share
 
 CIFAR10_VALIDATION = 5000  # the last training images: networks and hyperparameters are chosen on them

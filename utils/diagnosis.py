@@ -12,7 +12,7 @@ from itertools import combinations
 import torch
 
 from attacks.core import attacking, input_gradient
-from utils import EVALUATION_BATCH
+from utils.constants import EVALUATION_BATCH
 from utils.data import batches
 from utils.evaluation import Result, evaluate, evaluate_fgsm
 

@@ -4,27 +4,23 @@ Of many processes (utils.distributed), each attacks every so many-th batch, and 
 process with the same batches, for an attack's random numbers begin anew in each batch.
 """
 
-import hashlib
 import inspect
-import json
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import takewhile
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from attacks import autoattack, default_step_size, fgsm, fgsm_direction, pgd, step
 from attacks.core import evaluating, evaluation_mode
-from utils import EVALUATION_BATCH, distributed
-from utils.checkpoints import naming, versions, write_atomically
+from utils import distributed
+from utils.checkpoints import versions
+from utils.constants import EVALUATION_BATCH
 from utils.data import batches, tensor_digest
 from utils.progress import progress as shown_progress
-from utils.untrusted import read_json_lines
+from utils.statistics import wilson_interval
 
 # The names that the command line and reports use.
 ATTACKS: dict[str, Callable] = {"fgsm": fgsm, "pgd": pgd, "autoattack": autoattack}
@@ -69,29 +65,6 @@ def report_row(result, setting):
     }
 
 
-def wilson_interval(correct, examples, z=1.959964):
-    """Wilson score interval of a proportion (Wilson, 1927), by default at 95 %: (low, high) in [0, 1].
-
-    It covers the sampling of the test images alone, not how a figure moves from one training to the next.
-    """
-    p = correct / examples
-    centre = p + z**2 / (2 * examples)
-    margin = z * math.sqrt(p * (1 - p) / examples + z**2 / (4 * examples**2))
-    scale = 1 + z**2 / examples
-    return max(0.0, (centre - margin) / scale), min(1.0, (centre + margin) / scale)
-
-
-def difference_interval(first, second, examples):
-    """95 % interval of first - second, two accuracies on so many images each (Newcombe, 1998, method 10).
-
-    It takes them for independent. On the same images they are not, their errors agree, and the interval is too wide.
-    """
-    (low, high), (other_low, other_high) = (wilson_interval(p * examples, examples) for p in (first, second))
-    below = math.hypot(first - low, other_high - second)
-    above = math.hypot(high - first, second - other_low)
-    return first - second - below, first - second + above
-
-
 def predictions(network, images, batch_size=EVALUATION_BATCH):
     """The class that the network, in evaluation mode, gives to each image, (N,); images as a tensor in [0, 1]."""
     with torch.no_grad(), evaluating(network, images.device):
@@ -106,24 +79,6 @@ def transfer_matrix(networks, split, epsilon, *, batch_size=EVALUATION_BATCH, pr
         options = {"direction": direction, "batch_size": batch_size}
         matrix.append([evaluate_fgsm(shown, split, [epsilon], **options)[1] for shown in networks])
     return matrix
-
-
-def agreement(first, second, *, resamples=2000):
-    """Cohen's kappa of two networks being right, with its 95 % bootstrap interval: (kappa, low, high).
-
-    first, second: bool (N,), which of the same images each classifies correctly. Kappa is 1 if they are right on the
-    same images, and 0 if they agree as often as chance would have it; nan if both are right, or both wrong, on all.
-    """
-
-    def kappa(first, second):
-        first, second = first.double(), second.double()
-        by_chance = first.mean(-1) * second.mean(-1) + (1 - first.mean(-1)) * (1 - second.mean(-1))
-        return ((first == second).double().mean(-1) - by_chance) / (1 - by_chance)
-
-    first, second = first.cpu(), second.cpu()
-    drawn = torch.randint(len(first), (resamples, len(first)), generator=torch.Generator().manual_seed(0))
-    low, high = kappa(first[drawn], second[drawn]).nanquantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
-    return tuple(round(value.item(), 12) + 0.0 for value in (kappa(first, second), low, high))  # and no -0.00
 
 
 def correct(network, images, labels):
@@ -248,60 +203,6 @@ def _bar(split, title, progress):
     """What shows the progress over the images, where it is wanted: on rank 0."""
     shown = progress and distributed.rank() == 0
     return shown_progress(title=title, total=len(split), unit="image", shown=shown)
-
-
-class Notes:
-    """Finished batches of evaluations, in a file of JSON lines that outlives an interruption.
-
-    A line is [key of the evaluation, "0110...", seconds]: 1 for a correct image. Whoever has stored what came out of
-    the evaluations calls `finish`, which deletes the file.
-    """
-
-    def __init__(self, path):
-        """What the file at `path` holds, if there is one; lines that are none, as of a killed writer, are dropped."""
-        self.path = Path(path)
-        self.rows: dict[str, list] = {}
-        if self.path.exists():
-            for key, *row in filter(self._is_a_line, read_json_lines(self.path, longest=None)):
-                self.rows.setdefault(key, []).append(tuple(row))
-            self._write()
-
-    @staticmethod
-    def _is_a_line(line):
-        if not (isinstance(line, list) and [type(part) for part in line[:2]] == [str, str] and len(line) == 3):
-            return False
-        return set(line[1]) <= {"0", "1"} and isinstance(line[2], (int, float)) and math.isfinite(line[2])
-
-    @staticmethod
-    def key(about):
-        """A name for an evaluation. about: what is evaluated and how, JSON-serialisable."""
-        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-
-    def kept(self, key, sizes):
-        """(hits, seconds) of an evaluation's first batches, which are of these sizes.
-
-        Of a damaged file, those before the first that is of another size; that one and what follows it are dropped.
-        """
-        noted = self.rows.get(key, [])
-        fits = takewhile(lambda pair: len(pair[0][0]) == pair[1], zip(noted, sizes, strict=False))
-        kept = [row for row, _ in fits]
-        if len(kept) < len(noted):
-            self.rows[key] = kept
-            self._write()
-        return list(kept)
-
-    def add(self, key, rows):
-        """rows: (hits, seconds) of the batches that come next."""
-        self.rows.setdefault(key, []).extend(rows)
-        with naming(self.path), open(self.path, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps([key, *row]) + "\n" for row in rows)
-
-    def _write(self):
-        lines = [[key, *row] for key, rows in self.rows.items() for row in rows]
-        write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in lines).encode())
-
-    def finish(self):
-        self.path.unlink(missing_ok=True)
 
 
 def multiply_adds(network):

@@ -1,20 +1,15 @@
 """What strangers may have written, JSON above all: parsed strictly, checked for kind and range, quoted in short."""
 
-import errno
 import json
-import os
-import reprlib
-import stat
 
-from utils import LARGEST_WIDTH
+from utils.constants import LARGEST_WIDTH
+from utils.files import LARGEST, read_bytes
+from utils.quoting import shown
 
-LARGEST = 2**20  # bytes of JSON, some 3,000 epochs of a log; hostile, they take a fifth of a second to be parsed
 LONGEST_OF_OURS = 2**26  # bytes, of what a training left for itself, after however many epochs
+
+
 DEEPEST = 20  # levels of nesting; ours have five, and beyond some hundreds Python fails to print or compare them
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
-_SHORT.maxdict = _SHORT.maxlist = 10
-_SHORT.maxlevel = 3
 
 
 def parse_json(text):
@@ -34,22 +29,6 @@ def parse_json(text):
     if level:
         raise ValueError("it is nested too deeply")
     return value
-
-
-def open_file(path):
-    """A file, open to be read as bytes. Raises OSError, also for what is none: a pipe may never come to its end."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise OSError(errno.EINVAL, "it is no file", str(path))
-    return open(path, "rb")
-
-
-def read_bytes(path, longest=LARGEST):
-    """What a file holds. Raises OSError, and ValueError for more than `longest` bytes, unless that is None."""
-    with open_file(path) as file:
-        data = file.read(None if longest is None else longest + 1)
-    if longest is not None and len(data) > longest:
-        raise ValueError("it is too long")
-    return data
 
 
 def read_json(path):
@@ -133,19 +112,3 @@ def checked_list(value):
     if not isinstance(value, list):
         raise ValueError(f"{shown(value)} is no list")
     return value
-
-
-def shown(value):
-    """repr(value) for an error message, cut short where it is long or deep."""
-    return _SHORT.repr(value)[:200]
-
-
-def reason(error):
-    """What an error of whatever kind says, and its kind, without which a KeyError is but a word."""
-    return f"{type(error).__name__}: {one_line(error)}"
-
-
-def one_line(error):
-    """What an error says, for the line that ours is to be: printable, and cut off where it is long."""
-    text = " ".join(str(error).split())
-    return "".join(character if character.isprintable() else "?" for character in text[:300])

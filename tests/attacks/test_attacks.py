@@ -8,10 +8,10 @@ from fractions import Fraction
 import pytest
 import torch
 import torch.nn.functional as F
-from attacked import TinyLSTM, model_and_images
 
 from attacks import fgsm, pgd
 from networks import CNN, CNNLSTM, SmallCNN
+from tests.helpers.attacked import TinyLSTM, model_and_images
 
 EPSILONS = [0, 1e-4, 1 / 255, Fraction(8, 255), 0.1, 0.9, 1.5, 1e300]
 

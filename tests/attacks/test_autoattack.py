@@ -7,9 +7,9 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from attacked import TinyLSTM, model_and_images
 
 from attacks import AttackError, autoattack, pgd
+from tests.helpers.attacked import TinyLSTM, model_and_images
 from utils.checkpoints import load_checkpoint
 
 pyautoattack = pytest.importorskip("pyautoattack", reason="pyautoattack is not installed")

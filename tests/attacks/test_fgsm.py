@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from attacked import model_and_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attacks import fgsm, fgsm_direction, step
+from tests.helpers.attacked import model_and_images
 
 EPSILONS = [0, 1e-4, 1 / 255, Fraction(8, 255), 0.1, 0.9, 1.5, 1e300]
 

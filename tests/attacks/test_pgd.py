@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from attacked import model_and_images
 from torch import nn
 
 from attacks import fgsm, pgd
 from attacks.core import margin
+from tests.helpers.attacked import model_and_images
 
 
 def slow_pgd(model, image, label, noises, epsilon, steps, step_size, loss, targeted):

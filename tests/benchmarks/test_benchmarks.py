@@ -6,10 +6,10 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
 
+from benchmarks import tables as benchmark_tables
 from networks import CNN, CNNLSTM
-from utils import tables
+from tests.helpers.project import ROOT
 from utils.evaluation import multiply_adds
 
 
@@ -63,7 +63,7 @@ REPORT = {
 
 
 def test_document_says_what_the_report_does():
-    text = tables.benchmarks_document(REPORT)
+    text = benchmark_tables.benchmarks_document(REPORT)
     for part in (
         "a processor, 2 cores, 2 threads, Python 3.12, torch 2.9; digits",
         "| fgsm | 250 | contiguous | 2,000 | 1,000 | 333 | **2.00** (0.02) |",
@@ -83,17 +83,20 @@ def test_document_says_what_the_report_does():
 
 def test_document_of_a_part_of_the_benchmarks():
     header = {name: REPORT[name] for name in ("dataset", "device", "cores", "threads", "python", "versions", "quick")}
-    assert tables.benchmarks_document(header).count("\n\n") == 1
-    assert "no figure means anything" in tables.benchmarks_document({**header, "quick": True})
-    assert "## Start-up: import" in tables.benchmarks_document({**header, "startup": REPORT["startup"]})
+    assert benchmark_tables.benchmarks_document(header).count("\n\n") == 1
+    assert "no figure means anything" in benchmark_tables.benchmarks_document({**header, "quick": True})
+    assert "## Start-up: import" in benchmark_tables.benchmarks_document({**header, "startup": REPORT["startup"]})
 
 
 def test_readmes_table_names_the_fastest_of_the_others():
-    table = tables.benchmarks_table(REPORT)
+    table = benchmark_tables.benchmarks_table(REPORT)
     assert "| FGSM, batch 250, out of the box | 2,000 images/s | theirs: 1,000 images/s | **2.00** (0.02) |" in table
     assert "| training to 80.374 % |" in table
     slow = {**REPORT, "adversarial-sets": [{"epsilons": 10, "images": 1000, "rows": [*PAIR, row("slow", 3.0, 1000)]}]}
-    assert all(f"10 epsilon | 2,000 images/s | {name}" in tables.benchmarks_table(slow) for name in ("theirs", "slow"))
+    assert all(
+        f"10 epsilon | 2,000 images/s | {name}" in benchmark_tables.benchmarks_table(slow)
+        for name in ("theirs", "slow")
+    )
 
 
 SECTIONS = ("startup", "adversarial-sets", "training", "time-to-accuracy", "processes", "growth", "memory")
@@ -113,7 +116,7 @@ def test_every_section_runs_and_what_is_done_is_kept(tmp_path):
     assert first.items() <= report.items()
     assert set(SECTIONS) <= report.keys()
     text = (tmp_path / "benchmarks.md").read_text(encoding="utf-8")
-    assert text == tables.benchmarks_document(report)
+    assert text == benchmark_tables.benchmarks_document(report)
     assert all(
         f"## {title}" in text for title in ("Start-up: --help", "Many processes", "How the cost grows", "Peak memory")
     )

@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 import torch.nn.functional as F
-from attacked import model_and_images
 
+from defenses.losses import DEFENSES, FGSM, NFGSM, PGD, TRADES
+from tests.helpers.attacked import model_and_images
 from utils.checkpoints import load_checkpoint, read_metadata
-from utils.defenses import DEFENSES, FGSM, NFGSM, PGD, TRADES, RobustValidation
 from utils.evaluation import evaluate
 from utils.recipes import RECIPES
 from utils.training import cross_entropy, train
+from utils.validation import RobustValidation
 
 EPSILON = 0.03
 

@@ -1,6 +1,6 @@
 """Hostile files, by the thousand: what our readers make of mutated checkpoints, adversarial sets and reports.
 
-    python -m tests.hostile checkpoints 2000
+    python -m tests.helpers.hostile checkpoints 2000
 
 prints a Tally as JSON: each file is either read as something valid or refused in one line, within two seconds; the
 process grows by less than 1 GiB meanwhile; and audit hooks see no code run and nothing written.
@@ -25,12 +25,15 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from networks import CNN
-from utils import UserError, adversarial, plotting, robustness, study, tables, training
+from study import tables
+from study.formats import read_robustness, read_whole_study
+from tests.helpers.project import ROOT
+from utils import adversarial_sets, plotting, training
 from utils.checkpoints import CheckpointError, load_checkpoint, save_checkpoint, write_tensors
+from utils.constants import UserError
 from utils.data import tensor_digest
-from utils.untrusted import LARGEST
+from utils.files import LARGEST
 
-ROOT = Path(__file__).parent.parent
 SECONDS, MEBIBYTES = 2, 1024
 HOLE = 2**36  # bytes, most of which are nowhere on the disk
 WRITES = {"os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate", "os.link", "os.symlink", "os.chmod"}
@@ -327,10 +330,10 @@ def sets(folder):
     planes = {"positive": plane, "negative": ~plane}
     digest = tensor_digest(planes["positive"], planes["negative"])
     write_tensors(path, planes, {**wanted, "sha256": digest, "seconds": 1.0})
-    expected = adversarial._read(path, wanted, shape).direction
+    expected = adversarial_sets._read(path, wanted, shape).direction
 
     def read():
-        assert torch.equal(adversarial._read(path, wanted, shape).direction, expected)
+        assert torch.equal(adversarial_sets._read(path, wanted, shape).direction, expected)
 
     return path, SAFETENSORS, read, CheckpointError
 
@@ -344,7 +347,7 @@ def report(folder, name, read):
 
 def studies(folder):
     def read():
-        found = study.read_whole_report(folder / "study.json")
+        found = read_whole_study(folder / "study.json")
         for name in ("cnn", "cnn-lstm"):
             tables.transfer_table(found, name)
         for table in (tables.ahead_table, tables.spread_table, tables.conclusion_table, tables.document):
@@ -354,10 +357,10 @@ def studies(folder):
 
 
 def robustness_reports(folder):
-    whole = study.read_whole_report(ROOT / "results" / "study.json")
+    whole = read_whole_study(ROOT / "results" / "study.json")
 
     def read():
-        found = robustness.read_report(folder / "robustness.json")
+        found = read_robustness(folder / "robustness.json")
         tables.robustness_table(found)
         tables.conclusion_table(whole, found)
 

@@ -23,14 +23,15 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from tests.hostile import SECONDS, Tally, Watch
-from utils import tables
-from utils.adversarial import FOLDER
-from utils.checkpoints import load_checkpoint, read_tensors, versions, write_atomically
+from tests.helpers.hostile import SECONDS, Tally, Watch
+from tests.helpers.project import ROOT, command
+from utils.adversarial_sets import FOLDER
+from utils.checkpoints import load_checkpoint, read_tensors, versions
 from utils.data import DataError, load_split, tensor_digest
-from utils.untrusted import read_json_lines
+from utils.files import write_atomically
+from utils.formats import read_json_lines
+from utils.tables import markdown
 
-ROOT = Path(__file__).parent.parent
 BEFORE_THE_TABLE = "([results/torture.json](results/torture.json)):"  # in README
 OUTPUT = Path("a.safetensors")
 TRAINING = ("train-cnn.py", "--dataset", "digits", "--epochs", 20, "--width", 4)
@@ -67,13 +68,13 @@ def write(root, report):
     readme = (root / "README.md").read_text(encoding="utf-8")
     before, rest = readme.split(BEFORE_THE_TABLE)
     _, after = rest.split("\n\n## ", maxsplit=1)
-    readme = f"{before}{BEFORE_THE_TABLE}\n\n{tables.torture_table(report)}\n\n## {after}"
+    readme = f"{before}{BEFORE_THE_TABLE}\n\n{torture_table(report)}\n\n## {after}"
     write_atomically(root / "README.md", readme.encode())
 
 
 def started(arguments, folder, **options):
     return subprocess.Popen(
-        [sys.executable, str(ROOT / arguments[0]), *map(str, arguments[1:])],
+        command(*arguments),
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -370,7 +371,7 @@ def mutated(kind):
     """The fuzzer of tests.hostile, in a process of its own."""
 
     def experiment(tries, draw, folder):
-        command = [sys.executable, "-m", "tests.hostile", kind, str(tries)]
+        command = [sys.executable, "-m", "tests.helpers.hostile", kind, str(tries)]
         try:
             result = subprocess.run(
                 command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120 + SECONDS * tries
@@ -398,6 +399,16 @@ EXPERIMENTS = [
     ("mutated logs of trainings", mutated("logs"), 2000),
     ("damaged CIFAR-10 files", hostile_data, 30),
 ]
+
+
+def torture_table(report):
+    """A row for each experiment of results/torture.json."""
+    rows = [
+        [row["name"], *(f"{row[column]:,}" for column in ("tried", "survived", "lost", "executed"))]
+        for row in report["experiments"]
+    ]
+    return markdown(["what was tried", "times", "survived", "lost", "code executed, files written"], rows)
+
 
 if __name__ == "__main__":
     main()

@@ -20,23 +20,17 @@ import nbformat
 import papermill
 import pytest
 import torch
-from conftest import QUICK, ROOT
 from sklearn.metrics import cohen_kappa_score
 
+from study.formats import read_robustness
+from study.formats import read_study as read_report
+from tests.helpers.project import QUICK, ROOT
 from utils import tables
 from utils.checkpoints import load_checkpoint
 from utils.data import to_unit_range
-from utils.evaluation import (
-    agreement,
-    difference_interval,
-    evaluate_fgsm,
-    predictions,
-    transfer_matrix,
-    wilson_interval,
-)
-from utils.notebooks import CHOICES, WIDGET, Explorer
-from utils.robustness import read_report as read_robustness
-from utils.study import read_report
+from utils.evaluation import evaluate_fgsm, predictions, transfer_matrix
+from utils.explorer import CHOICES, WIDGET, Explorer
+from utils.statistics import agreement, difference_interval, wilson_interval
 
 NAMES = ("main", "cnn", "rnn", "analysis")
 

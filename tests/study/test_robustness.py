@@ -6,10 +6,15 @@ import json
 import matplotlib.pyplot as plt
 import pytest
 
-from utils import UserError, evaluation, plotting, robustness, tables
+from study import figures, robustness, tables
+from study.formats import find
+from study.formats import read_robustness as read_report
+from study.robustness import RADII, measure
+from utils import evaluation, plotting
 from utils.checkpoints import load_checkpoint
+from utils.constants import PGD_20, RADIUS, UserError
 from utils.evaluation import evaluate, evaluate_fgsm
-from utils.robustness import PGD_20, RADII, RADIUS, find, measure, read_report
+from utils.tables import with_interval
 
 
 @pytest.fixture(scope="module")
@@ -145,10 +150,10 @@ def test_tables_are_the_reports(measured):
             find(report, entry["name"], "pgd", RADIUS, steps=50),
             find(report, entry["name"], "autoattack", RADIUS),
         ]
-        row = " | ".join([tables.defended(entry), *map(tables.with_interval, cells)])
+        row = " | ".join([tables.defended(entry), *map(with_interval, cells)])
         assert f"| {row} |" in tables.robustness_table(report)
         curve = [find(report, entry["name"], "pgd", radius, **PGD_20) for radius in RADII]
-        assert " | ".join(map(tables.with_interval, curve)) in text
+        assert " | ".join(map(with_interval, curve)) in text
 
 
 def test_rows_say_how_a_network_was_defended():
@@ -164,7 +169,7 @@ def test_accuracy_figure_draws_the_report(measured):
     report, _ = measured
     three = copy.deepcopy(report)
     three["networks"].append({**three["networks"][1], "name": "robust"})
-    figure = plotting.robust_accuracy(three)
+    figure = figures.robust_accuracy(three)
     for entry, line in zip(three["networks"], figure.axes[0].lines[::2], strict=True):
         x, y = line.get_data()
         assert list(x) == pytest.approx([0, *RADII])
@@ -221,7 +226,7 @@ def test_overfitting_is_told_by_the_last_two_epochs(logs):
 
 
 def test_trainings_figure_draws_the_logs(logs):
-    figure = plotting.trainings_compared({"a": logs["defenses"][0], "b": logs["defenses"][1]}, "title")
+    figure = figures.trainings_compared({"a": logs["defenses"][0], "b": logs["defenses"][1]}, "title")
     robust, clean = ([line.get_data() for line in axes.lines] for axes in figure.axes)
     assert [list(x) for x, _ in robust] == [list(x) for x, _ in clean] == [[0.5, 1.5], [2.0]]
     assert [list(y) for _, y in robust] == [[30, 0], [20]]

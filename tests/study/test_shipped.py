@@ -11,22 +11,25 @@ from statistics import mean
 
 import pytest
 import torch
-from conftest import ROOT
 from torch.nn import functional as F
 
 from attacks import fgsm
-from utils import robustness, tables
+from benchmarks import tables as benchmark_tables
+from study import robustness, tables
+from study.formats import find, read_robustness
+from study.formats import read_study as read_report
+from study.paper import PRINTED, REMEASURED
+from tests.helpers.project import ROOT
 from utils.checkpoints import file_digest, load_checkpoint, read_metadata
+from utils.constants import PGD_20, RADIUS
 from utils.data import load_split
-from utils.defenses import RobustValidation
-from utils.diagnostics import diagnose
+from utils.diagnosis import diagnose
 from utils.evaluation import accuracy, evaluate, evaluate_fgsm
-from utils.paper import PRINTED, REMEASURED
-from utils.study import read_report
+from utils.validation import RobustValidation
 
 STUDY = read_report(ROOT / "results" / "study.json")
 SHIPPED = [entry["name"] for entry in tables.part(STUDY, "study")]
-ROBUSTNESS = robustness.read_report(ROOT / "results" / "robustness.json")
+ROBUSTNESS = read_robustness(ROOT / "results" / "robustness.json")
 LOGS = robustness.training_logs(ROOT / "models", ROOT / "results")
 ROBUST = ["cnn-robust", "cnn-lstm-robust"]
 DIAGNOSES = [
@@ -88,8 +91,8 @@ def test_shipped_checkpoint_scores_what_results_say(name, cifar10_dir):
 # ---- robustness ----
 
 
-def under(name, attack, epsilon=robustness.RADIUS, setting="white_box", **options):
-    return robustness.find(ROBUSTNESS, name, attack, epsilon, setting, **options)["accuracy"]
+def under(name, attack, epsilon=RADIUS, setting="white_box", **options):
+    return find(ROBUSTNESS, name, attack, epsilon, setting, **options)["accuracy"]
 
 
 def test_robustness_is_of_the_shipped_checkpoints_and_real_data():
@@ -133,7 +136,7 @@ def test_robust_checkpoint_scores_what_results_say(name, cifar10_dir):
     network = load_checkpoint(ROOT / "models" / f"{name}.safetensors")
     test = load_split("cifar10", "test", cifar10_dir)
     assert accuracy(network, test) == pytest.approx(under(name, "fgsm", 0.0), abs=0.003)
-    attacked = evaluate(network, test.first(1000), "pgd", 0.1, options=robustness.PGD_20)
+    attacked = evaluate(network, test.first(1000), "pgd", 0.1, options=PGD_20)
     assert attacked.accuracy == pytest.approx(under(name, "pgd", 0.1, steps=20), abs=0.003)
 
 
@@ -145,7 +148,7 @@ def test_verdicts_are_the_expected_ones(name, report):
     assert (report["dataset"], report["split"]) == ("cifar10", "test")
     assert Path(report["checkpoint"]).stem == name
     assert report["sha256"] == file_digest(ROOT / "models" / f"{name}.safetensors")
-    assert diagnosis["epsilon"] == robustness.RADIUS
+    assert diagnosis["epsilon"] == RADIUS
     assert report["examples"] >= (100 if name in ROBUST else 500)
     failed = [check["name"] for check in diagnosis["checks"] if not check["passed"]]  # or not run
     if "augment" in name:
@@ -193,7 +196,7 @@ def test_fgsm_overfits_catastrophically_and_n_fgsm_does_not():
 
 def test_torchattacks_agrees():
     report = json.loads((ROOT / "results" / "agreement.json").read_text(encoding="utf-8"))
-    assert tables.agreement_table(report) in README
+    assert benchmark_tables.agreement_table(report) in README
     assert report["examples"] == 1000
     digests = {e["name"]: e["sha256"] for e in ROBUSTNESS["networks"]}
     assert [row["name"] for row in report["networks"]] == list(digests)
@@ -207,9 +210,11 @@ def test_torchattacks_agrees():
 def test_readme_shows_the_benchmarks():
     report = json.loads((ROOT / "results" / "benchmarks.json").read_text(encoding="utf-8"))
     assert (report["dataset"], report["quick"]) == ("cifar10", False)
-    assert tables.benchmarks_table(report) in README
+    assert benchmark_tables.benchmarks_table(report) in README
     assert mean(report["time-to-accuracy"]["accuracies"]["ours"]) >= PRINTED["cnn"][None][0] / 100
-    assert (ROOT / "results" / "benchmarks.md").read_text(encoding="utf-8") == tables.benchmarks_document(report)
+    assert (ROOT / "results" / "benchmarks.md").read_text(encoding="utf-8") == benchmark_tables.benchmarks_document(
+        report
+    )
 
 
 @pytest.mark.parametrize(("name", "floor"), [("cnn", 0.88), ("cnn-lstm", 0.865)])

@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,16 +16,23 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from conftest import QUICK, ROOT
 
-from utils import UserError, plotting, tables
+from study import figures, tables
+from study.formats import read_study as read_report
+from study.paper import PRINTED, REMEASURED, TRAINING_EPSILONS
+from study.plan import lines
+from study.runner import Study, duration
+from tests.helpers.project import QUICK, ROOT, command
+from utils import plotting
 from utils.checkpoints import load_checkpoint, read_metadata, save_checkpoint
+from utils.constants import EPSILONS, UserError
 from utils.data import training_batches
-from utils.evaluation import evaluate_fgsm, wilson_interval
-from utils.paper import EPSILONS, PRINTED, REMEASURED, TRAINING_EPSILONS
+from utils.evaluation import evaluate_fgsm
 from utils.recipes import RECIPES
-from utils.study import Study, duration, lines, read_log, read_report
-from utils.training import PartialRun, train
+from utils.runs import PartialRun
+from utils.runs import read_epochs as read_log
+from utils.statistics import wilson_interval
+from utils.training import train
 
 
 def without_times(value):
@@ -155,7 +161,7 @@ def test_what_was_trained_otherwise_is_refused_unless_told_to_overwrite(script, 
     folder = finished[0]
     path = folder / "results/demo/cnn-fgsm-augment-0.005.safetensors"
     before = path.read_bytes()
-    refused = script("study.py", *QUICK[:2], "--epochs", 3, "--width", 4, cwd=folder)
+    refused = script("study", *QUICK[:2], "--epochs", 3, "--width", 4, cwd=folder)
     assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
     assert f"{path.relative_to(folder)} is of another training: epochs 2, not 3; --overwrite" in refused.stderr
     assert path.read_bytes() == before
@@ -328,10 +334,12 @@ def test_foreign_report_is_refused(content, monkeypatch, tmp_path):
 def test_study_killed_at_random_points_ends_with_the_same_report(finished, report, tmp_path):
     """Each time after some more lines of its output: the first time halfway through a training, then at any moment."""
     draw = random.Random(0)
-    command = [sys.executable, str(ROOT / "study.py"), *map(str, QUICK)]
+    study, environment = command("study", *QUICK), {**os.environ, "PYTHONPATH": str(ROOT)}
     resumed = []
     for attempt in range(3):
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        process = subprocess.Popen(
+            study, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
         for _ in range(draw.randint(3, 20)):  # of at least 56
             line = process.stdout.readline()
             assert line, "it ended before it could be killed"
@@ -341,7 +349,7 @@ def test_study_killed_at_random_points_ends_with_the_same_report(finished, repor
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=60)
         resumed += (tmp_path / "results/demo").glob("*.partial.safetensors")
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=300)
+    subprocess.run(study, cwd=tmp_path, env=environment, check=True, capture_output=True, timeout=300)
     assert resumed, "no training was killed halfway"
     assert without_times(read_report(tmp_path / "results/demo/study.json")) == without_times(report)
     for path in (finished[0] / "results/demo").glob("*.safetensors"):
@@ -484,20 +492,20 @@ def test_paper_tables_are_whole():
 @pytest.mark.parametrize("dataset", ["cifar10", "digits"])
 def test_figures_draw_ours_solid_and_the_papers_dashed(dataset):
     report = {**fabricated(), "dataset": dataset}
-    figure = plotting.transfer_accuracy(report, "cnn")
+    figure = figures.transfer_accuracy(report, "cnn")
     drawn = figure.axes[0].get_lines()
     solid = [line for line in drawn if line.get_linestyle() == "-"]
     dashed = [line for line in drawn if line.get_linestyle() == "--"]
     assert [line.get_ydata().tolist() for line in solid] == [[50] * 6] + [[99] * 6] * 4
     expected = list(PRINTED["cnn"].values()) if dataset == "cifar10" else []
     assert [tuple(line.get_ydata()) for line in dashed] == expected
-    change = plotting.change_against_baseline(report, "cnn-lstm").axes[0].get_lines()
+    change = figures.change_against_baseline(report, "cnn-lstm").axes[0].get_lines()
     assert [line.get_ydata()[0] for line in change if line.get_linestyle() == "-"][:4] == [49] * 4
     plt.close("all")
 
 
 def test_every_figure_has_titles_units_and_a_legend_beside_the_data(tmp_path):
-    for name, figure in plotting.study_figures(fabricated()).items():
+    for name, figure in figures.study_figures(fabricated()).items():
         assert figure.axes[0].get_ylabel().endswith(("(%)", "(percentage points)"))
         plotting.save(figure, tmp_path / f"{name}.png")
         boxes = [legend.get_window_extent() for legend in figure.legends]

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-import utils.adversarial
+import utils.adversarial_sets
 from attacks import fgsm, step
-from utils.adversarial import AugmentedSplit, adversarial_set
+from utils.adversarial_sets import AugmentedSplit, adversarial_set
 from utils.checkpoints import CheckpointError, load_checkpoint, read_tensors, save_checkpoint, write_tensors
 from utils.data import batches, flip_and_shift, training_batches
 from utils.recipes import RECIPES
@@ -24,9 +24,9 @@ def source(trained, tmp_path):
 @pytest.fixture
 def computed(monkeypatch):
     """The number of batches whose direction has been computed, as a list that grows."""
-    calls, direction = [], utils.adversarial.fgsm_direction
+    calls, direction = [], utils.adversarial_sets.fgsm_direction
     monkeypatch.setattr(
-        utils.adversarial, "fgsm_direction", lambda *arguments: calls.append(1) or direction(*arguments)
+        utils.adversarial_sets, "fgsm_direction", lambda *arguments: calls.append(1) or direction(*arguments)
     )
     return calls
 
@@ -61,7 +61,7 @@ def test_it_is_computed_once_and_takes_two_bits_a_value(digits, source, tmp_path
 
 def test_zero_gradients_stay_zero(digits, source, tmp_path, monkeypatch):
     signs = torch.randint(-1, 2, digits["test"].images[:5].shape)
-    monkeypatch.setattr(utils.adversarial, "fgsm_direction", lambda *_: signs.float())
+    monkeypatch.setattr(utils.adversarial_sets, "fgsm_direction", lambda *_: signs.float())
     split = digits["test"].first(5)
     for _ in range(2):
         assert torch.equal(adversarial_set(source, split, folder=tmp_path).direction, signs.to(torch.int8))
@@ -98,7 +98,7 @@ def other_batch_size(source, split, path, monkeypatch):
 
 
 def other_versions(source, split, path, monkeypatch):
-    monkeypatch.setattr(utils.adversarial, "versions", lambda: {"torch": "0.1"})
+    monkeypatch.setattr(utils.adversarial_sets, "versions", lambda: {"torch": "0.1"})
     return {}
 
 
@@ -178,7 +178,7 @@ def test_interrupted_building_leaves_nothing(digits, source, tmp_path, monkeypat
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(utils.adversarial, "fgsm_direction", interrupted)
+    monkeypatch.setattr(utils.adversarial_sets, "fgsm_direction", interrupted)
     with pytest.raises(KeyboardInterrupt):
         adversarial_set(source, digits["test"], folder=tmp_path / "sets")
     assert not (tmp_path / "sets").exists()
@@ -242,16 +242,16 @@ def test_training_on_it_is_recorded_and_resumed_bit_for_bit(digits, source, tmp_
     assert first["defense"] == {
         "name": "fgsm-augment",
         "epsilon": 0.2,
-        "source_sha256": utils.adversarial.file_digest(source),
+        "source_sha256": utils.adversarial_sets.file_digest(source),
     }
 
-    save = utils.training.PartialRun.save
+    save = utils.runs.PartialRun.save
 
     def interrupted(*arguments):
         save(*arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(utils.training.PartialRun, "save", interrupted)
+    monkeypatch.setattr(utils.runs.PartialRun, "save", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train("cnn", both, digits["validation"], output=halves, **arguments)
     monkeypatch.undo()

@@ -10,7 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from networks import CNN, NETWORKS
-from utils.checkpoints import CheckpointError, load_checkpoint, read_metadata, save_checkpoint, write_atomically
+from utils.checkpoints import CheckpointError, load_checkpoint, read_metadata, save_checkpoint
+from utils.files import write_atomically
 
 METADATA = {
     "dataset": "digits",

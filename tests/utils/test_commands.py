@@ -9,13 +9,13 @@ import sys
 import time
 
 import pytest
-from conftest import QUICK, ROOT
 
+from tests.helpers.project import QUICK, ROOT
 from utils.checkpoints import file_digest, load_checkpoint, read_metadata, save_checkpoint
-from utils.cli import epsilon
-from utils.evaluation import wilson_interval
+from utils.commands.parser import epsilon
+from utils.statistics import wilson_interval
 
-SCRIPTS = ("train-cnn.py", "train-cnn-lstm.py", "test-cnn.py", "test-cnn-lstm.py", "study.py", "robustness.py")
+SCRIPTS = ("train-cnn.py", "train-cnn-lstm.py", "test-cnn.py", "test-cnn-lstm.py", "study", "study robustness")
 DEAD_PROXY = "http://127.0.0.1:9"  # nothing listens there
 NO_NETWORK = {"https_proxy": DEAD_PROXY, "HTTPS_PROXY": DEAD_PROXY, "no_proxy": "", "NO_PROXY": ""}
 
@@ -321,7 +321,7 @@ def test_examples_in_help_are_valid(name, script, tmp_path):
     """The examples' flags are accepted, and a training does not run into a shipped checkpoint."""
     for line in script(name, "--help").stdout.split("examples:\n")[1].splitlines():
         arguments = line.split()[2:]
-        if name in ("study.py", "robustness.py"):  # which have no one file to stop at
+        if name in ("study", "study robustness"):  # which have no one file to stop at
             assert_one_line(script(name, *arguments, "--results", ROOT / "README.md"), "README.md", "cannot be written")
             continue
         if name.startswith("train"):
@@ -382,14 +382,14 @@ def assert_one_line(result, *parts, status=2):
         ("train-cnn.py", ["--defense", "trades", "--beta", "-1"], ["--beta"]),
         ("train-cnn.py", ["--defense", "trades", "--crafting", "magic"], ["--crafting", "magic"]),
         ("train-cnn.py", ["--crafting", "training"], ["--crafting", "n-fgsm"]),
-        ("study.py", ["--dataset", "mnist"], ["mnist", "digits"]),
-        ("study.py", ["--epochs", "0"], ["--epochs"]),
-        ("study.py", ["--models", "README.md"], ["README.md", "cannot be written"]),
-        ("study.py", ["--dataset", "digits", "--results", "README.md"], ["README.md", "cannot be written"]),
-        ("study.py", ["--scratch", "README.md"], ["README.md", "cannot be written"]),
-        ("robustness.py", ["--examples", "0"], ["--examples"]),
-        ("robustness.py", ["--results", "README.md"], ["README.md", "cannot be written"]),
-        ("robustness.py", ["--dataset", "digits", "--models", "tests"], ["tests/cnn.safetensors", "no such"]),
+        ("study", ["--dataset", "mnist"], ["mnist", "digits"]),
+        ("study", ["--epochs", "0"], ["--epochs"]),
+        ("study", ["--models", "README.md"], ["README.md", "cannot be written"]),
+        ("study", ["--dataset", "digits", "--results", "README.md"], ["README.md", "cannot be written"]),
+        ("study", ["--scratch", "README.md"], ["README.md", "cannot be written"]),
+        ("study robustness", ["--examples", "0"], ["--examples"]),
+        ("study robustness", ["--results", "README.md"], ["README.md", "cannot be written"]),
+        ("study robustness", ["--dataset", "digits", "--models", "tests"], ["tests/cnn.safetensors", "no such"]),
         ("train-cnn.py", ["--device", "quantum"], ["quantum"]),
         ("test-cnn.py", ["--epsilon", "-1"], ["--epsilon", "-1"]),
         ("test-cnn.py", ["--epsilon", "abc"], ["--epsilon", "abc"]),

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from utils import diagnostics
-from utils.adversarial import AugmentedSplit
+from defenses.losses import NFGSM
+from utils import diagnosis
+from utils.adversarial_sets import AugmentedSplit
 from utils.checkpoints import load_checkpoint
-from utils.defenses import NFGSM
-from utils.diagnostics import Check, diagnose
+from utils.diagnosis import Check, diagnose
 from utils.evaluation import Result, fgsm_direction
 from utils.recipes import RECIPES
 from utils.training import train
@@ -150,7 +150,7 @@ def made_up(monkeypatch, **accuracies):
             name = "unbounded"
         elif attack == "fgsm":
             name = "fgsm"
-        elif options["steps"] > diagnostics.STEPS:
+        elif options["steps"] > diagnosis.STEPS:
             name = "margin" if "loss" in options else "longer"
         else:
             name = "pgd" if factor == 1 else f"radius {factor:g}"
@@ -158,9 +158,9 @@ def made_up(monkeypatch, **accuracies):
         return Result(epsilon, figures[name], 100, 0.0, attack, options or {}, mask)
 
     leak = Check("leak", True, "")
-    monkeypatch.setattr(diagnostics, "evaluate", evaluate)
-    monkeypatch.setattr(diagnostics, "_leak", lambda *arguments: leak)
-    monkeypatch.setattr(diagnostics, "_zero_gradients", lambda *arguments: figures.get("flat", 0.0))
+    monkeypatch.setattr(diagnosis, "evaluate", evaluate)
+    monkeypatch.setattr(diagnosis, "_leak", lambda *arguments: leak)
+    monkeypatch.setattr(diagnosis, "_zero_gradients", lambda *arguments: figures.get("flat", 0.0))
     return diagnose(None, range(100), epsilon=EPSILON, source="another")
 
 

@@ -11,15 +11,16 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import QUICK, ROOT
 from torch import multiprocessing
 
+from defenses.losses import PGD, TRADES
 from networks import CNN
+from tests.helpers.project import QUICK, ROOT
 from utils.checkpoints import load_checkpoint, read_metadata
 from utils.data import load_split, tensor_digest
-from utils.defenses import PGD, TRADES
 from utils.distributed import average_statistics, from_main, gather, joined, rank, replicated, seed_noise, share
-from utils.evaluation import Notes, evaluate, evaluate_fgsm
+from utils.evaluation import evaluate, evaluate_fgsm
+from utils.notes import Notes
 from utils.recipes import RECIPES
 from utils.training import cross_entropy, train
 
@@ -301,7 +302,7 @@ def test_scripts_train_and_test_as_alone(torchrun, script, tmp_path):
         ("train-cnn.py", ["--epochs", "0"], "--epochs"),
         ("train-cnn.py", ["--dataset", "digits", "--output", "README.md/a.safetensors"], "cannot be written"),
         ("test-cnn.py", ["--checkpoint", "none.safetensors"], "no such checkpoint"),
-        ("study.py", ["--dataset", "digits"], "torchrun is for train-*.py and test-*.py"),
+        ("study", ["--dataset", "digits"], "torchrun is for train-*.py and test-*.py"),
     ],
 )
 def test_mistake_is_one_line_of_one_rank(name, arguments, message, torchrun):

@@ -12,16 +12,9 @@ from attacks import fgsm
 from utils import plotting
 from utils.checkpoints import load_checkpoint
 from utils.data import batches
-from utils.evaluation import (
-    ATTACKS,
-    Notes,
-    Result,
-    accuracy,
-    evaluate,
-    evaluate_fgsm,
-    report_row,
-    wilson_interval,
-)
+from utils.evaluation import ATTACKS, Result, accuracy, evaluate, evaluate_fgsm, report_row
+from utils.notes import Notes
+from utils.statistics import wilson_interval
 
 
 @pytest.mark.parametrize(("correct", "examples"), [(0, 1), (1, 1), (0, 300), (7, 10), (299, 300), (8037, 10_000)])

@@ -13,15 +13,17 @@ from threading import Thread
 
 import pytest
 import torch
-from conftest import QUICK, ROOT
 
 from attacks import fgsm
-from utils import UserError, cli, plotting
-from utils.adversarial import adversarial_set
+from tests.helpers.project import QUICK, ROOT
+from utils import plotting
+from utils.adversarial_sets import adversarial_set
 from utils.checkpoints import load_checkpoint, save_checkpoint
+from utils.commands import parser
+from utils.constants import UserError
+from utils.files import locked
+from utils.formats import check_numbers
 from utils.interrupts import deferred
-from utils.locks import locked
-from utils.untrusted import check_numbers
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals and locks are those of Unix")
 
@@ -105,7 +107,7 @@ def slow(*arguments, **options):
     time.sleep(0.5)
     return cross_entropy(*arguments, **options)
 cross_entropy, training.cross_entropy = training.cross_entropy, slow
-cli.train_script("cnn")
+parser.train_script("cnn")
 """
 
 
@@ -153,8 +155,8 @@ def test_second_test_or_study_on_a_report_is_refused(script, trained, tmp_path):
     with locked(tmp_path / "o.json"), locked(tmp_path / "study.json"), locked(tmp_path / "robustness.json"):
         for name, arguments in {
             "test-cnn.py": ("--checkpoint", trained("cnn"), "--json", tmp_path / "o.json"),
-            "study.py": (*QUICK, "--results", tmp_path),
-            "robustness.py": ("--dataset", "digits", "--results", tmp_path),
+            "study": (*QUICK, "--results", tmp_path),
+            "study robustness": ("--dataset", "digits", "--results", tmp_path),
         }.items():
             result = script(name, *arguments, cwd=tmp_path)
             assert (result.returncode, result.stderr.count("\n")) == (2, 1)
@@ -164,7 +166,7 @@ def test_second_test_or_study_on_a_report_is_refused(script, trained, tmp_path):
 
 def test_lock_of_a_dead_process_does_not_block(tmp_path):
     holds = (
-        f"from utils.locks import locked\nwith locked({str(tmp_path / 'a')!r}):\n    print(1, flush=True)\n    input()"
+        f"from utils.files import locked\nwith locked({str(tmp_path / 'a')!r}):\n    print(1, flush=True)\n    input()"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", holds], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ}, cwd=ROOT
@@ -184,7 +186,7 @@ def test_lock_can_be_nested(tmp_path):
         with locked(tmp_path / "a"):
             pass
         assert [path.name for path in tmp_path.iterdir()] == [".a.lock"]
-        holds = f"from utils.locks import locked\nwith locked({str(tmp_path / 'a')!r}):\n    pass"
+        holds = f"from utils.files import locked\nwith locked({str(tmp_path / 'a')!r}):\n    pass"
         result = subprocess.run([sys.executable, "-c", holds], cwd=ROOT, capture_output=True, text=True)
         assert "is being written by another run" in result.stderr
     assert list(tmp_path.iterdir()) == []
@@ -193,7 +195,7 @@ def test_lock_can_be_nested(tmp_path):
 def test_second_builder_of_an_adversarial_set_is_refused(trained, digits, tmp_path):
     source = trained("cnn")
     name = f"digits-validation-fgsm-{source.stem}.safetensors"
-    holds = f"from utils.locks import locked\nwith locked({str(tmp_path / name)!r}):\n    print(1, flush=True); input()"
+    holds = f"from utils.files import locked\nwith locked({str(tmp_path / name)!r}):\n    print(1, flush=True); input()"
     with subprocess.Popen(
         [sys.executable, "-c", holds], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
     ) as process:
@@ -351,8 +353,8 @@ def test_network_that_no_attack_can_follow_is_one_line(capsys):
         fgsm(lambda x: x.flatten(1) * float("nan"), images, labels, epsilon=0.1)
 
     with pytest.raises(SystemExit) as end:
-        cli.run(cli.Parser("test.py", "", []), attack)
+        parser.run(parser.Parser("test.py", "", []), attack)
     assert end.value.code == 2
     assert capsys.readouterr().err == "test.py: error: the model's logits hold NaN: they classify nothing\n"
     with pytest.raises(ValueError, match="no number"):
-        cli.run(cli.Parser("test.py", "", []), lambda: check_numbers([None], 0, 1))
+        parser.run(parser.Parser("test.py", "", []), lambda: check_numbers([None], 0, 1))

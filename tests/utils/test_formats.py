@@ -11,11 +11,12 @@ from threading import Timer
 
 import pytest
 import torch
-from conftest import ROOT
 from safetensors.torch import load_file, save_file
 
 from networks import CNN, NETWORKS
-from utils import LARGEST_WIDTH, UserError, robustness, study, tables
+from study import tables
+from study.formats import read_robustness, read_study, read_whole_study
+from tests.helpers.project import ROOT
 from utils.checkpoints import (
     DTYPES,
     LARGEST_HEADER,
@@ -25,21 +26,12 @@ from utils.checkpoints import (
     read_metadata,
     read_tensors,
     save_checkpoint,
-    temporary_of,
-    write_atomically,
 )
-from utils.training import argument_differences
-from utils.untrusted import (
-    LARGEST,
-    check_numbers,
-    check_strings,
-    is_number,
-    one_line,
-    parse_json,
-    read_json,
-    read_json_lines,
-    shown,
-)
+from utils.constants import LARGEST_WIDTH, UserError
+from utils.files import LARGEST, temporary_of, write_atomically
+from utils.formats import check_numbers, check_strings, is_number, parse_json, read_json, read_json_lines
+from utils.quoting import one_line, shown
+from utils.runs import argument_differences
 
 METADATA = {"dataset": "digits", "class_names": list("0123456789")}
 
@@ -51,7 +43,7 @@ METADATA = {"dataset": "digits", "class_names": list("0123456789")}
 def test_mutated_files_are_read_or_refused(kind, mutations):
     """In a process of its own, whose memory is then theirs."""
     result = subprocess.run(
-        [sys.executable, "-m", "tests.hostile", kind, str(mutations)],
+        [sys.executable, "-m", "tests.helpers.hostile", kind, str(mutations)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -205,7 +197,7 @@ def test_training_that_no_table_could_name_is_refused(training, saved, tmp_path)
     save_checkpoint(saved, CNN(width=4), {**METADATA, "training": training})
     with pytest.raises(CheckpointError, match="training is not what it should be"):
         load_checkpoint(saved)
-    for report, read in (("study.json", study.read_report), ("robustness.json", robustness.read_report)):
+    for report, read in (("study.json", read_study), ("robustness.json", read_robustness)):
         found = json.loads((ROOT / "results" / report).read_text(encoding="utf-8"))
         found["networks"][0]["training"] = training
         (tmp_path / report).write_text(json.dumps(found))
@@ -219,11 +211,11 @@ def test_report_that_is_not_whole_is_one_line(tmp_path):
     for changed in ([], networks[1:], [networks[0], *networks]):
         (tmp_path / "study.json").write_text(json.dumps({**found, "networks": changed}))
         with pytest.raises(UserError, match="is not of the whole study"):
-            study.read_whole_report(tmp_path / "study.json")
+            read_whole_study(tmp_path / "study.json")
     (tmp_path / "study.json").write_text(json.dumps({**found, "networks": [{**networks[0], "network": "small-cnn"}]}))
     with pytest.raises(UserError, match="'cnn' is no network of the study"):
-        study.read_report(tmp_path / "study.json")
-    report = robustness.read_report(ROOT / "results" / "robustness.json")
+        read_study(tmp_path / "study.json")
+    report = read_robustness(ROOT / "results" / "robustness.json")
     entry = report["networks"][0]
     for results, count in (([], 0), (entry["results"] * 2, 2)):
         with pytest.raises(UserError, match=f"has {count} results of fgsm"):

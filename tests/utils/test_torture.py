@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
-from tests import torture
-from tests.hostile import Tally
-from utils import tables
+from tests.helpers import torture
+from tests.helpers.hostile import Tally
+from tests.helpers.project import ROOT
+from tests.helpers.torture import torture_table
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
@@ -50,7 +50,7 @@ def test_command_tells_of_each_and_ends_with_1_if_anything_is_lost(lost, execute
     report = json.loads((tmp_path / "results" / "torture.json").read_text())
     (row,) = report["experiments"]
     assert (row["name"], row["tried"], row["lost"], row["executed"]) == ("this", 2000, lost, executed)
-    readme = f"before {torture.BEFORE_THE_TABLE}\n\n{tables.torture_table(report)}\n\n## after\n\n## end\n"
+    readme = f"before {torture.BEFORE_THE_TABLE}\n\n{torture_table(report)}\n\n## after\n\n## end\n"
     assert (tmp_path / "README.md").read_text() == readme
 
     monkeypatch.setattr(sys, "argv", ["torture", "--part", "0.5"])
@@ -107,7 +107,7 @@ REPORT = {
 
 
 def test_table():
-    assert tables.torture_table(REPORT).splitlines()[2:] == [
+    assert torture_table(REPORT).splitlines()[2:] == [
         "| SIGKILL | 30 | 30 | 0 | 0 |",
         "| mutated checkpoints | 10,000 | 9,999 | 1 | 2 |",
     ]
@@ -115,6 +115,6 @@ def test_table():
 
 def test_readme_has_the_table_of_the_last_torture():
     report = json.loads((ROOT / "results" / "torture.json").read_text(encoding="utf-8"))
-    assert tables.torture_table(report) in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert torture_table(report) in (ROOT / "README.md").read_text(encoding="utf-8")
     assert not any(row["lost"] or row["executed"] for row in report["experiments"])
     assert sum(row["tried"] for row in report["experiments"] if row["name"].startswith("SIGKILL")) >= 30

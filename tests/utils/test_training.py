@@ -12,7 +12,8 @@ from utils.checkpoints import CheckpointError, load_checkpoint, read_metadata, r
 from utils.data import load_split
 from utils.evaluation import accuracy
 from utils.recipes import RECIPES, Recipe
-from utils.training import TrainingError, argument_differences, cross_entropy, train, training_arguments
+from utils.runs import TrainingError, argument_differences, training_arguments
+from utils.training import cross_entropy, train
 
 RECIPE = replace(RECIPES["one-cycle"], epochs=3, lr=0.05)
 

@@ -1,0 +1,13 @@
+"""Where the project is, and how its commands are started."""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+QUICK = ("--dataset", "digits", "--epochs", 2, "--width", 4)  # two epochs, so that a training can be killed halfway
+
+
+def command(name: str, *arguments: object) -> list[str]:
+    """The command line of a script ("train-cnn.py") or of the study ("study", "study robustness")."""
+    start = [str(ROOT / name)] if name.endswith(".py") else ["-m", *name.split()]
+    return [sys.executable, *start, *map(str, arguments)]
