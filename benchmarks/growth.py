@@ -5,12 +5,12 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
 
 import torch
+from msgspec.structs import replace
 
 from attacks import fgsm, pgd
 from benchmarks.attacks import EPSILON, robust_images

@@ -3,12 +3,12 @@
 import json
 import os
 import tempfile
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import mean
 
 import torch
+from msgspec.structs import replace
 from torchvision.transforms import ToTensor
 
 from benchmarks import plain

@@ -2,11 +2,12 @@
 
 import base64
 import io
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
+from msgspec.structs import replace
 
 from defenses.losses import NFGSM
 from study.formats import read_robustness

@@ -1,7 +1,9 @@
 """TODO: study.plan."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from utils.constants import ARCHITECTURES, checkpoint_stem
 from utils.recipes import RECIPES

@@ -1,30 +1,43 @@
-"""Training recipes: the numbers a training depends on, apart from network, data and seed."""
+"""Training recipes: the numbers a training depends on, apart from network, data and seed.
 
-from dataclasses import dataclass, replace
+Each field states its type, its bounds and its meaning once. The flags of train-*.py, the training log and the
+checkpoint's header are all made from these fields.
+"""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 
-@dataclass(frozen=True)
-class Recipe:
-    optimizer: str  # "sgd" (Nesterov momentum 0.9) or "adam"
-    lr: float  # the highest learning rate
-    warmup: float | None  # one-cycle: part of the training in which the rate rises from 0; None keeps it constant
-    epochs: int
-    batch_size: int
-    weight_decay: float
-    label_smoothing: float
-    shift: int  # augmentation: up to so many pixels each way
-    contrast: float = 1.0  # augmentation: the lowest factor of an image's contrast (tried, but in no recipe)
-    average: float = 0.0  # keep a moving average of the weights: how much of it stays in each step; 0 keeps the last
+class Recipe(Struct, frozen=True, kw_only=True):
+    """The numbers of a training. Fields with a default came later: older trainings used that default."""
 
-    def lr_at(self, progress):
+    optimizer: Literal["sgd", "adam"]  # "sgd" has Nesterov momentum 0.9
+    lr: Annotated[float, Meta(gt=0, le=1e9, description="highest learning rate")]
+    # One-cycle: the part of the training in which the rate rises from 0. None keeps the rate constant.
+    warmup: Annotated[float, Meta(gt=0, lt=1)] | None
+    epochs: Annotated[int, Meta(ge=1, le=10**9, description="passes over the training images")]
+    batch_size: Annotated[int, Meta(ge=1, le=10**9, description="images in a step")]
+    weight_decay: Annotated[float, Meta(ge=0, le=1e9, description="L2 penalty")]
+    label_smoothing: Annotated[float, Meta(ge=0, lt=1)]
+    shift: Annotated[int, Meta(ge=0, le=31, description="augmentation: move images by up to this many pixels")]
+    contrast: Annotated[
+        float, Meta(gt=0, le=1, description="augmentation: scale the contrast by a random factor from this to 1")
+    ] = 1.0
+    average: Annotated[
+        float, Meta(ge=0, lt=1, description="moving average of the weights: the part that stays in each step")
+    ] = 0.0
+
+    def lr_at(self, progress: float) -> float:
         """The learning rate when `progress`, in [0, 1), of the training is done: up from 0, then down to 0."""
         if self.warmup is None:
             return self.lr
         return self.lr * min(progress / self.warmup, (1 - progress) / (1 - self.warmup))
 
-    def with_defense(self):
-        """The same without label smoothing: a defence brings its own loss, the study's plain cross-entropy."""
-        return replace(self, label_smoothing=0)
+    def with_defense(self) -> "Recipe":
+        """The same recipe without label smoothing, because a defence brings its own loss."""
+        return replace(self, label_smoothing=0.0)
 
 
 # The peak rate was chosen on the validation images (models/README.md has what was tried); the rest is customary.

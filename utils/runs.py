@@ -1,10 +1,11 @@
 """TODO: utils.runs."""
 
 import json
-from dataclasses import MISSING, asdict, fields
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import torch
 
 from utils import distributed
@@ -33,7 +34,7 @@ def training_arguments(name, training, recipe, *, width, seed, defense=None):
         "examples": len(training),
         "defense": described(defense) if defense else training.defense,
         "seed": seed,
-        **asdict(recipe),
+        **msgspec.structs.asdict(recipe),
     }
 
 
@@ -157,7 +158,7 @@ def check_same_arguments(path, found, wanted):
 def argument_differences(found, wanted):
     """What differs between the arguments of two trainings, a phrase each."""
     # The fields of a recipe that have a default came later: what was trained before was trained with it.
-    later = {field.name: field.default for field in fields(Recipe) if field.default is not MISSING}
+    later = {field.name: field.default for field in msgspec.structs.fields(Recipe) if not field.required}
     found = {**later, **found} if isinstance(found, dict) else {}
     defenses = [arguments.get("defense") for arguments in (found, wanted)]
     if all(isinstance(defense, dict) for defense in defenses) and "crafting" in defenses[1]:  # likewise

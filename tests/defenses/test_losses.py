@@ -2,11 +2,12 @@
 
 import copy
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 import torch
 import torch.nn.functional as F
+from msgspec.structs import replace
 
 from defenses.losses import DEFENSES, FGSM, NFGSM, PGD, TRADES
 from tests.helpers.attacked import model_and_images

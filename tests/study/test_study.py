@@ -9,13 +9,13 @@ import shutil
 import signal
 import subprocess
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 
 from study import figures, tables
 from study.formats import read_study as read_report

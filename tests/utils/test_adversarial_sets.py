@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 
+import msgspec
 import pytest
 import torch
 
@@ -233,7 +234,7 @@ def test_images_are_perturbed_first_and_then_flipped_and_shifted(digits, source,
 
 def test_training_on_it_is_recorded_and_resumed_bit_for_bit(digits, source, tmp_path, monkeypatch):
     both = augmented(digits["train"].first(200), source, tmp_path / "sets")
-    recipe = replace(RECIPES["one-cycle"], epochs=2)
+    recipe = msgspec.structs.replace(RECIPES["one-cycle"], epochs=2)
     arguments = {"recipe": recipe, "width": 4, "quiet": True}
     whole, halves = tmp_path / "whole.safetensors", tmp_path / "halves.safetensors"
     train("cnn", both, digits["validation"], output=whole, **arguments)

@@ -1,9 +1,8 @@
 """Diagnostics: three kinds of network get the verdict they deserve, and masked gradients are caught."""
 
-from dataclasses import replace
-
 import pytest
 import torch
+from msgspec.structs import replace
 from torch import nn
 
 from defenses.losses import NFGSM

@@ -6,11 +6,11 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
+from msgspec.structs import replace
 from torch import multiprocessing
 
 from defenses.losses import PGD, TRADES
@@ -311,12 +311,12 @@ def test_mistake_is_one_line_of_one_rank(name, arguments, message, torchrun):
     assert result.stdout == ""
     (line,) = (line for line in result.stderr.splitlines() if line.startswith(name))
     assert message in line
-    assert "utils/cli.py" not in result.stderr  # no traceback but torchrun's own
+    assert "utils/commands/" not in result.stderr  # no traceback but torchrun's own
 
 
 FAILS = """
 from functools import partial
-from utils.cli import Parser, run
+from utils.commands.parser import Parser, run
 from utils import UserError
 from utils.distributed import joined, rank
 from utils.recipes import RECIPES

@@ -98,7 +98,8 @@ def test_outside_the_main_thread_nothing_changes():
 SLOW = """
 import sys, time
 sys.argv[0] = {script!r}
-from utils import cli, training
+from utils import training
+from utils.commands.train import train_script
 steps = 0
 def slow(*arguments, **options):
     global steps
@@ -107,7 +108,7 @@ def slow(*arguments, **options):
     time.sleep(0.5)
     return cross_entropy(*arguments, **options)
 cross_entropy, training.cross_entropy = training.cross_entropy, slow
-parser.train_script("cnn")
+train_script("cnn")
 """
 
 

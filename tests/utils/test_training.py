@@ -2,11 +2,11 @@
 
 import functools
 import json
-from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from msgspec.structs import replace
 
 from utils.checkpoints import CheckpointError, load_checkpoint, read_metadata, read_tensors, write_tensors
 from utils.data import load_split
@@ -185,7 +185,7 @@ def test_run_of_other_processes_is_not_resumed(digits, tmp_path):
 def test_run_killed_between_its_last_writes_can_be_resumed(digits, tmp_path, monkeypatch):
     output = tmp_path / "a.safetensors"
     run(digits, tmp_path / "whole.safetensors")
-    monkeypatch.setattr("utils.training.save_checkpoint", lambda *_: 1 / 0)
+    monkeypatch.setattr("utils.runs.save_checkpoint", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(digits, output)
     monkeypatch.undo()
@@ -196,7 +196,7 @@ def test_run_killed_between_its_last_writes_can_be_resumed(digits, tmp_path, mon
 def test_temporary_files_of_a_killed_writer_go_with_the_partial_ones(digits, tmp_path, monkeypatch):
     """Killed while it wrote the last epoch's log: the state is there, and nothing remains to be trained."""
     output = tmp_path / "a.safetensors"
-    monkeypatch.setattr("utils.training.save_checkpoint", lambda *_: 1 / 0)
+    monkeypatch.setattr("utils.runs.save_checkpoint", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(digits, output)
     monkeypatch.undo()

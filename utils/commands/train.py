@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import msgspec
+
 from utils.commands.parser import (
     Parser,
     check_writable,
@@ -133,7 +135,9 @@ def train_script(network):
         name: getattr(args, name)
         for name in ("epochs", "batch_size", "lr", "weight_decay", "shift", "contrast", "average")
     }
-    recipe = replace(RECIPES[args.recipe], **{name: value for name, value in replaced.items() if value is not None})
+    recipe = msgspec.structs.replace(
+        RECIPES[args.recipe], **{name: value for name, value in replaced.items() if value is not None}
+    )
     recipe = recipe if args.defense == "none" else recipe.with_defense()
     run(
         parser,
