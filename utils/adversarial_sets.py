@@ -28,7 +28,7 @@ from utils.constants import EVALUATION_BATCH
 from utils.data import Split, batches, tensor_digest
 from utils.files import locked
 from utils.formats import is_number
-from utils.progress import progress as shown_progress
+from utils.progress import progress_bar
 from utils.quoting import shown
 
 FOLDER = Path("data/adversarial")
@@ -83,7 +83,7 @@ def _build(path, wanted, network, split, progress):
     direction = torch.empty(split.images.shape, dtype=torch.int8)
     done = 0
     name = f"FGSM on {split.name}, {path.stem.split('-fgsm-', 1)[1]}"
-    with shown_progress(title=name, total=len(split), unit="image", shown=progress) as bar:
+    with progress_bar(title=name, total=len(split), unit="image", visible=progress) as bar:
         for images, labels in batches(split.to(device), wanted["batch_size"]):
             direction[done : done + len(labels)] = fgsm_direction(network, images, labels)
             done += len(labels)

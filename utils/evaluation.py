@@ -19,7 +19,7 @@ from utils import distributed
 from utils.checkpoints import versions
 from utils.constants import EVALUATION_BATCH
 from utils.data import batches, tensor_digest
-from utils.progress import progress as shown_progress
+from utils.progress import progress_bar
 from utils.statistics import wilson_interval
 
 # The names that the command line and reports use.
@@ -74,7 +74,7 @@ def predictions(network, images, batch_size=EVALUATION_BATCH):
 def transfer_matrix(networks, split, epsilon, *, batch_size=EVALUATION_BATCH, progress=False):
     """FGSM crafted on each of `networks` and shown to each: a list of Results for each network that crafts."""
     matrix = []
-    for source in shown_progress(networks, title="transfer", total=len(networks), unit="network", shown=progress):
+    for source in progress_bar(networks, title="transfer", total=len(networks), unit="network", visible=progress):
         direction = torch.cat([fgsm_direction(source, *batch).to(torch.int8) for batch in batches(split, batch_size)])
         options = {"direction": direction, "batch_size": batch_size}
         matrix.append([evaluate_fgsm(shown, split, [epsilon], **options)[1] for shown in networks])
@@ -201,8 +201,8 @@ def _described(network):
 
 def _bar(split, title, progress):
     """What shows the progress over the images, where it is wanted: on rank 0."""
-    shown = progress and distributed.rank() == 0
-    return shown_progress(title=title, total=len(split), unit="image", shown=shown)
+    visible = progress and distributed.rank() == 0
+    return progress_bar(title=title, total=len(split), unit="image", visible=visible)
 
 
 def multiply_adds(network):

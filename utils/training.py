@@ -19,7 +19,7 @@ from utils.evaluation import accuracy
 from utils.files import locked
 from utils.interrupts import deferred
 from utils.optimizers import moving_average
-from utils.progress import progress
+from utils.progress import progress_bar
 from utils.runs import Interrupted, PartialRun, TrainingError, training_arguments
 from utils.validation import RobustValidation
 
@@ -110,12 +110,12 @@ def train(
             start, total_loss, seen, unread = time.perf_counter(), torch.zeros((), device=device), 0, []
             distributed.seed_noise(seed, epoch)
             network.train()
-            bar = progress(
+            bar = progress_bar(
                 training_batches(training, recipe.batch_size, generator, **augmentation),
                 title=f"epoch {epoch}/{recipe.epochs}",
                 total=steps,
                 unit="step",
-                shown=not quiet,
+                visible=not quiet,
             )
             for step, (images, labels) in enumerate(bar):
                 lr = recipe.lr_at((epoch - 1 + step / steps) / recipe.epochs)

@@ -18,7 +18,7 @@ def clock(monkeypatch):
 
 
 def test_a_log_gets_a_line_every_half_minute(clock, capsys):
-    bar = progress.progress(iter("abcd"), title="epoch 1/2", total=4000, unit="step")
+    bar = progress.progress_bar(iter("abcd"), title="epoch 1/2", total=4000, unit="step")
     for seconds, _ in zip((10, 31, 40, 62), bar, strict=True):
         bar.set_postfix(loss="0.5")
         clock.append(seconds)
@@ -28,7 +28,7 @@ def test_a_log_gets_a_line_every_half_minute(clock, capsys):
 
 
 def test_updates_count_like_iterations(clock, capsys):
-    with progress.progress(title="pgd", total=1000, unit="image") as bar:
+    with progress.progress_bar(title="pgd", total=1000, unit="image") as bar:
         bar.update(250)
         clock.append(100)
         bar.update(250)
@@ -42,13 +42,13 @@ def test_elsewhere_it_is_a_bar_that_tqdm_shows_or_hides(terminal, notebook, monk
         monkeypatch.setitem(sys.modules, "ipykernel", sys)
     else:
         monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
-    bar = progress.progress([1], title="a", total=1, unit="step")
+    bar = progress.progress_bar([1], title="a", total=1, unit="step")
     assert not isinstance(bar, Lines)
     assert bool(bar.disable) == notebook
     bar.close()
 
 
 def test_what_is_not_wanted_is_not_shown(clock, capsys):
-    for _ in progress.progress([1, 2], title="a", total=2, unit="step", shown=False):
+    for _ in progress.progress_bar([1, 2], title="a", total=2, unit="step", visible=False):
         clock.append(clock[-1] + 100)
     assert capsys.readouterr().err == ""
