@@ -16,6 +16,9 @@ EVALUATION_BATCH = 250  # images at once: on two cores, larger batches are not f
 LARGEST_WIDTH = 256  # some 19 million parameters; a checkpoint that asks for more is hostile
 
 
+LARGEST_CLASSES = 10_000  # a checkpoint names each one in its header
+
+
 class UserError(Exception):
     """Something the user can mend: its message is one line that says what is wrong and what to do."""
 

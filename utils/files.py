@@ -27,6 +27,17 @@ def read_bytes(path, longest=LARGEST):
     return data
 
 
+def beside(path: str | Path, ending: str) -> Path:
+    """The path of a file that belongs to `path` and lies beside it: its name with `ending` in place of its kind's.
+
+    beside("runs/net.safetensors", ".jsonl") is runs/net.jsonl, and beside("runs/net-0.2", ".jsonl") is
+    runs/net-0.2.jsonl, which Path.with_suffix would call runs/net-0.jsonl.
+    """
+    path = Path(path)
+    name = path.name.removesuffix(".safetensors") if path.suffix == ".safetensors" else path.name.removesuffix(".json")
+    return path.with_name(name + ending)
+
+
 @contextlib.contextmanager
 def locked(path):
     """Inside, no other process is inside with the same `path`, the file that is to be written. It can be nested.

@@ -1,25 +1,85 @@
-"""What strangers may have written, JSON above all: parsed strictly, checked for kind and range, quoted in short."""
+"""The files that utils reads and writes, each described once: its fields, their types and their bounds.
+
+Every schema is a msgspec Struct. `decode` reads JSON that may come from anyone: it refuses unknown and duplicate keys,
+NaN, deep nesting, long texts and numbers out of bounds. `encode` reads its own output before anyone stores it, so a
+file that was written can be read. Files have a format number, so that an old version of this code can say "this file is
+too new" instead of misreading it.
+"""
 
 import json
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from utils.constants import LARGEST_WIDTH
-from utils.files import LARGEST, read_bytes
-from utils.quoting import shown
+import msgspec
+from msgspec import Meta, Struct
 
-LONGEST_OF_OURS = 2**26  # bytes, of what a training left for itself, after however many epochs
+from utils.constants import LARGEST_CLASSES, LARGEST_WIDTH, UserError
+from utils.files import LARGEST, read_bytes, write_atomically
+from utils.quoting import one_line, shown
+from utils.recipes import Recipe
+
+LONGEST_TEXT = 2**20  # bytes of JSON; parsing as many hostile ones takes a fifth of a second
+LONGEST_LINE = 2**16  # bytes of a line in a file of JSON lines
+LONGEST_LOG = 2**26  # bytes, some 200,000 epochs
+DEEPEST = 20  # levels of nesting; our files have five, and Python fails to compare values beyond some hundreds
+
+# ---- types with bounds ----
+
+Count = Annotated[int, Meta(ge=0, le=10**9)]
+Positive = Annotated[int, Meta(ge=1, le=10**9)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+Interval = tuple[Fraction, Fraction]  # low, high: 95 % confidence
+Radius = Annotated[float, Meta(ge=0, le=1e6)]  # L-infinity, in pixel units; above 1 a radius changes nothing more
+Seconds = Annotated[float, Meta(ge=0, le=1e9)]  # of one epoch, batch or adversarial set
+TotalSeconds = Annotated[float, Meta(ge=0, le=1e18)]  # a sum of them
+Loss = Annotated[float, Meta(ge=-1e9, le=1e9)]
+Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Width = Annotated[int, Meta(ge=1, le=LARGEST_WIDTH)]
+Name = Annotated[str, Meta(min_length=1, max_length=200)]  # of a class, data set, network, attack
+Text = Annotated[str, Meta(max_length=10_000)]  # a sentence or a path
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+Precision = Literal["float32", "bfloat16"]
+Setting = Literal["white_box", "transfer"]
+Versions = dict[Name, Name | None]  # of libraries; None: not installed
+
+# One number, text or truth value of a defence or an attack that somebody else may have written.
+Scalar = (
+    None
+    | bool
+    | Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+    | Annotated[float, Meta(ge=-1e300, le=1e300)]
+    | Annotated[str, Meta(max_length=1000)]
+)
+Option = Scalar | list[Scalar] | dict[Name, Scalar]
 
 
-DEEPEST = 20  # levels of nesting; ours have five, and beyond some hundreds Python fails to print or compare them
+class Record(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A part of a file. Unknown fields are refused; fields that have their default value are not written."""
 
 
-def parse_json(text):
-    """The value of a JSON text. Raises ValueError, also for what json.loads lets pass.
+class Document(Record, frozen=True, kw_only=True):
+    """A whole file. `format` is the version of its layout; files that were written before it existed have version 1."""
 
-    That is a key that comes twice, of which two readers might take different ones; NaN and Infinity, which no JSON
-    knows; and more than DEEPEST levels of nesting.
+    latest: ClassVar[int] = 1  # the newest version that this code can read
+    longest: ClassVar[int] = LONGEST_TEXT  # bytes
+
+    format: Annotated[int, Meta(ge=1, le=10**9)] = 1
+
+
+Schema = TypeVar("Schema", bound=Struct)
+
+
+# ---- reading and writing ----
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text. Raises ValueError, also for texts that json.loads accepts but that could surprise.
+
+    Those are: a key that comes twice, of which two readers might take different ones; NaN and Infinity, which are not
+    JSON; and more than DEEPEST levels of nesting.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_no_number)
+        value = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     level = [value]
@@ -29,6 +89,267 @@ def parse_json(text):
     if level:
         raise ValueError("it is nested too deeply")
     return value
+
+
+def decode(text: str | bytes, schema: type[Schema]) -> Schema:
+    """The Struct that a JSON text holds. Raises ValueError, with a short reason, if the text is not of this schema."""
+    longest = getattr(schema, "longest", LONGEST_LINE)
+    if len(text) > longest:
+        raise ValueError("it is too long")
+    value = parse_json(text)
+    if isinstance(value, dict):
+        version, latest = value.get("format", 1), getattr(schema, "latest", 1)
+        if type(version) is int and version > latest:
+            raise ValueError(
+                f"it has format {str(version)[:20]}, newer than {latest}: a newer version of this code wrote it"
+            )
+    try:
+        return msgspec.convert(value, schema)
+    except msgspec.ValidationError as error:
+        message, _, place = str(error).partition(" - at `$")
+        place = place.strip("`.")
+        raise ValueError(one_line(f"{place}: {message}" if place else message)) from None
+
+
+def encode(document: Struct, indent: int | None = None) -> bytes:
+    """A Struct as JSON. Raises ValueError if `decode` would refuse the result or read something else."""
+    value = msgspec.to_builtins(document)
+    if isinstance(document, Document):
+        value = {"format": document.format, **value}
+    data = json.dumps(value, indent=indent, allow_nan=False).encode()
+    if decode(data, type(document)) != document:
+        raise ValueError(f"this {type(document).__name__} would not be read as it was written")
+    return data
+
+
+def read_document(path: str | Path, schema: type[Schema], what: str) -> Schema:
+    """The Struct in a JSON file. Raises UserError "PATH is not WHAT (reason)". what: "a report of a study", say."""
+    try:
+        return decode(read_bytes(path, getattr(schema, "longest", LONGEST_TEXT)), schema)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or one_line(error)}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not {what} ({one_line(error)})") from error
+
+
+def write_document(path: str | Path, document: Struct, indent: int | None = 1) -> None:
+    """Write a JSON file atomically. Raises ValueError, and leaves `path` as it was, if the schema refuses it."""
+    write_atomically(path, encode(document, indent) + b"\n")
+
+
+def encode_lines(documents: list[Any]) -> bytes:
+    """Structs as JSON, one on each line. Raises ValueError as `encode` does."""
+    return b"".join(encode(document) + b"\n" for document in documents)
+
+
+def decode_lines(data: bytes, first: type[Struct], others: type[Struct]) -> list[Any]:
+    """The Structs in JSON lines: one of the schema `first`, then those of `others`. Raises ValueError."""
+    return [decode(line, others if index else first) for index, line in enumerate(data.splitlines())]
+
+
+def _is_container(value: Any) -> bool:
+    return isinstance(value, (dict, list))
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key comes twice")
+    return found
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"{text} is not JSON")
+
+
+# ---- trainings ----
+
+
+class TrainingArguments(Recipe, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """What was asked of a training: the fields of its Recipe, and what the recipe leaves open."""
+
+    network: Name  # a key of networks.NETWORKS
+    width: Width
+    dataset: Name
+    examples: Positive | None = None  # training images, adversarial ones included; the oldest logs lack it
+    seed: Seed
+    # Somebody's own loss may be a plain function, which has a name only.
+    defense: dict[Name, Option] | Name | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.defense, dict):
+            msgspec.convert({key: self.defense.get(key) for key in ("name", "epsilon")}, _Defense)
+
+    @property
+    def defense_name(self) -> str | None:
+        """The defence's name; None for plain training."""
+        return self.defense["name"] if isinstance(self.defense, dict) else self.defense  # type: ignore[return-value]
+
+    @property
+    def defense_epsilon(self) -> float | None:
+        """The radius that the defence trains for; None if it has none."""
+        return self.defense.get("epsilon") if isinstance(self.defense, dict) else None  # type: ignore[return-value]
+
+
+class _Defense(Struct):
+    name: Name
+    epsilon: Radius | None
+
+
+class LogHeader(TrainingArguments, frozen=True, kw_only=True):
+    """The first line of a training log: the arguments, and the machine that trained."""
+
+    latest: ClassVar[int] = 1
+
+    format: Annotated[int, Meta(ge=1, le=10**9)] = 1
+    processes: Positive = 1
+    threads: Positive
+    versions: Versions
+
+
+class Epoch(Record, frozen=True, kw_only=True):
+    """Every further line of a training log."""
+
+    epoch: Positive
+    loss: Loss  # mean over the training images
+    validation_accuracy: Fraction
+    precision: Precision = "float32"
+    seconds: Seconds  # of the training steps, without validation
+    images_per_second: Annotated[int, Meta(ge=0, le=10**12)]
+    # Of trainings with a defence that has a radius (utils.validation).
+    robust_accuracy: Fraction | None = None
+    choosing_accuracy: Fraction | None = None
+    single_step_accuracy: Fraction | None = None
+
+
+class RunState(Document, frozen=True, kw_only=True):
+    """The header of an unfinished training's state."""
+
+    longest: ClassVar[int] = LONGEST_LOG
+
+    arguments: TrainingArguments
+    processes: Positive = 1
+    epochs: list[Epoch]
+
+
+class NetworkArguments(Record, frozen=True, kw_only=True):
+    """What a network's class needs to rebuild it."""
+
+    width: Width
+    num_classes: Annotated[int, Meta(ge=1, le=LARGEST_CLASSES)]
+
+
+class CheckpointHeader(Document, frozen=True, kw_only=True):
+    """The header of a checkpoint: how to rebuild the network, what its classes mean, how it was trained."""
+
+    network: Name  # a key of networks.NETWORKS
+    arguments: NetworkArguments
+    dataset: Name
+    class_names: Annotated[list[Name], Meta(max_length=LARGEST_CLASSES)]
+    training: TrainingArguments | None = None  # None: unknown
+    epochs: Positive | None = None  # after how many of them the weights are from
+    precision: Precision = "float32"
+    validation_accuracy: Fraction | None = None
+    robust_accuracy: Fraction | None = None
+    choosing_accuracy: Fraction | None = None
+    single_step_accuracy: Fraction | None = None
+    versions: Versions = {}
+
+    def __post_init__(self) -> None:
+        if len(self.class_names) != self.arguments.num_classes:
+            raise ValueError(f"class_names has {len(self.class_names)} names for {self.arguments.num_classes} classes")
+
+
+# ---- adversarial sets and evaluations ----
+
+
+class SetManifest(Document, frozen=True, kw_only=True):
+    """The header of an adversarial set: what it was made from, how, and in how long."""
+
+    attack: Literal["fgsm"]
+    source_sha256: Sha256  # of the checkpoint whose gradient was taken
+    dataset: Name
+    split: Name
+    split_sha256: Sha256
+    batch_size: Positive
+    versions: Versions
+    sha256: Sha256  # of the contents
+    seconds: Seconds
+
+
+class Note(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A line of an evaluation's notes: one finished batch, as a list [key, hits, seconds, format]."""
+
+    key: Sha256  # of the evaluation
+    hits: Annotated[str, Meta(pattern=r"^[01]*\Z", max_length=LONGEST_LINE // 2)]  # "1" for a correct image
+    seconds: Seconds
+    format: Literal[1] = 1
+
+
+class AttackRow(Record, frozen=True, kw_only=True):
+    """What a report says of one attack on one network: the result, and every option of the attack."""
+
+    name: Name  # a key of utils.evaluation.ATTACKS
+    setting: Setting
+    epsilon: Radius
+    examples: Positive | None = None
+    accuracy: Fraction
+    confidence_interval: Interval
+    seconds: TotalSeconds
+    source: Text | None = None  # path of the checkpoint that crafted transferred examples
+    # The options; an attack has some of them.
+    targeted: bool | None = None
+    steps: Positive | None = None
+    step_size: Radius | None = None
+    restarts: Positive | None = None
+    random_start: bool | None = None
+    loss: Name | None = None
+    early_stop: bool | None = None
+    seed: Seed | None = None
+    attacks: list[Name] | None = None
+    queries: Positive | None = None
+
+
+class CheckRow(Record, frozen=True, kw_only=True):
+    """What a report says of one check of the diagnosis. passed: None if the check could not be run."""
+
+    name: Text
+    passed: bool | None
+    figures: Text
+
+
+class DiagnosisReport(Record, frozen=True, kw_only=True):
+    """What a report says of utils.diagnosis.diagnose."""
+
+    epsilon: Radius
+    source: Text | None  # path of the checkpoint that crafted transferred examples
+    verdict: Text
+    trustworthy: bool
+    robust_accuracy: Fraction
+    confidence_interval: Interval
+    checks: list[CheckRow]
+
+
+class TestReport(Document, frozen=True, kw_only=True):
+    """What test-*.py --json writes."""
+
+    __test__: ClassVar[bool] = False  # pytest takes a class called Test... for tests
+
+    checkpoint: Text
+    sha256: Sha256 | None = None
+    network: Name
+    dataset: Name
+    split: Name
+    examples: Positive
+    clean_accuracy: Fraction
+    clean_confidence_interval: Interval
+    attacks: list[AttackRow]
+    diagnosis: DiagnosisReport | None = None
+
+
+# TODO: the functions below go as soon as their last caller is gone.
+
+LONGEST_OF_OURS = LONGEST_LOG
 
 
 def read_json(path):
@@ -48,21 +369,6 @@ def read_json_lines(path, longest=LARGEST):
         except ValueError:
             break
     return rows
-
-
-def _is_container(value):
-    return isinstance(value, (dict, list))
-
-
-def _without_duplicates(pairs):
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key comes twice")
-    return found
-
-
-def _no_number(text):
-    raise ValueError(f"{text} is no JSON")
 
 
 def is_number(value, low, high):
