@@ -1,4 +1,4 @@
-# `make` lists what there is. PYTHON chooses the interpreter of the environment, DATA_DIR the folder with CIFAR-10.
+# `make` lists the targets. PYTHON chooses the interpreter of the environment, DATA_DIR the folder with CIFAR-10.
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
@@ -9,7 +9,7 @@ RUN := $(VENV)/bin/python
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-13s %s\n", $$1, $$2 }' Makefile
 
-demo: $(VENV)/installed  ## the whole study on scikit-learn's digits: no download, six minutes
+demo: $(VENV)/installed  ## the whole study on scikit-learn's digits: six minutes, without a download
 	$(RUN) -m study --dataset digits
 	for name in cnn cnn-lstm; do \
 	  $(RUN) train-$$name.py --dataset digits --defense n-fgsm --epsilon 0.1 --recipe paper --epochs 20 --quiet \
@@ -18,33 +18,33 @@ demo: $(VENV)/installed  ## the whole study on scikit-learn's digits: no downloa
 notebooks: $(VENV)/installed  ## run the four notebooks from top to bottom and store their outputs
 	$(RUN) -m study.notebooks main.ipynb cnn.ipynb rnn.ipynb analysis.ipynb
 
-study: $(VENV)/installed  ## the whole study on CIFAR-10, or what remains of it: hours on two cores
+study: $(VENV)/installed  ## the whole study on CIFAR-10, or the rest of it: hours on two cores
 	$(RUN) -m study
 
-defenses: $(VENV)/installed  ## four defences on the same network, seven to twelve minutes each on two cores, and their logs
+defenses: $(VENV)/installed  ## train the CNN with each of four defences: seven to twelve minutes each on two cores
 	for run in "fgsm 20 0.999" "n-fgsm 15 0.999" "pgd 4 0.99" "trades 3 0.99"; do set -- $$run; \
 	  $(RUN) train-cnn.py --defense $$1 --epochs $$2 --average $$3 --precision bfloat16 \
 	    --output runs/defenses/$$1.safetensors --resume || exit; done
 	mkdir -p results/defenses && cp runs/defenses/*.jsonl results/defenses/
 
-overfitting: $(VENV)/installed  ## FGSM's catastrophic overfitting, and N-FGSM with the same settings
+overfitting: $(VENV)/installed  ## show FGSM's catastrophic overfitting, and N-FGSM with the same settings
 	for run in "fgsm 12 32" "fgsm 12 64" "fgsm 16 32" "fgsm 16 64" "n-fgsm 16 32"; do set -- $$run; \
 	  $(RUN) train-cnn.py --defense $$1 --epsilon $$2/255 --width $$3 --epochs 8 --precision bfloat16 \
 	    --output runs/overfitting/$$1-$$2-$$3.safetensors --resume || exit; done
 	mkdir -p results/overfitting && cp runs/overfitting/*.jsonl results/overfitting/
 
-robustness: $(VENV)/installed  ## every attack on baselines, the study's defence and ours, or what remains: hours
+robustness: $(VENV)/installed  ## test six networks under every attack, or the rest of the tests: hours
 	$(RUN) -m study robustness
 
-diagnosis: $(VENV)/installed  ## can these figures be trusted? the checks on the same six networks
+diagnosis: $(VENV)/installed  ## check whether the figures of these six networks can be trusted
 	for name in cnn cnn-lstm; do for run in "500" "500 -fgsm-augment-0.2" "100 -robust"; do set -- $$run; \
 	  $(RUN) test-$$name.py --checkpoint models/$$name$$2.safetensors --attack fgsm --epsilon 8/255 \
 	    --examples $$1 --diagnose --json results/diagnosis/$$name$$2.json || exit; done; done
 
-agreement: .venv-peers/installed  ## our attacks against torchattacks', in an environment of its own
+agreement: .venv-peers/installed  ## compare our attacks with torchattacks', in a separate environment
 	.venv-peers/bin/python benchmarks/agreement.py
 
-benchmark: .venv-peers/installed  ## how fast, beside what people would use instead? hours on two cores
+benchmark: .venv-peers/installed  ## compare our speed with that of other libraries: hours on two cores
 	.venv-peers/bin/python -m benchmarks.run
 
 .venv-peers/installed: benchmarks/requirements.txt requirements.txt
@@ -52,7 +52,7 @@ benchmark: .venv-peers/installed  ## how fast, beside what people would use inst
 	.venv-peers/bin/python -m pip install --disable-pip-version-check -r benchmarks/requirements.txt
 	@touch $@
 
-test: $(VENV)/installed-dev  ## run the test suite, a process a core (on CIFAR-10 too, where DATA_DIR or data/ holds it)
+test: $(VENV)/installed-dev  ## run the test suite, on CIFAR-10 too if DATA_DIR or data/ holds it
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist worksteal
 
 coverage: $(VENV)/installed-dev  ## run the test suite and count the lines and branches that it reaches
@@ -63,29 +63,30 @@ coverage: $(VENV)/installed-dev  ## run the test suite and count the lines and b
 	$(RUN) -m coverage json --quiet -o .coverage.json
 	$(RUN) -m tests.helpers.floors .coverage.json
 
-torture: $(VENV)/installed-dev  ## kill, fuzz and starve at full size, and count what is lost: seven minutes on two cores
+torture: $(VENV)/installed-dev  ## interrupt and starve many runs, count what is lost: seven minutes on two cores
 	$(RUN) -m tests.helpers.torture
 
-lint: $(VENV)/installed-dev  ## check the code
+lint: $(VENV)/installed-dev  ## check the style of the code and the direction of its imports
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(VENV)/bin/lint-imports --no-logo --no-cache
 
-types: $(VENV)/installed-dev  ## check the types that the code has and infers
+types: $(VENV)/installed-dev  ## check the types
 	$(RUN) -m mypy
 
-audit: $(VENV)/installed-dev  ## ask for known vulnerabilities of the pinned versions (SECURITY.md explains findings)
+audit: $(VENV)/installed-dev  ## look up known vulnerabilities of the pinned versions (SECURITY.md explains the findings)
 	$(RUN) -m pip_audit --requirement constraints.txt --no-deps --disable-pip
 
-format: $(VENV)/installed-dev  ## mend what can be mended by machine
+format: $(VENV)/installed-dev  ## format the code and mend what ruff can mend
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
-figures: $(VENV)/installed  ## draw README's pictures again from the shipped checkpoints, on CIFAR-10
+figures: $(VENV)/installed  ## draw the README's pictures again from the shipped checkpoints, on CIFAR-10
 	$(RUN) test-cnn.py --json results/cnn.json --figures results/cnn
 	$(RUN) test-cnn-lstm.py --json results/cnn-lstm.json --figures results/cnn-lstm
 	cp results/cnn/examples.png .github/adversarial-examples-visualization.png
 
-constraints: $(VENV)/installed-dev  ## pin the newest versions that requirements*.txt admit
+constraints: $(VENV)/installed-dev  ## pin the newest versions that requirements*.txt allow
 	$(RUN) -m pip install uv
 	(echo "# Pinned versions, for every Python from 3.10 on. Made by: make constraints"; \
 	 $(RUN) -m uv pip compile --quiet --universal --upgrade --python-version 3.10 --no-annotate --no-header \
