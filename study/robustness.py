@@ -1,75 +1,80 @@
-"""What baseline, the study's defence and ours hold under every attack, transferred FGSM to AutoAttack: one report.
-
-    {"dataset": ..., "split": "test", "networks": [{"name": "cnn-robust", "network": "cnn", "sha256": ...,
-     "source_sha256": ..., "parameters": 788490, "training": {...}, "precision": ..., "validation_accuracy": ...,
-     "versions": {...}, "threads": 2, "results": [{"name": "pgd", "setting": "white_box", "epsilon": 0.0313725,
-     "steps": 50, ..., "examples": 1000, "accuracy": ..., "confidence_interval": [low, high], "seconds": ...}, ...]},
-     ...]}
+"""The report on robustness: the baselines, the study's defence and ours under every attack, results/robustness.json.
 
 FGSM at epsilon 0 is the clean accuracy. Transferred examples are crafted on the baseline of the same architecture.
-utils.tables and utils.plotting turn the report into tables and figures.
+The report is described in study/formats.py.
 """
 
-import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
+from msgspec.structs import replace
+from torch import nn
 
-from study.formats import read_robustness as read_report
+from study.formats import RobustnessEntry, RobustnessReport, read_robustness
 from utils.checkpoints import file_digest, read_metadata, versions
 from utils.constants import ARCHITECTURES, EPSILONS, PGD_20, RADIUS, UserError
+from utils.data import Split
 from utils.evaluation import evaluate, evaluate_fgsm, report_row
-from utils.files import write_atomically
+from utils.files import beside
+from utils.formats import AttackRow, write_document
 from utils.notes import Notes
-from utils.runs import read_log
+from utils.runs import Log, read_log
 
 RADII = sorted([*(levels / 255 for levels in (2, 4, 8, 12, 16)), *EPSILONS[1:]])
-
-
 PGD_50 = {"steps": 50, "restarts": 10, "seed": 0}
-
-
 AUTOATTACK = {"seed": 0}
-
-
 ENDINGS = ("", "-fgsm-augment-0.2", "-robust")  # of a checkpoint's name, after its architecture
 
 
-def checkpoint_paths(models):
-    """(architecture, path) of each of the six networks, the baseline of an architecture first."""
-    return [(name, Path(models) / f"{name}{ending}.safetensors") for name in ARCHITECTURES for ending in ENDINGS]
+def checkpoint_paths(models: Path) -> list[tuple[str, Path]]:
+    """The architecture and the path of each of the six networks, the baseline of an architecture first."""
+    return [(name, models / f"{name}{ending}.safetensors") for name in ARCHITECTURES for ending in ENDINGS]
 
 
 @dataclass(frozen=True)
 class Test:
-    """One attack with its options, at all radii in one pass for FGSM."""
+    """One attack with its options; FGSM is run at all its radii in one pass."""
+
+    __test__ = False  # pytest takes a class called Test... for tests
 
     attack: str
-    setting: str
-    radii: tuple
-    options: dict
+    setting: str  # "white_box" or "transfer"
+    radii: tuple[float, ...]
+    options: Mapping[str, Any]
     examples: int
 
-    def find(self, rows):
-        """Its results among those of an earlier report; none unless all are there."""
-        wanted = {"setting": self.setting, "examples": self.examples, **self.options}
-        rows = [row for row in rows if row["name"] == self.attack and wanted.items() <= row.items()]
-        rows = [row for row in rows if row["epsilon"] in self.radii]
-        return rows if len(rows) == len(self.radii) else []
+    def find(self, rows: Iterable[AttackRow]) -> list[AttackRow]:
+        """Its results among those of an earlier report; [] unless all are there."""
+        wanted = {"name": self.attack, "setting": self.setting, "examples": self.examples, **self.options}
+        found = [
+            row
+            for row in rows
+            if row.epsilon in self.radii and all(getattr(row, key) == value for key, value in wanted.items())
+        ]
+        return found if len(found) == len(self.radii) else []
 
-    def run(self, network, source, split, notes, progress):
-        crafter = source if self.setting == "transfer" else None
+    def run(
+        self, network: nn.Module, baseline: nn.Module, split: Split, notes: Notes, *, progress: bool
+    ) -> list[AttackRow]:
+        """Run the attack on the first `examples` images of the split. baseline: crafts transferred examples."""
+        source = baseline if self.setting == "transfer" else None
+        tested = split.first(self.examples)
         if self.attack == "fgsm":
-            _, *results = evaluate_fgsm(network, split, self.radii, source=crafter, progress=progress)
+            _, *results = evaluate_fgsm(network, tested, self.radii, source=source, progress=progress)
         else:
-            options = {"options": self.options, "notes": notes, "progress": progress}
-            results = [evaluate(network, split.first(self.examples), self.attack, *self.radii, **options)]
+            options = dict(self.options)
+            results = [
+                evaluate(network, tested, self.attack, radius, options=options, notes=notes, progress=progress)
+                for radius in self.radii
+            ]
         return [report_row(result, self.setting) for result in results]
 
 
-def tests(everything, examples):
-    """In order: FGSM on `everything`, so many images, and whatever iterates on `examples` of them."""
+def tests(everything: int, examples: int) -> list[Test]:
+    """All tests in order: FGSM on `everything`, the number of all images, iterative attacks on `examples` of them."""
     return [
         Test("fgsm", "white_box", (0.0, *RADII), {}, everything),
         Test("fgsm", "transfer", (0.0, *RADII), {}, everything),
@@ -79,81 +84,116 @@ def tests(everything, examples):
     ]
 
 
-def measure(networks, split, path, *, examples=1000, overwrite=False, quiet=False):
+class Results:
+    """The results so far: of each network, in the order of `tests`; a test that is not done has no results."""
+
+    def __init__(self, networks: Mapping[Path, nn.Module], plan: Sequence[Test], earlier: Sequence[RobustnessEntry]):
+        self.baselines: dict[str, Path] = {}  # architecture -> the checkpoint that comes first
+        self.entries = [self._entry(path, network) for path, network in networks.items()]
+        known = [_results_of(entry, earlier) for entry in self.entries]
+        self.done = [[test.find(rows) for test in plan] for rows in known]
+
+    def _entry(self, path: Path, network: nn.Module) -> RobustnessEntry:
+        header = read_metadata(path)
+        baseline = self.baselines.setdefault(header.network, path)
+        return RobustnessEntry(
+            name=path.stem,
+            architecture=header.network,
+            sha256=file_digest(path),
+            source_sha256=file_digest(baseline),
+            parameters=sum(parameter.numel() for parameter in network.parameters()),
+            training=header.training,
+            precision=header.precision,
+            validation_accuracy=header.validation_accuracy,
+            versions=versions("pyautoattack"),
+            threads=torch.get_num_threads(),
+            results=[],
+        )
+
+    def report(self, split: Split) -> RobustnessReport:
+        """The report on what is done so far."""
+        entries = [
+            replace(entry, results=[row for rows in done for row in rows])
+            for entry, done in zip(self.entries, self.done, strict=True)
+        ]
+        return RobustnessReport(dataset=split.dataset, split=split.name, entries=entries)
+
+
+def _results_of(entry: RobustnessEntry, earlier: Sequence[RobustnessEntry]) -> list[AttackRow]:
+    """The results of the same checkpoint, tested with the same versions, in an earlier report."""
+
+    def described(other: RobustnessEntry) -> RobustnessEntry:
+        return replace(other, results=[], threads=1)  # the number of threads changes no figure
+
+    return [row for other in earlier if described(other) == described(entry) for row in other.results]
+
+
+def measure(
+    networks: Mapping[Path, nn.Module],
+    split: Split,
+    path: Path,
+    *,
+    examples: int = 1000,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> RobustnessReport:
     """Test all networks, write the report to `path` after each test, and return it.
 
-    networks: {path of a checkpoint: (architecture, network)}, the baseline of an architecture before its others.
-    split: Split, on the networks' device. FGSM is run on all of it, whatever iterates on the first `examples` images.
-    What the report at `path` says already, of the same checkpoints, attacks and versions, is not measured again.
-    Raises UserError if the report there says something else too, which would be lost; `overwrite` lets it go.
+    networks: path of the checkpoint -> network, the baseline of an architecture before its others.
+    split: on the networks' device. FGSM is run on all of it, iterative attacks on its first `examples` images.
+    Results in the report at `path` are kept if they are of the same checkpoints, attacks and versions.
+    Raises UserError if other results in that report would be lost; `overwrite` drops them.
     """
-    report = {"dataset": split.dataset, "split": split.name, "networks": []}
-    earlier = read_report(path)["networks"] if path.exists() else []
+    earlier = read_robustness(path).entries if path.exists() else []
     plan = tests(len(split), min(examples, len(split)))
-    sources: dict[str, tuple] = {}
-    done = []
-    for checkpoint, (architecture, network) in networks.items():
-        metadata = read_metadata(checkpoint)
-        entry = {
-            "name": checkpoint.stem,
-            "network": architecture,
-            "sha256": file_digest(checkpoint),
-            "source_sha256": sources.setdefault(architecture, (network, file_digest(checkpoint)))[1],
-            "parameters": sum(parameter.numel() for parameter in network.parameters()),
-            "training": metadata.get("training"),
-            "precision": metadata.get("precision", "float32"),
-            "validation_accuracy": metadata.get("validation_accuracy"),
-            "versions": versions("pyautoattack"),
-            "threads": torch.get_num_threads(),
-        }
-        same = {key: value for key, value in entry.items() if key != "threads"}  # which change no figure
-        known = [row for other in earlier if same.items() <= other.items() for row in other["results"]]
-        done.append([test.find(known) for test in plan])
-        report["networks"].append(entry)
-    lost = sum(len(entry["results"]) for entry in earlier) - sum(len(rows) for tests in done for rows in tests)
+    results = Results(networks, plan, earlier)
+    before = sum(len(entry.results) for entry in earlier)
+    lost = before - sum(len(entry.results) for entry in results.report(split).entries)
     if lost and not overwrite:
         raise UserError(
             f"{path} holds {lost} figures of other checkpoints, versions or numbers of images, which would be lost: "
             "--results names another folder, --overwrite replaces them"
         )
-    notes = Notes(path.with_suffix(".partial.jsonl"))
-
-    def write():
-        for entry, rows in zip(report["networks"], done, strict=True):
-            entry["results"] = [row for of_a_test in rows for row in of_a_test]
-        write_atomically(path, (json.dumps(report, indent=1) + "\n").encode())
-
-    for entry, rows, (architecture, network) in zip(report["networks"], done, networks.values(), strict=True):
+    notes = Notes(beside(path, ".partial.jsonl"))
+    for entry, done, network in zip(results.entries, results.done, networks.values(), strict=True):
+        baseline = networks[results.baselines[entry.architecture]]
         for index, test in enumerate(plan):
-            if not rows[index]:
+            if not done[index]:
                 if not quiet:
-                    print(
-                        f"{entry['name']}, test {index + 1} of {len(plan)}: {test.attack}, {test.setting}", flush=True
-                    )
-                rows[index] = test.run(network, sources[architecture][0], split, notes, not quiet)
-                write()
-    write()
+                    what = f"{test.attack}, {test.setting}"
+                    print(f"{entry.name}, test {index + 1} of {len(plan)}: {what}", flush=True)
+                done[index] = test.run(network, baseline, split, notes, progress=not quiet)
+                write_document(path, results.report(split))
+    write_document(path, results.report(split))
     notes.finish()
-    return read_report(path)
+    return read_robustness(path)
 
 
-def training_logs(models, results):
-    """Logs of defended trainings, {"defenses": [...], "overfitting": [...], "tried": [...]}, of the folders named so.
+class Logs(NamedTuple):
+    """The logs of defended trainings that the report on robustness shows."""
 
-    Those of the shipped networks are among what was tried. Raises TrainingError if a file there is no such log.
+    defenses: list[Log]  # of four defences on the same network
+    overfitting: list[Log]  # of catastrophic overfitting
+    tried: list[Log]  # of settings that were tried, those of the shipped networks included
+
+
+def training_logs(models: Path, results: Path) -> Logs:
+    """The logs in results/defenses, results/overfitting, results/tried and of the shipped robust networks.
+
+    Logs of trainings without a defence, or with one that has no radius, are left out.
+    Raises TrainingError if a file is not a training log, or if the validation images were not attacked after an epoch.
     """
 
-    def logs(paths):
-        keys = ("robust_accuracy", "choosing_accuracy")
-        found = (read_log(path, *keys) for path in sorted(paths))
-        return [log for log in found if isinstance(log[0]["defense"], dict) and "epsilon" in log[0]["defense"]]
+    def logs(paths: Iterable[Path], *keys: str) -> list[Log]:
+        defended = [path for path in sorted(paths) if read_log(path).arguments.defense_epsilon is not None]
+        return [read_log(path, "robust_accuracy", "choosing_accuracy", *keys) for path in defended]
 
-    def by_settings(log):
-        return log[0]["defense"]["name"], log[0]["defense"]["epsilon"], log[0]["width"]
+    def settings(log: Log) -> tuple[Any, ...]:
+        return log.arguments.defense_name, log.arguments.defense_epsilon, log.arguments.width
 
-    shipped = [path.with_suffix(".jsonl") for _, path in checkpoint_paths(models) if path.stem.endswith("-robust")]
-    return {
-        "defenses": logs((results / "defenses").glob("*.jsonl")),
-        "overfitting": sorted(logs((results / "overfitting").glob("*.jsonl")), key=by_settings),
-        "tried": logs((results / "tried").glob("*-n-fgsm-*.jsonl")) + logs(path for path in shipped if path.exists()),
-    }
+    robust = [beside(path, ".jsonl") for _, path in checkpoint_paths(models) if path.stem.endswith("-robust")]
+    return Logs(
+        defenses=logs((results / "defenses").glob("*.jsonl")),
+        overfitting=sorted(logs((results / "overfitting").glob("*.jsonl"), "single_step_accuracy"), key=settings),
+        tried=logs((results / "tried").glob("*-n-fgsm-*.jsonl")) + logs(path for path in robust if path.exists()),
+    )

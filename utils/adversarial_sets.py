@@ -1,24 +1,26 @@
-"""Adversarial sets: a split's FGSM direction through one checkpoint, kept on disk, gives the examples at any epsilon.
+"""Adversarial sets: a split's FGSM direction through one checkpoint, kept on disk, gives the examples at any radius.
 
-The direction is the sign of the input gradient, which does not depend on epsilon (attacks.fgsm_direction). It is
-taken on the images as they are, so whoever augments has to perturb first and then flip and shift the result.
+The direction is the sign of the input gradient, which does not depend on epsilon (attacks.fgsm_direction). It is taken
+on the images as they are. Augmentation therefore comes second: perturb first, then flip and shift the result.
 """
 
 import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from attacks import fgsm_direction, step
 from utils.checkpoints import (
     DTYPES,
     CheckpointError,
+    Declared,
     file_digest,
     load_checkpoint,
-    read_declared,
     read_metadata,
     read_tensors,
     versions,
@@ -26,8 +28,8 @@ from utils.checkpoints import (
 )
 from utils.constants import EVALUATION_BATCH
 from utils.data import Split, batches, tensor_digest
-from utils.files import locked
-from utils.formats import is_number
+from utils.files import beside, locked
+from utils.formats import SetManifest
 from utils.progress import progress_bar
 from utils.quoting import shown
 
@@ -36,22 +38,32 @@ FOLDER = Path("data/adversarial")
 
 @dataclass(frozen=True, eq=False)
 class AdversarialSet:
-    """direction: int8 (N, C, H, W), -1, 0 or 1, on the CPU; manifest: what it was made from, by, and in how long."""
+    """direction: int8 (N, C, H, W), each -1, 0 or 1, on the CPU. manifest: what it was made from and in how long."""
 
-    direction: torch.Tensor
-    manifest: dict
+    direction: Tensor
+    manifest: SetManifest
 
 
-def adversarial_set(source, split, *, folder=FOLDER, batch_size=EVALUATION_BATCH, device="cpu", progress=False):
+def adversarial_set(
+    source: str | Path,
+    split: Split,
+    *,
+    folder: str | Path = FOLDER,
+    batch_size: int = EVALUATION_BATCH,
+    device: torch.device | str = "cpu",
+    progress: bool = False,
+) -> AdversarialSet:
     """The FGSM direction of the network saved in `source` over a Split: read from `folder`, or computed and kept there.
 
-    With it, step(images, direction, e) equals fgsm(network, images, labels, epsilon=e) on the same batches, exactly
-    on the same device with as many threads. The file is used only if it is intact and its manifest (the source's
-    SHA-256, data set and split with the SHA-256 of its images, attack, batch size, library versions) is what is
-    wanted; otherwise one line on stderr says why, and it is built again.
-    Raises CheckpointError if the source cannot be loaded or tells other classes apart.
+    With it, step(images, direction, e) equals fgsm(network, images, labels, epsilon=e) on the same batches; exactly so
+    on the same device with the same number of threads. The file is used only if it is intact and was made from what is
+    asked for now: the same source, images, batch size and library versions. Otherwise one line on stderr says why, and
+    the set is built again.
+    Raises CheckpointError if the source cannot be loaded, or was trained on another data set or other classes, and
+    UserError if another run is building the same set.
     """
-    path = Path(folder) / f"{split.dataset}-{split.name}-fgsm-{Path(source).stem}.safetensors"
+    # The split's name, unlike the source's, is ours.
+    path = beside(Path(folder) / f"{split.dataset}-{split.name}-fgsm-{Path(source).name}", ".safetensors")
     wanted = {
         "attack": "fgsm",
         "source_sha256": file_digest(source),
@@ -65,19 +77,21 @@ def adversarial_set(source, split, *, folder=FOLDER, batch_size=EVALUATION_BATCH
         try:
             return _read(path, wanted, split.images.shape)
         except CheckpointError as error:
-            print(f"{error}: it is built again", file=sys.stderr)
+            print(f"{error}: building it again", file=sys.stderr)
 
-    metadata = read_metadata(source)
-    if metadata["dataset"] != split.dataset:
-        raise CheckpointError(f"{source} was trained on {shown(metadata['dataset'])}, not on {split.dataset}")
-    if metadata["class_names"] != list(split.class_names):
-        raise CheckpointError(f"{source} tells other classes apart than {split.dataset} has")
+    header = read_metadata(source)
+    if header.dataset != split.dataset:
+        raise CheckpointError(f"{source} was trained on {shown(header.dataset)}, not on {split.dataset}")
+    if header.class_names != list(split.class_names):
+        raise CheckpointError(f"{source} was trained on other classes than those of {split.dataset}")
     with locked(path):
         return _build(path, wanted, load_checkpoint(source, device), split, progress)
 
 
-def _build(path, wanted, network, split, progress):
-    """Compute the AdversarialSet, and write it to `path`."""
+def _build(
+    path: Path, wanted: dict[str, Any], network: torch.nn.Module, split: Split, progress: bool
+) -> AdversarialSet:
+    """Compute the AdversarialSet and write it to `path`."""
     start = time.perf_counter()
     device = next(network.parameters()).device
     direction = torch.empty(split.images.shape, dtype=torch.int8)
@@ -89,83 +103,84 @@ def _build(path, wanted, network, split, progress):
             done += len(labels)
             bar.update(len(labels))
     planes = {"positive": _packed(direction == 1), "negative": _packed(direction == -1)}
-    manifest = {
+    manifest = SetManifest(
         **wanted,
-        "sha256": tensor_digest(planes["positive"], planes["negative"]),
-        "seconds": round(time.perf_counter() - start, 2),
-    }
+        sha256=tensor_digest(planes["positive"], planes["negative"]),
+        seconds=round(time.perf_counter() - start, 2),
+    )
     write_tensors(path, planes, manifest)
     return AdversarialSet(direction, manifest)
 
 
-def _read(path, wanted, shape):
-    """The AdversarialSet in the file; raises CheckpointError, with the reason, unless it is intact and the wanted."""
-    manifest, declared = read_declared(path)
-    for key, value in wanted.items():
-        if manifest.get(key) != value:
-            raise CheckpointError(f"{path} is of another {key.removesuffix('_sha256').replace('_', ' ')}")
-    plane = (-(-shape.numel() // 8),), DTYPES[torch.uint8]
-    if declared != {"positive": plane, "negative": plane}:
-        raise CheckpointError(f"{path} is damaged (other tensors)")
-    if not is_number(manifest.get("seconds"), 0, 1e9):
-        raise CheckpointError(f"{path} is damaged (no time in its manifest)")
-    _, planes = read_tensors(path)
-    if manifest.get("sha256") != tensor_digest(planes["positive"], planes["negative"]):
-        raise CheckpointError(f"{path} is damaged (its contents do not fit its checksum)")
+def _read(path: Path, wanted: dict[str, Any], shape: torch.Size) -> AdversarialSet:
+    """The AdversarialSet in the file; CheckpointError with the reason if it is damaged or made from something else."""
+
+    def check(manifest: SetManifest, declared: Declared) -> None:
+        for key, value in wanted.items():
+            if getattr(manifest, key) != value:
+                raise ValueError(f"made from another {key.removesuffix('_sha256').replace('_', ' ')}")
+        plane = (-(-shape.numel() // 8),), DTYPES[torch.uint8]
+        if declared != {"positive": plane, "negative": plane}:
+            raise ValueError("damaged (other tensors)")
+
+    manifest, planes = read_tensors(path, SetManifest, check)
+    if manifest.sha256 != tensor_digest(planes["positive"], planes["negative"]):
+        raise CheckpointError(f"{path}: damaged (the contents do not fit the checksum)")
     positive, negative = (_unpacked(planes[name], shape) for name in ("positive", "negative"))
     return AdversarialSet(positive.sub_(negative), manifest)
 
 
-def _packed(mask):
-    """A boolean tensor as bits: with one plane for +1 and one for -1, a quarter of what int8 takes."""
+def _packed(mask: Tensor) -> Tensor:
+    """A boolean tensor as bits. One plane of bits for +1 and one for -1 take a quarter of the space of int8."""
     return torch.from_numpy(np.packbits(mask.numpy()))
 
 
-def _unpacked(plane, shape):
+def _unpacked(plane: Tensor, shape: torch.Size) -> Tensor:
     return torch.from_numpy(np.unpackbits(plane.numpy(), count=shape.numel())).view(torch.int8).reshape(shape)
 
 
 @dataclass(frozen=True, eq=False)
 class AugmentedSplit:
-    """A clean split followed by its FGSM counterpart at `epsilon`: the paper's defence is to train on this.
+    """A clean split followed by its FGSM counterpart at `epsilon`. The study's defence is to train on both.
 
-    clean: Split of N images; direction: int8, of the shape of its images, from an AdversarialSet; source_sha256: of
-    the checkpoint that it comes from. Images are perturbed when they are taken, so one direction serves every epsilon.
+    clean: Split of N images. direction: int8, the shape of its images, from an AdversarialSet. epsilon: L-inf radius in
+    pixel units. source_sha256: of the checkpoint that the direction comes from. Images are perturbed when they are
+    taken, so one direction serves every epsilon.
     """
 
     clean: Split
-    direction: torch.Tensor
+    direction: Tensor
     epsilon: float
     source_sha256: str
 
     @property
-    def dataset(self):
+    def dataset(self) -> str:
         return self.clean.dataset
 
     @property
-    def class_names(self):
+    def class_names(self) -> tuple[str, ...]:
         return self.clean.class_names
 
     @property
-    def device(self):
+    def device(self) -> torch.device:
         return self.clean.device
 
     @property
-    def defense(self):
+    def defense(self) -> dict[str, str | float]:
         return {"name": "fgsm-augment", "epsilon": self.epsilon, "source_sha256": self.source_sha256}
 
-    def __len__(self):
+    def __len__(self) -> int:
         return 2 * len(self.clean)
 
-    def to(self, device):
+    def to(self, device: torch.device | str) -> "AugmentedSplit":
         return replace(self, clean=self.clean.to(device), direction=self.direction.to(device))
 
-    def channel_statistics(self):
-        """Those of the clean images: the network's normalisation is no part of the defence."""
+    def channel_statistics(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of the clean images: the defence does not change the normalisation."""
         return self.clean.channel_statistics()
 
-    def take(self, index):
-        """Images and labels at positions `index`: below N the clean ones, from N on the adversarial ones."""
+    def take(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Images and labels at positions `index`: below N the clean images, from N on the adversarial ones."""
         attacked, index = index >= len(self.clean), index % len(self.clean)
         images, labels = self.clean.take(index)
         adversarial = step(images, self.direction[index].to(images.dtype), self.epsilon)

@@ -1,97 +1,106 @@
-"""Checkpoints: one safetensors file each, so that nothing in a file of unknown origin is ever executed.
+"""Checkpoints: one safetensors file each, so that reading a file from a stranger never executes anything in it.
 
-The state dict is stored as tensors, and what it takes to rebuild and judge the network as JSON in the header:
+The state dict is stored as tensors. The header says, as JSON, how to rebuild the network and how it was trained
+(formats.CheckpointHeader):
 
-    {"network": "cnn", "arguments": {"width": 32, "num_classes": 10}, "dataset": "cifar10", "class_names": [...],
-     "training": {...}, "epochs": 20, "precision": "float32", "validation_accuracy": 0.88, "versions": {...}}
+    {"format": 1, "network": "cnn", "arguments": {"width": 32, "num_classes": 10}, "dataset": "cifar10",
+     "class_names": [...], "training": {...}, "epochs": 20, "precision": "bfloat16", "validation_accuracy": 0.88,
+     "versions": {...}}
 
 `safetensors.torch.load_file` reads the tensors without this project.
 """
 
 import hashlib
-import json
 import os
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor, nn
 
+from attacks.core import evaluation_mode
 from networks import NETWORKS
-from utils.constants import LARGEST_WIDTH, UserError
+from utils.constants import UserError
 from utils.files import open_file, write_atomically
-from utils.formats import check_training, is_number, parse_json
+from utils.formats import CheckpointHeader, Document, NetworkArguments, decode, encode
 from utils.quoting import one_line, shown
 
-LARGEST_FILE = 2**28  # bytes; the widest network has 75 million
+LARGEST_FILE = 2**28  # bytes of a checkpoint; the widest network with ten classes has 75 million
+DTYPES = {torch.float32: "F32", torch.int64: "I64", torch.uint8: "U8"}  # those that we write, and their names in a file
+METADATA_KEY = "checkpoint"  # one key, because safetensors writes several keys in random order
 
-
-LARGEST_HEADER = 2**18  # bytes, which are parsed more than once; ours have some 5,000
-
-
-# All that are written here, and how a header names them.
-DTYPES = {torch.float32: "F32", torch.int64: "I64", torch.uint8: "U8"}
-
-
-# One key, because safetensors writes several in random order: the same training should give the same file.
-METADATA_KEY = "checkpoint"
+Header = TypeVar("Header", bound=Document)
+Declared = dict[str, tuple[tuple[int, ...], str]]  # of each tensor, the shape and the name of the dtype
+Result = TypeVar("Result")
 
 
 class CheckpointError(UserError):
-    """The file is missing, truncated, damaged, or no checkpoint of this project; the message names it."""
+    """The file is missing, truncated, damaged or not what it should be; the message names it."""
 
 
-def load_checkpoint(path, device="cpu"):
+def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> nn.Module:
     """The network saved in `path`, in evaluation mode on `device`, ready to classify images in [0, 1].
 
-    Raises CheckpointError if the file is missing, damaged or not one that `save_checkpoint` wrote, or the network of it
-    makes of an image no finite logits.
+    Raises CheckpointError if the file is missing, damaged or not one that `save_checkpoint` wrote, or if the network's
+    logits are not finite.
     """
-    metadata, declared = read_declared(path)
-    metadata = _checked(path, metadata)
-    network_class, arguments = NETWORKS[metadata["network"]], metadata["arguments"]
-    with torch.device("meta"):  # shapes alone, so that nothing is allocated before the file has proved to fit
-        network = network_class(**arguments)
-    expected = network.state_dict()
-    for name in expected.keys() | declared.keys():
-        if name not in declared or name not in expected:
-            raise CheckpointError(f"{path}: tensor {shown(name)} is {'missing' if name in expected else 'unknown'}")
-        if declared[name] != (tuple(expected[name].shape), DTYPES[expected[name].dtype]):
-            raise CheckpointError(f"{path}: tensor {shown(name)} does not fit a {metadata['network']} with {arguments}")
-    _, tensors = read_tensors(path)
-    for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise CheckpointError(f"{path}: tensor {shown(name)} holds NaN or infinity")
+    header = read_metadata(path)
+    with torch.device("meta"):  # shapes only: nothing is allocated before the file has proved to fit
+        network = NETWORKS[header.network](header.arguments.width, header.arguments.num_classes)
+
+    def check(header: CheckpointHeader, declared: Declared) -> None:
+        expected = _declared(network)
+        for name in expected.keys() | declared.keys():
+            if name not in declared or name not in expected:
+                raise ValueError(f"tensor {shown(name)} is {'missing' if name in expected else 'unknown'}")
+            if declared[name] != expected[name]:
+                raise ValueError(f"tensor {shown(name)} does not fit a {header.network} with {header.arguments}")
+
+    _, tensors = read_tensors(path, CheckpointHeader, check)
     network.load_state_dict(tensors, assign=True)
     network = network.to(memory_format=torch.channels_last).eval()
-    with torch.no_grad():  # a negative variance, weights that overflow
-        if not network(torch.linspace(0, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)).isfinite().all():
-            raise CheckpointError(f"{path}: the network's logits are NaN or infinite")
+    try:
+        _check_numbers(network)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
     return network.to(device)
 
 
-def read_metadata(path):
-    """The JSON object of the header, as described at the top of this module. Raises CheckpointError."""
-    return _checked(path, read_header(path))
+def read_metadata(path: str | Path) -> CheckpointHeader:
+    """The header of a checkpoint. Raises CheckpointError."""
+    header = read_header(path, CheckpointHeader)
+    if header.network not in NETWORKS:
+        raise CheckpointError(f"{path}: unknown network {shown(header.network)}")
+    return header
 
 
-def save_checkpoint(path, network, metadata):
-    """Write network and metadata (the keys above but network, arguments and versions) to `path`, atomically."""
-    names = {network_class: name for name, network_class in NETWORKS.items()}
-    if type(network) not in names:
-        raise TypeError(f"only {', '.join(NETWORKS)} can be saved, not a {type(network).__name__}")
-    metadata = {"network": names[type(network)], "arguments": network.arguments, **metadata, "versions": versions()}
-    write_tensors(path, network.state_dict(), metadata)
+def save_checkpoint(path: str | Path, network: nn.Module, about: Mapping[str, Any]) -> None:
+    """Write a network and what is known about it to `path`, atomically.
+
+    about: fields of a CheckpointHeader; `dataset` and `class_names` are required, and network, arguments and versions
+        are filled in here.
+    Raises TypeError if the network is not one of NETWORKS, CheckpointError if `load_checkpoint` would refuse the file.
+    """
+    write_atomically(path, _serialized_network(network, about))
 
 
-def file_digest(path):
-    """SHA-256 of a checkpoint, in hexadecimal. Raises CheckpointError if it cannot be read, or can be none."""
+def check_saveable(network: nn.Module, about: Mapping[str, Any]) -> None:
+    """Raise what `save_checkpoint` would raise. A training calls it first, so that no time is lost."""
+    _serialized_network(network, about)
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a checkpoint, in hexadecimal. Raises CheckpointError if the file is unreadable or too large."""
     digest = hashlib.sha256()
     try:
         with open_file(path) as file:
             if os.fstat(file.fileno()).st_size > LARGEST_FILE:
                 raise CheckpointError(f"{path} is too large for a checkpoint")
-            while block := file.read(2**20):  # not all at once, for who knows how large it is
+            while block := file.read(2**20):
                 digest.update(block)
         return digest.hexdigest()
     except FileNotFoundError:
@@ -100,10 +109,10 @@ def file_digest(path):
         raise CheckpointError(f"{path}: {error.strerror}") from error
 
 
-def versions(*others):
-    """Library versions to store with a result; torch's own string also names its CUDA build.
+def versions(*others: str) -> dict[str, str | None]:
+    """Versions of the libraries, to store with a result; torch's own string also names its CUDA build.
 
-    others: packages that had a part in it besides; None stands for one that is not installed.
+    others: further packages that had a part in it; None stands for one that is not installed.
     """
     found: dict[str, str | None] = {"torch": torch.__version__}
     found |= {name: version(name) for name in ("torchvision", "numpy", "safetensors")}
@@ -115,83 +124,115 @@ def versions(*others):
     return found
 
 
-def write_tensors(path, tensors, metadata):
-    """Write a dict of tensors and a JSON-serialisable dict to a safetensors file, atomically."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, save(tensors, {METADATA_KEY: json.dumps(metadata)}))
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Document) -> None:
+    """Write tensors and a header to a safetensors file, atomically. Raises ValueError if `read_tensors` would not."""
+    write_atomically(path, _serialized(tensors, header))
 
 
-def read_tensors(path, longest=LARGEST_HEADER):
-    """The (metadata, tensors) that `write_tensors` wrote. Raises CheckpointError.
+def read_tensors(
+    path: str | Path, schema: type[Header], check: Callable[[Header, Declared], None] = lambda header, declared: None
+) -> tuple[Header, dict[str, Tensor]]:
+    """The header and the tensors that `write_tensors` wrote. Raises CheckpointError.
 
-    Of a file that may be anyone's, `read_declared` tells first how large they are. longest: header, in bytes.
-    """
-    _, declared = read_declared(path, longest)
-    for name, (_, dtype) in declared.items():
-        if dtype not in DTYPES.values():  # some are such that not every torch knows them
-            raise CheckpointError(f"{path}: tensor {shown(name)} is of a dtype that no checkpoint has")
-    # Cloned, because what get_tensor returns is a view of the file, which could then not be replaced on Windows.
-    tensors = lambda file: {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: E731, SIM118
-    return _open(path, "pt", tensors, longest)
-
-
-def read_declared(path, longest=LARGEST_HEADER):
-    """The metadata and, by name, the (shape, dtype as in DTYPES' values) of each tensor. Raises CheckpointError.
-
-    No tensor is read: a small file may declare terabytes, if most of it is a hole.
+    check(header, declared): called before any tensor is read, because a small file may declare terabytes, most of them
+        a hole. declared: the shape and the dtype, as DTYPES names it, of each tensor. It raises ValueError to refuse.
     """
 
-    def declared(file):
+    def declared_in(file: Any) -> Declared:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         return {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
 
-    return _open(path, "np", declared, longest)
+    header, declared = read_header(path, schema), _opened(path, schema, "np", declared_in)
+    try:
+        check(header, declared)
+        for name, (_, dtype) in declared.items():
+            if dtype not in DTYPES.values():  # not every version of torch knows all dtypes
+                raise ValueError(f"tensor {shown(name)} is of a dtype that no checkpoint has")
+        # Cloned: what get_tensor returns is a view of the file, which Windows could then not replace.
+        tensors = _opened(path, schema, "pt", lambda file: {name: file.get_tensor(name).clone() for name in declared})
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return header, tensors
 
 
-def read_header(path):
-    """The metadata that `write_tensors` wrote, without the tensors. Raises CheckpointError."""
-    return _open(path, "np", lambda file: None)[0]
+def read_header(path: str | Path, schema: type[Header]) -> Header:
+    """The header of a file that `write_tensors` wrote, without the tensors. Raises CheckpointError."""
+    text = _opened(path, schema, "np", lambda file: (file.metadata() or {}).get(METADATA_KEY))
+    if text is None:
+        raise CheckpointError(f"{path} is a safetensors file, but not a checkpoint of this project")
+    try:
+        return decode(text, schema)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: its header is not valid ({one_line(error)})") from error
 
 
-def _open(path, framework, read, longest=LARGEST_HEADER):
-    """The metadata and read(file), whatever is wrong with the file a CheckpointError."""
+def _opened(path: str | Path, schema: type[Header], framework: str, read: Callable[[Any], Result]) -> Result:
+    """read(file) of an open safetensors file; whatever is wrong with the file becomes a CheckpointError."""
     try:
         with open_file(path) as file:
-            if int.from_bytes(file.read(8), "little") > longest:
+            if int.from_bytes(file.read(8), "little") > _longest_header(schema):
                 raise CheckpointError(f"{path} is damaged or not a safetensors checkpoint (its header is too long)")
         with safe_open(path, framework=framework) as file:
-            metadata = parse_json((file.metadata() or {}).get(METADATA_KEY, "null"))
-            if not isinstance(metadata, dict):
-                raise CheckpointError(f"{path} is a safetensors file, but not a checkpoint of this project")
-            return metadata, read(file)
+            return read(file)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
-    except (OSError, SafetensorError, ValueError, RuntimeError) as error:  # the last from torch, as of a mapping
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:  # RuntimeError: torch failed to map the file
         raise CheckpointError(f"{path} is damaged or not a safetensors checkpoint ({one_line(error)})") from error
 
 
-def _checked(path, metadata):
-    """The metadata, once it is certain that a network can be built from it and its data set and classes named."""
-    network, arguments = metadata.get("network"), metadata.get("arguments")
-    if not isinstance(network, str) or network not in NETWORKS:
-        raise CheckpointError(f"{path}: unknown network {shown(network)}")
-    if not isinstance(arguments, dict) or set(arguments) != {"width", "num_classes"}:
-        raise CheckpointError(f"{path}: arguments must be width and num_classes, not {shown(arguments)}")
-    if not all(type(value) is int and 1 <= value <= LARGEST_WIDTH for value in arguments.values()):
-        raise CheckpointError(f"{path}: width and num_classes must be in 1..{LARGEST_WIDTH}, not {shown(arguments)}")
-    names = metadata.get("class_names")
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise CheckpointError(f"{path}: class_names must be a list of strings")
-    if len(names) != arguments["num_classes"] or not isinstance(metadata.get("dataset"), str):
-        raise CheckpointError(f"{path}: dataset must be a string and class_names one name for each class")
+def _longest_header(schema: type[Document]) -> int:
+    """In bytes: our JSON is a string in safetensors' own JSON, where a quote takes two bytes; the tensors follow it."""
+    return 2 * schema.longest
+
+
+def _serialized(tensors: Mapping[str, Tensor], header: Document) -> bytes:
+    """The bytes of a safetensors file. Raises ValueError if `read_tensors` would refuse them."""
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    for name, tensor in stored.items():
+        if tensor.dtype not in DTYPES:
+            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+            raise ValueError(f"tensor {shown(name)} is {str(tensor.dtype).removeprefix('torch.')}, not one of {known}")
+    data = save(stored, {METADATA_KEY: encode(header).decode()})
+    if int.from_bytes(data[:8], "little") > _longest_header(type(header)):
+        raise ValueError("its header would be too long")
+    return data
+
+
+def _serialized_network(network: nn.Module, about: Mapping[str, Any]) -> bytes:
+    names = {network_class: name for name, network_class in NETWORKS.items()}
+    if type(network) not in names:
+        raise TypeError(f"only {', '.join(NETWORKS)} can be saved, not a {type(network).__name__}")
     try:
-        check_training(metadata.get("training"))
+        header = CheckpointHeader(
+            network=names[type(network)],
+            arguments=NetworkArguments(**network.arguments),  # type: ignore[arg-type]
+            versions=versions(),
+            **about,
+        )
+        _declared(network)
+        _check_numbers(network)
+        return _serialized(network.state_dict(), header)
     except ValueError as error:
-        raise CheckpointError(f"{path}: training is not what it should be ({one_line(error)})") from None
-    for key, kind in (("epochs", int), ("precision", str), ("versions", dict)):
-        if not isinstance(metadata.get(key), kind | None):
-            raise CheckpointError(f"{path}: {key} must not be {shown(metadata[key])}")
-    validated = metadata.get("validation_accuracy")
-    if validated is not None and not is_number(validated, 0, 1):
-        raise CheckpointError(f"{path}: validation_accuracy must be in 0..1, not {shown(validated)}")
-    return metadata
+        raise CheckpointError(f"this network cannot be saved so that it loads again: {error}") from error
+
+
+def _declared(network: nn.Module) -> Declared:
+    """How a checkpoint declares the network's tensors. Raises ValueError if the file would be too large."""
+    state = network.state_dict()
+    if sum(tensor.nbytes for tensor in state.values()) > LARGEST_FILE - 2**23:
+        raise ValueError(f"its weights take more than {LARGEST_FILE / 2**20:.0f} MiB")
+    # The floats of a checkpoint are float32, whatever torch.set_default_dtype says where it is loaded.
+    dtypes = {name: torch.float32 if tensor.is_floating_point() else tensor.dtype for name, tensor in state.items()}
+    return {name: (tuple(tensor.shape), DTYPES[dtypes[name]]) for name, tensor in state.items()}
+
+
+def _check_numbers(network: nn.Module) -> None:
+    """Raise ValueError if a weight or the logits of an image are not finite: a negative variance, say, or overflow."""
+    for name, tensor in network.state_dict().items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"tensor {shown(name)} holds NaN or infinity")
+    like = next(network.parameters())
+    image = torch.linspace(0, 1, 3 * 32 * 32, dtype=like.dtype, device=like.device).reshape(1, 3, 32, 32)
+    with torch.no_grad(), evaluation_mode(network):
+        if not network(image).isfinite().all():
+            raise ValueError("the network's logits are NaN or infinite")

@@ -32,7 +32,8 @@ Interval = tuple[Fraction, Fraction]  # low, high: 95 % confidence
 Radius = Annotated[float, Meta(ge=0, le=1e6)]  # L-infinity, in pixel units; above 1 a radius changes nothing more
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]  # of one epoch, batch or adversarial set
 TotalSeconds = Annotated[float, Meta(ge=0, le=1e18)]  # a sum of them
-Loss = Annotated[float, Meta(ge=-1e9, le=1e9)]
+LARGEST_LOSS = 1e9
+Loss = Annotated[float, Meta(ge=-LARGEST_LOSS, le=LARGEST_LOSS)]
 Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Width = Annotated[int, Meta(ge=1, le=LARGEST_WIDTH)]
 Name = Annotated[str, Meta(min_length=1, max_length=200)]  # of a class, data set, network, attack
@@ -72,7 +73,7 @@ Schema = TypeVar("Schema", bound=Struct)
 # ---- reading and writing ----
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str) -> Any:
     """The value of a JSON text. Raises ValueError, also for texts that json.loads accepts but that could surprise.
 
     Those are: a key that comes twice, of which two readers might take different ones; NaN and Infinity, which are not
@@ -95,24 +96,20 @@ def decode(text: str | bytes, schema: type[Schema]) -> Schema:
     """The Struct that a JSON text holds. Raises ValueError, with a short reason, if the text is not of this schema."""
     longest = getattr(schema, "longest", LONGEST_LINE)
     if len(text) > longest:
-        raise ValueError("it is too long")
-    value = parse_json(text)
+        raise ValueError(f"it is longer than {longest:,} bytes")
+    value = parse_json(text if isinstance(text, str) else text.decode())
     if isinstance(value, dict):
         version, latest = value.get("format", 1), getattr(schema, "latest", 1)
         if type(version) is int and version > latest:
             raise ValueError(
                 f"it has format {str(version)[:20]}, newer than {latest}: a newer version of this code wrote it"
             )
-    try:
-        return msgspec.convert(value, schema)
-    except msgspec.ValidationError as error:
-        message, _, place = str(error).partition(" - at `$")
-        place = place.strip("`.")
-        raise ValueError(one_line(f"{place}: {message}" if place else message)) from None
+    return _converted(value, schema)
 
 
 def encode(document: Struct, indent: int | None = None) -> bytes:
     """A Struct as JSON. Raises ValueError if `decode` would refuse the result or read something else."""
+    document = _converted(msgspec.to_builtins(document, enc_hook=_plain), type(document))  # tuples become lists, say
     value = msgspec.to_builtins(document)
     if isinstance(document, Document):
         value = {"format": document.format, **value}
@@ -120,6 +117,15 @@ def encode(document: Struct, indent: int | None = None) -> bytes:
     if decode(data, type(document)) != document:
         raise ValueError(f"this {type(document).__name__} would not be read as it was written")
     return data
+
+
+def _converted(value: Any, schema: type[Schema]) -> Schema:
+    try:
+        return msgspec.convert(value, schema)
+    except msgspec.ValidationError as error:
+        message, _, place = str(error).partition(" - at `$")
+        place = place.strip("`.")
+        raise ValueError(one_line(f"{place}: {message}" if place else message)) from None
 
 
 def read_document(path: str | Path, schema: type[Schema], what: str) -> Schema:
@@ -145,6 +151,14 @@ def encode_lines(documents: list[Any]) -> bytes:
 def decode_lines(data: bytes, first: type[Struct], others: type[Struct]) -> list[Any]:
     """The Structs in JSON lines: one of the schema `first`, then those of `others`. Raises ValueError."""
     return [decode(line, others if index else first) for index, line in enumerate(data.splitlines())]
+
+
+def _plain(value: Any) -> Any:
+    """A number or text of a class of its own, such as numpy.float64 or torch's version, as what JSON knows."""
+    for kind in (str, int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    raise ValueError(f"{shown(value)} cannot be written as JSON")
 
 
 def _is_container(value: Any) -> bool:
@@ -280,8 +294,10 @@ class SetManifest(Document, frozen=True, kw_only=True):
 class Note(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """A line of an evaluation's notes: one finished batch, as a list [key, hits, seconds, format]."""
 
+    longest: ClassVar[int] = 2**24  # bytes, and so images in a batch
+
     key: Sha256  # of the evaluation
-    hits: Annotated[str, Meta(pattern=r"^[01]*\Z", max_length=LONGEST_LINE // 2)]  # "1" for a correct image
+    hits: Annotated[str, Meta(pattern=r"^[01]*\Z")]  # "1" for a correct image
     seconds: Seconds
     format: Literal[1] = 1
 

@@ -1,64 +1,76 @@
-"""TODO: utils.notes."""
+"""Notes of unfinished evaluations, so that an interrupted evaluation goes on where it stopped."""
 
 import hashlib
 import json
-import math
+from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
-from utils.files import naming, write_atomically
-from utils.formats import read_json_lines
+from utils.files import naming, read_bytes, write_atomically
+from utils.formats import Note, decode, encode_lines
+
+Row = tuple[str, float]  # of a finished batch: "0110..." (1 for a correct image), seconds
 
 
 class Notes:
-    """Finished batches of evaluations, in a file of JSON lines that outlives an interruption.
+    """The finished batches of evaluations, in a file of JSON lines that survives an interruption (formats.Note).
 
-    A line is [key of the evaluation, "0110...", seconds]: 1 for a correct image. Whoever has stored what came out of
-    the evaluations calls `finish`, which deletes the file.
+    One file may hold several evaluations, each under its own key. Call `finish`, which deletes the file, once the
+    results of all evaluations are stored.
     """
 
-    def __init__(self, path):
-        """What the file at `path` holds, if there is one; lines that are none, as of a killed writer, are dropped."""
+    def __init__(self, path: str | Path) -> None:
+        """Read the file at `path`, if there is one. Lines after the first damaged line are dropped.
+
+        A killed writer leaves a damaged last line. Raises OSError if the file cannot be read.
+        """
         self.path = Path(path)
-        self.rows: dict[str, list] = {}
+        self.rows: dict[str, list[Row]] = {}
         if self.path.exists():
-            for key, *row in filter(self._is_a_line, read_json_lines(self.path, longest=None)):
-                self.rows.setdefault(key, []).append(tuple(row))
-            self._write()
+            for note in _intact(read_bytes(self.path, longest=None)):
+                self.rows.setdefault(note.key, []).append((note.hits, note.seconds))
+            write_atomically(self.path, self._lines(self.rows))
 
     @staticmethod
-    def _is_a_line(line):
-        if not (isinstance(line, list) and [type(part) for part in line[:2]] == [str, str] and len(line) == 3):
-            return False
-        return set(line[1]) <= {"0", "1"} and isinstance(line[2], (int, float)) and math.isfinite(line[2])
-
-    @staticmethod
-    def key(about):
-        """A name for an evaluation. about: what is evaluated and how, JSON-serialisable."""
+    def key(about: Any) -> str:
+        """The key of an evaluation. about: everything that its result depends on, JSON-serialisable."""
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
-    def kept(self, key, sizes):
-        """(hits, seconds) of an evaluation's first batches, which are of these sizes.
+    def kept(self, key: str, sizes: Sequence[int]) -> list[Row]:
+        """The rows of an evaluation's first batches. sizes: how many images each batch has.
 
-        Of a damaged file, those before the first that is of another size; that one and what follows it are dropped.
+        In a damaged file, the first row of another size and all rows after it are dropped.
         """
         noted = self.rows.get(key, [])
         fits = takewhile(lambda pair: len(pair[0][0]) == pair[1], zip(noted, sizes, strict=False))
         kept = [row for row, _ in fits]
         if len(kept) < len(noted):
             self.rows[key] = kept
-            self._write()
+            write_atomically(self.path, self._lines(self.rows))
         return list(kept)
 
-    def add(self, key, rows):
-        """rows: (hits, seconds) of the batches that come next."""
+    def add(self, key: str, rows: Sequence[Row]) -> None:
+        """Note the batches that come next. Raises OSError if the disk is full, say, and names the file."""
         self.rows.setdefault(key, []).extend(rows)
-        with naming(self.path), open(self.path, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps([key, *row]) + "\n" for row in rows)
+        with naming(self.path), open(self.path, "ab") as file:
+            file.write(self._lines({key: rows}))
 
-    def _write(self):
-        lines = [[key, *row] for key, rows in self.rows.items() for row in rows]
-        write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    @staticmethod
+    def _lines(rows: dict[str, Any]) -> bytes:
+        return encode_lines([Note(key, *row) for key, of_a_key in rows.items() for row in of_a_key])
 
-    def finish(self):
+    def finish(self) -> None:
+        """Delete the file: the results are stored elsewhere."""
         self.path.unlink(missing_ok=True)
+
+
+def _intact(data: bytes) -> list[Note]:
+    """The notes before the first line that is not a note."""
+    notes = []
+    for line in data.splitlines():
+        try:
+            notes.append(decode(line, Note))
+        except ValueError:
+            break
+    return notes

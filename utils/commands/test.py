@@ -134,9 +134,10 @@ def prepare_test(network_name, args):
 
     from utils.checkpoints import file_digest, read_metadata
     from utils.data import load_split
+    from utils.files import beside
     from utils.notes import Notes
 
-    dataset = args.dataset or read_metadata(args.checkpoint)["dataset"]
+    dataset = args.dataset or read_metadata(args.checkpoint).dataset
     if dataset not in DATASETS:
         raise UserError(f"{args.checkpoint} was trained on {shown(dataset)}, which is none of {', '.join(DATASETS)}")
     split = load_split(dataset, args.split, args.data_dir).first(args.examples)
@@ -146,7 +147,7 @@ def prepare_test(network_name, args):
     if args.diagnose and not args.source:
         through = a_baseline(split, network_name, args.checkpoint)
         other = through and load_network(through, split)
-    notes = Notes(args.json.with_suffix(".attacks.partial.jsonl")) if args.json else None
+    notes = Notes(beside(args.json, ".attacks.partial.jsonl")) if args.json else None
     report = {
         "checkpoint": str(args.checkpoint),
         "sha256": file_digest(args.checkpoint),
