@@ -5,61 +5,95 @@ import hashlib
 import io
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from http.client import HTTPException
 from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 import torch
+from torch import Generator, Tensor
 
 from utils.constants import DATASETS, SPLITS, UserError
 from utils.distributed import share
 
-CIFAR10_VALIDATION = 5000  # the last training images: networks and hyperparameters are chosen on them
+CIFAR10_VALIDATION = 5000  # the last training images, on which networks and hyperparameters are chosen
+
+Device = str | torch.device
+Batches = Iterator[tuple[Tensor, Tensor]]
 
 
 class DataError(UserError):
-    """The data set cannot be had: what is missing or damaged, and what to do, in one line."""
+    """The data set is missing or damaged; the message says in one line what is wrong and what to do."""
+
+
+class TrainingImages(Protocol):
+    """What the training loop needs of its data; Split and AugmentedSplit offer it."""
+
+    @property
+    def dataset(self) -> str: ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def defense(self) -> dict[str, str | float] | None: ...
+
+    def __len__(self) -> int: ...
+
+    def to(self, device: Device) -> "TrainingImages": ...
+
+    def take(self, index: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def channel_statistics(self) -> tuple[list[float], list[float]]: ...
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """images: uint8 (N, 3, 32, 32); labels: int64 (N,) on the same device; class_names: one for each label."""
+    """Images of a data set. images: uint8 (N, 3, 32, 32); labels: int64 (N,), on the same device.
+
+    class_names: the name of class i is class_names[i]. name: "train", "validation" or "test".
+    """
 
     dataset: str
     name: str
-    images: torch.Tensor
-    labels: torch.Tensor
-    class_names: tuple
-    defense = None  # what a training on this data alone defends against
+    images: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+    defense = None  # these images alone defend against nothing; see AugmentedSplit
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.labels)
 
     @property
-    def device(self):
+    def device(self) -> torch.device:
         return self.labels.device
 
-    def to(self, device):
+    def to(self, device: Device) -> "Split":
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
-    def first(self, examples):
-        """The first `examples` images (all of them if there are fewer)."""
-        return self.part(slice(examples))
+    def first(self, examples: int) -> "Split":
+        """The first `examples` images, or all if there are fewer."""
+        return self.between(0, examples)
 
-    def part(self, positions):
-        """The images at those positions, a slice."""
-        return replace(self, images=self.images[positions], labels=self.labels[positions])
+    def between(self, start: int, stop: int) -> "Split":
+        """The images from position `start` to before `stop`."""
+        return replace(self, images=self.images[start:stop], labels=self.labels[start:stop])
 
-    def take(self, index):
-        """The images at positions `index` (a tensor), float32 in [0, 1], channels_last; and their labels."""
+    def take(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """The images at the positions in `index`, float32 in [0, 1], channels_last; and their labels."""
         return to_unit_range(self.images[index]), self.labels[index]
 
-    def digest(self):
+    def digest(self) -> str:
+        """SHA-256 of the images and labels, in hexadecimal."""
         return tensor_digest(self.images, self.labels)
 
-    def channel_statistics(self):
-        """Mean and standard deviation of each channel in [0, 1], exactly, from a histogram of its 256 values."""
+    def channel_statistics(self) -> tuple[list[float], list[float]]:
+        """The exact mean and standard deviation of each channel in [0, 1], from a histogram of its 256 values."""
         values = torch.arange(256, dtype=torch.float64) / 255
         mean, std = [], []
         for channel in range(3):
@@ -70,21 +104,21 @@ class Split:
         return mean, std
 
 
-def tensor_digest(*tensors):
-    """SHA-256 of the tensors' values, one after the other, in hexadecimal."""
+def tensor_digest(*tensors: Tensor) -> str:
+    """SHA-256 of the tensors' values, one tensor after the other, in hexadecimal."""
     digest = hashlib.sha256()
     for tensor in tensors:
-        digest.update(tensor.cpu().contiguous().numpy())
+        digest.update(tensor.cpu().contiguous().numpy().data)
     return digest.hexdigest()
 
 
-def load_split(dataset, split, data_dir=None):
-    """The train, validation or test split of "cifar10" or "digits", on the CPU.
+def load_split(dataset: str, split: str, data_dir: str | Path | None = None) -> Split:
+    """The "train", "validation" or "test" split of "cifar10" or "digits", on the CPU.
 
-    cifar10: 45,000, 5,000 (the last of the training images) and 10,000 images; looked for in data_dir (default:
-    $DATA_DIR, else data), downloaded there by torchvision on first use, checksums verified.
-    digits: 1,197, 300 and 300 images; part of scikit-learn, so there is nothing to download.
-    Raises DataError if the files are missing and cannot be downloaded, or are damaged.
+    cifar10: 45,000, 5,000 (the last of the published training images) and 10,000 images. data_dir (default: $DATA_DIR,
+        else data) holds the files; torchvision downloads them there on first use. Their checksums are verified.
+    digits: 1,197, 300 and 300 images. They come with scikit-learn, so nothing is downloaded.
+    Raises DataError if files are damaged, or are missing and cannot be downloaded, and ValueError for another name.
     """
     if dataset not in DATASETS or split not in SPLITS:
         raise ValueError(f"dataset must be one of {DATASETS} and split one of {SPLITS}, not {dataset!r} and {split!r}")
@@ -93,7 +127,7 @@ def load_split(dataset, split, data_dir=None):
     return _cifar10(split, Path(data_dir or os.environ.get("DATA_DIR") or "data"))
 
 
-def _cifar10(split, data_dir):
+def _cifar10(split: str, data_dir: Path) -> Split:
     from torchvision.datasets import CIFAR10
     from torchvision.datasets.utils import check_integrity
 
@@ -112,7 +146,7 @@ def _cifar10(split, data_dir):
         raise DataError(f"{missing} is missing: put it there, or delete {folder} to download all of it again")
     try:
         terminal = sys.stderr is not None and sys.stderr.isatty()
-        # Elsewhere, torchvision's download shows no bar.
+        # torchvision's progress bar is for a terminal only.
         with contextlib.nullcontext() if terminal else contextlib.redirect_stderr(io.StringIO()):
             dataset = CIFAR10(data_dir, train=split != "test", download=not present)
     except (OSError, RuntimeError, HTTPException) as error:
@@ -121,16 +155,16 @@ def _cifar10(split, data_dir):
             f"({' '.join(str(error).split())}); pass --data-dir with the folder that holds {CIFAR10.base_folder}, "
             "or --dataset digits, which needs no download"
         ) from error
-    # torchvision keeps (N, 32, 32, 3) as a view of the files' planes; this undoes the view, without a copy.
+    # torchvision's (N, 32, 32, 3) is a view of the planes in the files; this undoes the view without a copy.
     images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
     labels = torch.tensor(dataset.targets)
-    part = {"train": slice(-CIFAR10_VALIDATION), "validation": slice(-CIFAR10_VALIDATION, None), "test": slice(None)}
-    # Cloned, so that a small split does not keep all fifty thousand images in memory.
-    images, labels = images[part[split]], labels[part[split]]
-    return Split("cifar10", split, images.clone() if split == "validation" else images, labels, tuple(dataset.classes))
+    first = len(labels) - CIFAR10_VALIDATION
+    chosen = {"train": slice(first), "validation": slice(first, None), "test": slice(None)}[split]
+    images = images[chosen].clone() if split == "validation" else images[chosen]  # a view would keep all fifty thousand
+    return Split("cifar10", split, images, labels[chosen], tuple(dataset.classes))
 
 
-def _digits(split):
+def _digits(split: str) -> Split:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -145,51 +179,59 @@ def _digits(split):
     return Split("digits", split, images, labels, tuple(str(name) for name in digits.target_names))
 
 
-def to_unit_range(images):
-    """uint8 images as float32 in [0, 1], channels_last, which convolutions on CPUs and GPUs prefer."""
+def to_unit_range(images: Tensor) -> Tensor:
+    """uint8 images as float32 in [0, 1], in the channels_last layout, which makes convolutions faster."""
     return images.to(torch.float32, memory_format=torch.channels_last).div_(255)
 
 
-def batches(split, batch_size, first=0, stride=1):
-    """Yield (images, labels) in order, the last batch possibly smaller; images float32 in [0, 1], channels_last.
+def batches(split: Split, batch_size: int, first: int = 0, stride: int = 1) -> Batches:
+    """Yield (images, labels) in order; images float32 in [0, 1], channels_last. The last batch may be smaller.
 
-    Of all batches, counted from 0, the one with the number `first` and from there every stride-th.
+    first, stride: yield only the batches number first, first + stride, first + 2 * stride, ..., counted from 0.
     """
     pairs = zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True)
     for images, labels in islice(pairs, first, None, stride):
         yield to_unit_range(images), labels
 
 
-def training_batches(split, batch_size, generator, *, flip, shift, contrast=1.0):
-    """Yield (images, labels) once through the split: shuffled, each image flipped, shifted and dulled at random.
+def training_batches(
+    split: TrainingImages,
+    batch_size: int,
+    generator: Generator,
+    *,
+    flip: bool,
+    shift: int,
+    contrast: float = 1.0,
+) -> Batches:
+    """Yield (images, labels) of the whole split once, shuffled, with each image changed at random.
 
-    split: a Split, or anything else with a length and a method `take`. Its images are changed as they are taken, so a
-    perturbation moves and fades with the image that it was made for.
-    flip: whether to flip horizontally with probability 1/2. shift: up to so many pixels along each axis, the border
-    reflected. contrast: the lowest of the factors by which an image's contrast is scaled, the highest being 1.
-    generator: a torch.Generator on the CPU, so that the order is the same on every device; the whole epoch's random
-    numbers are drawn at once and sent to the device once. Of many processes, each draws them all, and takes its share
-    of every batch.
+    An image is changed after `split.take` has returned it. A perturbation that `take` adds therefore moves and fades
+    with the image that it was made for.
+    flip: mirror an image with probability 1/2. shift: move it by up to this many pixels along each axis, and fill the
+        border by reflection. contrast: scale its contrast by a random factor from this to 1.
+    generator: on the CPU, so that the order is the same on every device. An epoch's random numbers are drawn at once
+        and copied to the device once. When several processes train together, each draws all of these numbers and takes
+        its share of every batch.
     """
     count = len(split)
     order = torch.randperm(count, generator=generator)
     flipped = torch.rand(count, generator=generator) < (0.5 if flip else 0)
     shifts = torch.randint(-shift, shift + 1, (count, 2), generator=generator)
-    # Drawn only where it is wanted, so that trainings without it see the random numbers that they always saw.
+    # Drawn only if asked for: trainings without it must keep the random numbers that they had before it existed.
     factors = torch.empty(count).uniform_(contrast, 1, generator=generator) if contrast < 1 else torch.ones(count)
-    parts = (tensor.to(split.device).split(batch_size) for tensor in (order, flipped, shifts, factors))
-    for part in zip(*parts, strict=True):
-        chosen, batch_flipped, batch_shifts, batch_factors = map(share, part)
+    columns = (tensor.to(split.device).split(batch_size) for tensor in (order, flipped, shifts, factors))
+    for batch in zip(*columns, strict=True):
+        chosen, batch_flipped, batch_shifts, batch_factors = map(share, batch)
         images, labels = split.take(chosen)
         images = flip_and_shift(images, batch_flipped, batch_shifts)
         yield (scale_contrast(images, batch_factors) if contrast < 1 else images), labels
 
 
-def flip_and_shift(images, flipped, shifts):
+def flip_and_shift(images: Tensor, flipped: Tensor, shifts: Tensor) -> Tensor:
     """Mirror the images (N, C, H, W) whose flipped (N,) is true, then move each by shifts (N, 2) = (down, right).
 
-    The border is reflected without repeating the edge, as torch's "reflect" padding does. Any dtype; the result is
-    laid out channels_last.
+    The border is filled by reflection without repeating the edge, as torch's "reflect" padding does. Any dtype. The
+    result is in the channels_last layout.
     """
     count, _, height, width = images.shape
     rows = _reflect(torch.arange(height, device=images.device) - shifts[:, :1], height)
@@ -199,12 +241,13 @@ def flip_and_shift(images, flipped, shifts):
     return images[index, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def scale_contrast(images, factors):
-    """Bring each image's pixels (N, C, H, W) closer to their mean by factors (N,) in [0, 1]; 1 changes nothing."""
+def scale_contrast(images: Tensor, factors: Tensor) -> Tensor:
+    """Scale each image (N, C, H, W) about the mean of its pixels by factors (N,) in [0, 1]; 1 changes nothing."""
     factors = factors[:, None, None, None]
     return images * factors + images.mean((1, 2, 3), keepdim=True) * (1 - factors)
 
 
-def _reflect(index, size):
+def _reflect(index: Tensor, size: int) -> Tensor:
+    """Positions outside [0, size) reflected into it, as in a mirror at the first and last position."""
     index = index.abs()
     return torch.where(index < size, index, 2 * (size - 1) - index)

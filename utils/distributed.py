@@ -1,30 +1,37 @@
-"""Many processes as one: what torchrun starts are ranks of a group, each with the same network and its share of images.
+"""Several processes that train or test one network together. torchrun starts them, and each has a rank from 0.
 
     torchrun --nproc-per-node 8 train-cnn.py
 
-Rank 0 alone reads and writes files and says how it goes; an error that every rank meets, such as a loss of NaN, is told
-by each. Without torchrun there is one process, rank 0 of 1, and everything here does nothing.
+Every process holds the same network and takes its share of the images. Only rank 0 reads and writes files and prints
+results. If all ranks meet the same error, such as a loss of NaN, each of them prints it. Without torchrun there is one
+process, and the functions here change nothing.
 """
 
 import contextlib
 import gc
 import inspect
 import os
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-PATIENCE = timedelta(days=1)  # for ranks that are slower: torchrun ends those that wait for one that has failed
+T = TypeVar("T")
+
+# How long a rank waits for a slower one. If a rank fails, torchrun ends those that wait for it.
+PATIENCE = timedelta(days=1)
 
 
 @contextlib.contextmanager
-def joined():
-    """Inside, the processes that torchrun has started are a group: over NCCL between GPUs, over gloo between CPUs.
+def joined() -> Iterator[None]:
+    """Join the processes that torchrun started into a group: through NCCL between GPUs, through gloo between CPUs.
 
-    The standard output of all but rank 0 is dropped.
+    Inside, only rank 0 prints to standard output.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
@@ -34,35 +41,35 @@ def joined():
         if rank() > 0:
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         yield
-    # A DistributedDataParallel in a cycle of references holds the group's threads past its end, and one of them that
-    # still wants Python while that is shutting down aborts the process.
+    # A DistributedDataParallel in a reference cycle keeps the group's threads alive. If one of them needs Python while
+    # Python is shutting down, the process aborts.
     gc.collect()
-    dist.destroy_process_group()  # not after an error, for NCCL would wait for ranks that are no longer there
+    dist.destroy_process_group()  # not after an error: NCCL would wait for ranks that have ended
 
 
-def rank():
+def rank() -> int:
     """The number of this process, from 0."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
-def world_size():
+def world_size() -> int:
     """The number of processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def from_main(function):
-    """What function() returns on rank 0, on every rank: no other calls it, or needs the files that it reads.
+def from_main(function: Callable[[], T]) -> T:
+    """Call function() on rank 0 only, and return its result on every rank.
 
-    If it raises, so does rank 0, whose business it is to say why; the others exit with status 1.
+    If it raises, rank 0 raises the same error and reports it; the other ranks exit with status 1.
     """
     if world_size() == 1:
         return function()
-    outcome = [False, None]
+    outcome: list[Any] = [False, None]
     try:
         if rank() == 0:
             outcome = [True, function()]
     finally:
-        # Whatever happened, for the others wait for it; if they are gone, what happened is to be said all the same.
+        # After an error too, because the other ranks wait for this message. If they are gone, the error must not hide.
         with contextlib.nullcontext() if outcome[0] else contextlib.suppress(RuntimeError):
             dist.broadcast_object_list(outcome)
     succeeded, result = outcome
@@ -71,35 +78,35 @@ def from_main(function):
     return result
 
 
-def gather(value):
-    """The values of all ranks, in their order, on every rank."""
-    values = [value]
-    if world_size() > 1:
-        values = [None] * world_size()
-        dist.all_gather_object(values, value)
+def gather(value: T) -> list[T]:
+    """The values of all ranks, in the order of the ranks, on every rank."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
     return values
 
 
-def share(batch):
-    """Of a batch, a tensor (N, ...), the slice of this rank; all of it where there are fewer images than ranks."""
+def share(batch: Tensor) -> Tensor:
+    """The slice of a batch (N, ...) for this rank; the whole batch if it has fewer images than there are ranks."""
     return batch.tensor_split(world_size())[rank()] if len(batch) >= world_size() else batch
 
 
-def replicated(network):
-    """What is called in training: the network, of many processes wrapped so that backward passes average gradients.
+def replicated(network: nn.Module) -> nn.Module:
+    """The module to call in training: the network, wrapped if several processes must average their gradients.
 
-    Batch norm's statistics are left to each rank until `average_statistics`: by default DistributedDataParallel sends
-    them before every forward pass, and a defence needs several, some of which have no statistics of their own.
+    Each rank keeps its own batch-norm statistics until `average_statistics`. By default, DistributedDataParallel would
+    send them before every forward pass. A defence makes several passes in a step, and some of them keep no statistics.
     """
     if world_size() == 1:
         return network
     known = inspect.signature(DistributedDataParallel).parameters
-    option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its older name
-    return DistributedDataParallel(network, **{option: False})  # type: ignore[arg-type]  # one of two booleans
+    option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # the older name
+    return DistributedDataParallel(network, **{option: False})  # type: ignore[arg-type]  # both options are booleans
 
 
-def average_statistics(network):
-    """Let the statistics that batch norm has learnt on each rank become, on every rank, their mean."""
+def average_statistics(network: nn.Module) -> None:
+    """Replace batch norm's running statistics, on every rank, by their mean over all ranks."""
     if world_size() == 1:
         return
     for norm in (module for module in network.modules() if isinstance(module, _BatchNorm)):
@@ -108,11 +115,11 @@ def average_statistics(network):
             statistic /= world_size()
 
 
-def seed_noise(seed, epoch):
-    """Let every rank draw noise of its own, such as a defence's random starts.
+def seed_noise(seed: int, epoch: int) -> None:
+    """Give every rank random numbers of its own, for example for a defence's random starts.
 
-    Rank 0 goes on as it would alone. The others begin anew in each epoch, so that a resumed run need not know how far
-    they were.
+    Rank 0 continues the sequence that it would draw alone. The other ranks are seeded again in each epoch, so that a
+    resumed run does not need their earlier states.
     """
     if rank() > 0:
         torch.manual_seed(seed + epoch * world_size() + rank())

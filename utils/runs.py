@@ -1,187 +1,301 @@
-"""TODO: utils.runs."""
+"""Runs: what a training keeps on the disk, how an interrupted one is resumed, and the log that it leaves."""
 
-import json
-from dataclasses import asdict
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import msgspec
 import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from utils import distributed
-from utils.checkpoints import CheckpointError, read_tensors, save_checkpoint, versions, write_tensors
+from utils.checkpoints import CheckpointError, read_header, read_tensors, save_checkpoint, versions, write_tensors
 from utils.constants import UserError
-from utils.files import temporary_of, write_atomically
-from utils.formats import LONGEST_OF_OURS, check_numbers, check_strings, check_training, read_json_lines
-from utils.quoting import one_line, reason, shown
+from utils.data import TrainingImages
+from utils.files import beside, locked, read_bytes, temporary_of, write_atomically
+from utils.formats import (
+    LONGEST_LOG,
+    Epoch,
+    LogHeader,
+    Option,
+    RunState,
+    TrainingArguments,
+    decode,
+    decode_lines,
+    encode,
+    encode_lines,
+)
+from utils.quoting import one_line, shown
 from utils.recipes import Recipe
 
 
 class TrainingError(UserError):
-    """The training cannot go on, or not as asked; the message says why in one line."""
+    """The training cannot start, or cannot go on; the message says why in one line."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, heeded after a step; the message says which."""
+    """Ctrl-C during a training. saved_epochs: how many epochs this run has finished and saved."""
+
+    def __init__(self, saved_epochs: int) -> None:
+        saved = f"; {saved_epochs} of its epochs are saved" if saved_epochs else "; no epoch was finished"
+        super().__init__(saved)
+        self.saved_epochs = saved_epochs
 
 
-def training_arguments(name, training, recipe, *, width, seed, defense=None):
-    """What was asked of a training: stored in its checkpoint, and compared before a run is resumed."""
-    return {
-        "network": name,
-        "width": width,
-        "dataset": training.dataset,
-        "examples": len(training),
-        "defense": described(defense) if defense else training.defense,
-        "seed": seed,
+# ---- what was asked ----
+
+
+def training_arguments(
+    name: str,
+    training: TrainingImages,
+    recipe: Recipe,
+    *,
+    width: int,
+    seed: int,
+    defense: Callable[..., Tensor] | None = None,
+) -> TrainingArguments:
+    """What was asked of a training: stored in its checkpoint, and compared before a run is resumed.
+
+    Raises TrainingError if an argument is out of its bounds, because the checkpoint could not be loaded.
+    """
+    if defense:
+        recipe = recipe.with_defense()  # a defence is a loss of its own and ignores the recipe's label smoothing
+    arguments = TrainingArguments(
+        network=name,
+        width=width,
+        dataset=training.dataset,
+        examples=len(training),
+        defense=described(defense) if defense else training.defense,  # type: ignore[arg-type]  # decode checks it
+        seed=seed,
         **msgspec.structs.asdict(recipe),
-    }
+    )
+    try:
+        return decode(encode(arguments), TrainingArguments)
+    except (TypeError, ValueError) as error:
+        raise TrainingError(f"these training arguments are not valid: {one_line(error)}") from error
 
 
-def described(defense):
-    """A defence's name and numbers; of a plain function, its name."""
-    return defense.__name__ if hasattr(defense, "__name__") else {"name": defense.name, **asdict(defense)}
+def described(defense: Callable[..., Tensor]) -> str | dict[str, Any]:
+    """A defence's name, with its numbers if it has any: the fields of a dataclass or the keywords of a partial.
+
+    A value that is not a number, a text or a list of these is described by the name of its type.
+    """
+    named, options = defense, {}
+    if isinstance(defense, partial):
+        named, options = defense.func, defense.keywords
+    elif is_dataclass(defense) and not isinstance(defense, type):
+        options = {field.name: getattr(defense, field.name) for field in fields(defense)}
+    name = getattr(named, "__name__", None) or getattr(named, "name", None)
+    name = name if isinstance(name, str) and name else type(named).__name__
+    return {"name": name, **{key: _plain(value) for key, value in options.items()}} if options else name
 
 
-class PartialRun:
-    """What an unfinished training keeps beside its output: its state after the last finished epoch, and its log."""
+def _plain(value: Any) -> Any:
+    try:
+        return msgspec.convert(value, Option)
+    except msgspec.ValidationError:
+        return type(value).__name__
 
-    def __init__(self, output):
-        self.output = Path(output)
-        self.log = self.output.with_suffix(".jsonl")
-        self.state = self.output.with_suffix(".partial.safetensors")
-        self.partial_log = self.output.with_suffix(".partial.jsonl")
 
-    def exists(self):
-        return self.state.exists()
+def check_same_arguments(path: Path, found: TrainingArguments | None, wanted: TrainingArguments) -> None:
+    """Raise TrainingError, which names the differences, if the training in `path` was asked for something else."""
+    if differences := argument_differences(found, wanted):
+        raise TrainingError(f"{path} is of another training: {'; '.join(differences)}")
 
-    def save(self, arguments, epochs, modules, optimizer, generator):
-        tensors = {
-            f"{key}.{name}": tensor for key, module in modules.items() for name, tensor in module.state_dict().items()
-        }
-        for index, state in optimizer.state_dict()["state"].items():
+
+def argument_differences(found: TrainingArguments | None, wanted: TrainingArguments) -> list[str]:
+    """The differences between the arguments of two trainings, a phrase for each. found: None if it is not known."""
+    before = msgspec.structs.asdict(found) if found else {}
+    after = msgspec.structs.asdict(wanted)
+    older, newer = before.get("defense"), after["defense"]
+    if isinstance(older, dict) and isinstance(newer, dict) and "crafting" in newer:
+        before["defense"] = {"crafting": "training", **older}  # older trainings do not name their only mode
+    names = [name for name in sorted(TrainingArguments.__struct_fields__) if before.get(name) != after[name]]
+    return [f"{name} {shown(before.get(name))}, not {shown(after[name])}" for name in names]
+
+
+# ---- what is kept ----
+
+
+@dataclass
+class TrainingState:
+    """Everything that training steps change. A resumed run needs all of it, and torch's own random state."""
+
+    network: nn.Module
+    optimizer: Optimizer
+    generator: torch.Generator  # draws the order and the augmentation of the images
+    average: AveragedModel | None = None  # of the weights, if the recipe asks for it
+    best: nn.Module | None = None  # a copy of the best epoch's weights, if the defence chooses the epoch
+
+    @property
+    def current(self) -> nn.Module:
+        """The network to validate and keep after an epoch: the moving average if there is one."""
+        return self.average.module if self.average else self.network
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of the state, by name."""
+        tensors = {f"{key}.{name}": t for key, module in self._modules() for name, t in module.state_dict().items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{key}": tensor for key, tensor in state.items()}
-        tensors |= {"generator.batches": generator.get_state(), "generator.cpu": torch.get_rng_state()}
-        if device_module := _device_module(modules["network"]):
+        tensors |= {"generator.batches": self.generator.get_state(), "generator.cpu": torch.get_rng_state()}
+        if device_module := _device_module(self.network):
             tensors["generator.device"] = device_module.get_rng_state()
-        about = {"arguments": arguments, "processes": distributed.world_size(), "epochs": epochs}
-        write_tensors(self.state, tensors, about)
-        self._write_log(self.partial_log, arguments, epochs)
+        return tensors
 
-    def restore(self, arguments, modules, optimizer, generator):
-        """Put modules, optimiser and generators where the run left them; returns the finished epochs' log entries."""
-        metadata, tensors = distributed.from_main(partial(self._read, arguments))
-        try:
-            epochs = metadata["epochs"]
-            _ = [(entry["precision"], entry["validation_accuracy"]) for entry in epochs]
-            self._restore(tensors, modules, optimizer, generator)
-            return epochs
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            told = one_line(error)
-            raise CheckpointError(f"{self.state} does not hold the state of this training ({told})") from error
-
-    def _read(self, arguments):
-        metadata, tensors = read_tensors(self.state, longest=LONGEST_OF_OURS)
-        check_same_arguments(self.state, metadata.get("arguments"), arguments)
-        begun, processes = metadata.get("processes", 1), distributed.world_size()
-        if begun != processes:  # which would normalise by other shares
-            raise TrainingError(f"{self.state} was begun by {shown(begun)} processes: {processes} cannot go on with it")
-        return metadata, tensors
-
-    def _restore(self, tensors, modules, optimizer, generator):
-        for key, module in modules.items():
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what `tensors` returned. Raises KeyError, RuntimeError, TypeError or ValueError if it differs."""
+        for key, module in self._modules():
             module.load_state_dict(_below(f"{key}.", tensors))
-        network = modules["network"]
-        for index, parameter in enumerate(network.parameters()):
+        for index, parameter in enumerate(self.network.parameters()):
             state = _below(f"optimizer.{index}.", tensors)
             if not state:
                 raise ValueError("no optimiser state")
             for key, tensor in state.items():
                 # In the parameter's memory layout, as before: another order of operations would round differently.
                 like = torch.empty_like(parameter) if tensor.shape == parameter.shape else torch.empty_like(tensor)
-                optimizer.state[parameter][key] = like.copy_(tensor)
-        generator.set_state(tensors["generator.batches"])
+                self.optimizer.state[parameter][key] = like.copy_(tensor)
+        self.generator.set_state(tensors["generator.batches"])
         torch.set_rng_state(tensors["generator.cpu"])
-        # A run that was begun on another device goes on, but not bit for bit.
-        if (device_module := _device_module(network)) and "generator.device" in tensors:
+        # A run that began on another device goes on, but not bit for bit.
+        if (device_module := _device_module(self.network)) and "generator.device" in tensors:
             device_module.set_rng_state(tensors["generator.device"])
 
-    def finish(self, arguments, epochs, kept, network, training):
-        """Write the checkpoint and the log. kept: the entry of the epoch that the network is of."""
-        metadata = {
-            "dataset": training.dataset,
-            "class_names": training.class_names,
-            "training": arguments,
-            "epochs": kept["epoch"],
-            **{name: value for name, value in kept.items() if name == "precision" or name.endswith("_accuracy")},
-        }
+    def _modules(self) -> list[tuple[str, nn.Module]]:
+        modules = {"network": self.network, "average": self.average, "best": self.best}
+        return [(key, module) for key, module in modules.items() if module is not None]
+
+
+class PartialRun:
+    """The files of a training beside its output: the state and the log after the last finished epoch."""
+
+    def __init__(self, output: str | Path) -> None:
+        self.output = Path(output)
+        self.log = beside(output, ".jsonl")
+        self.state = beside(output, ".partial.safetensors")
+        self.partial_log = beside(output, ".partial.jsonl")
+        self.saved_epochs = 0
+
+    def exists(self) -> bool:
+        """Whether there is an interrupted run."""
+        return self.state.exists()
+
+    def header(self) -> RunState:
+        """The arguments and the finished epochs of an interrupted run. Raises CheckpointError."""
+        return read_header(self.state, RunState)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Inside, no other process writes these files, and Ctrl-C raises Interrupted. Raises UserError."""
+        with contextlib.ExitStack() as stack:
+            distributed.from_main(lambda: stack.enter_context(locked(self.output)))
+            try:
+                yield
+            except KeyboardInterrupt as interrupt:
+                raise Interrupted(self.saved_epochs) from interrupt
+
+    def save(self, arguments: TrainingArguments, epochs: list[Epoch], state: TrainingState) -> None:
+        """Write what `restore` needs, and the log so far. Each file is written atomically."""
+        header = RunState(arguments=arguments, processes=distributed.world_size(), epochs=epochs)
+        write_tensors(self.state, state.tensors(), header)
+        self.saved_epochs = len(epochs)
+        self._write_log(self.partial_log, arguments, epochs)
+
+    def restore(self, arguments: TrainingArguments, precision: str, state: TrainingState) -> list[Epoch]:
+        """Put `state` where the interrupted run left it, and return the finished epochs; [] if there is no such run.
+
+        Raises TrainingError if the run had other arguments, processes or precision, CheckpointError if it is damaged.
+        """
+        if not distributed.from_main(self.exists):
+            return []
+        header, tensors = distributed.from_main(partial(self._read_same, arguments, precision))
+        try:
+            state.load(tensors)
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.state} does not hold the state of this training ({one_line(error)})"
+            ) from error
+        self.saved_epochs = len(header.epochs)
+        return header.epochs
+
+    def _read_same(self, arguments: TrainingArguments, precision: str) -> tuple[RunState, dict[str, Tensor]]:
+        header, tensors = read_tensors(self.state, RunState)
+        check_same_arguments(self.state, header.arguments, arguments)
+        processes = distributed.world_size()
+        if header.processes != processes:  # other shares of a batch would be normalised otherwise
+            raise TrainingError(
+                f"{self.state} was begun by {header.processes} processes: {processes} cannot go on with it"
+            )
+        for entry in header.epochs[-1:]:
+            if entry.precision != precision:
+                raise TrainingError(f"{self.state} was begun in {entry.precision}, not in {precision}: --precision")
+        return header, tensors
+
+    def finish(
+        self,
+        arguments: TrainingArguments,
+        epochs: list[Epoch],
+        kept: Epoch,
+        network: nn.Module,
+        class_names: tuple[str, ...],
+    ) -> None:
+        """Write the checkpoint and the log, then remove the partial files. kept: the epoch that the network is from."""
+        results = msgspec.structs.asdict(kept)
+        about = {name: results[name] for name in results if name == "precision" or name.endswith("_accuracy")}
+        about |= {"dataset": arguments.dataset, "class_names": list(class_names), "training": arguments}
         self._write_log(self.log, arguments, epochs)
-        save_checkpoint(self.output, network, metadata)
-        for path in (self.partial_log, self.state):  # the state last: as long as it is there --resume comes back here
-            temporary_of(path).unlink(missing_ok=True)  # of a writer that was killed in the last epoch
+        save_checkpoint(self.output, network, about | {"epochs": kept.epoch})
+        # The state goes last: as long as it is there, a resumed run comes back here.
+        for path in (self.partial_log, self.state):
+            temporary_of(path).unlink(missing_ok=True)  # left by a process that was killed in the last epoch
             path.unlink(missing_ok=True)
 
-    def _write_log(self, path, arguments, epochs):
+    def _write_log(self, path: Path, arguments: TrainingArguments, epochs: list[Epoch]) -> None:
         machine = {"processes": distributed.world_size(), "threads": torch.get_num_threads(), "versions": versions()}
-        first = {**arguments, **machine}
-        write_atomically(path, "".join(json.dumps(line) + "\n" for line in [first, *epochs]).encode())
+        header: dict[str, Any] = msgspec.structs.asdict(arguments) | machine
+        write_atomically(path, encode_lines([LogHeader(**header), *epochs]))
 
 
-def read_log(path, *keys):
-    """A training's log: its arguments, and then an entry for each epoch, with those keys too.
-
-    Raises TrainingError if the file is none.
-    """
-    try:
-        log = read_json_lines(path)
-        _ = log[0]["network"], log[0]["width"], log[0]["defense"]
-        check_training(log[0])
-        if len(log) < 2:
-            raise ValueError("it has no epoch")
-        for entry in log[1:]:
-            check_numbers((entry["epoch"], entry["seconds"]), 0, 1e9)
-            check_numbers([entry["loss"]], -1e9, 1e9)
-            check_strings([entry.get("precision", "float32")])
-            accuracies = [value for name, value in entry.items() if name.endswith("_accuracy")]
-            check_numbers([*(entry[key] for key in ("validation_accuracy", *keys)), *accuracies], 0, 1)
-        return log
-    except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
-        raise TrainingError(f"{path} is no log of such a training ({reason(error)})") from error
-
-
-def check_same_arguments(path, found, wanted):
-    """Raise TrainingError, naming what differs, unless a run was started with the same arguments."""
-    if differences := argument_differences(found, wanted):
-        raise TrainingError(f"{path} is of another training: {'; '.join(differences)}")
-
-
-def argument_differences(found, wanted):
-    """What differs between the arguments of two trainings, a phrase each."""
-    # The fields of a recipe that have a default came later: what was trained before was trained with it.
-    later = {field.name: field.default for field in msgspec.structs.fields(Recipe) if not field.required}
-    found = {**later, **found} if isinstance(found, dict) else {}
-    defenses = [arguments.get("defense") for arguments in (found, wanted)]
-    if all(isinstance(defense, dict) for defense in defenses) and "crafting" in defenses[1]:  # likewise
-        found["defense"] = {"crafting": "training", **defenses[0]}
-    names = [name for name in sorted(found.keys() | wanted.keys()) if found.get(name) != wanted.get(name)]
-    phrases = [f"{one_line(name)[:50]} {shown(found.get(name))}, not {shown(wanted.get(name))}" for name in names[:20]]
-    return phrases + [f"and {len(names) - 20} more"] * (len(names) > 20)
-
-
-def _device_module(network):
-    """torch.cuda or torch.mps, whose generator a defence may draw from; None on the CPU."""
+def _device_module(network: nn.Module) -> Any:
+    """torch.cuda or torch.mps, whose random generator a defence may use; None on the CPU."""
     device = next(network.parameters()).device
     return None if device.type == "cpu" else torch.get_device_module(device)
 
 
-def _below(prefix, tensors):
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def read_epochs(path):
-    """The epochs in the log beside a checkpoint; none if there is no log, or none of ours."""
+# ---- logs ----
+
+
+class Log(NamedTuple):
+    """A training's log."""
+
+    arguments: LogHeader
+    epochs: list[Epoch]  # at least one
+
+
+def read_log(path: str | Path, *keys: str) -> Log:
+    """The log of a training. keys: fields that every epoch must have. Raises TrainingError if the file is not one."""
     try:
-        epochs = read_json_lines(Path(path).with_suffix(".jsonl"), longest=LONGEST_OF_OURS)[1:]
-        return [epoch for epoch in epochs if {"seconds", "images_per_second"} <= epoch.keys()]
-    except (OSError, ValueError, AttributeError):
+        arguments, *epochs = decode_lines(read_bytes(path, LONGEST_LOG), LogHeader, Epoch)
+        if not epochs:
+            raise ValueError("it has no epoch")
+        if missing := [key for key in keys for epoch in epochs if getattr(epoch, key) is None]:
+            raise ValueError(f"an epoch lacks {missing[0]}")
+        return Log(arguments, epochs)
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{path} is not a training log ({one_line(error)})") from error
+
+
+def read_epochs(checkpoint: str | Path) -> list[Epoch]:
+    """The epochs in the log beside a checkpoint; [] if there is no log that can be read."""
+    try:
+        return read_log(beside(checkpoint, ".jsonl")).epochs
+    except TrainingError:
         return []

@@ -1,200 +1,227 @@
-"""The training loop: one for every network, data set and defence."""
+"""The training loop: one for every network, data set and defence.
 
-import contextlib
+For example, a network that is trained on images under attack:
+
+    splits = load_split("cifar10", "train"), load_split("cifar10", "validation")
+    network = train("cnn", *splits, RECIPES["one-cycle"], output="runs/cnn.safetensors", defense=PGD(8 / 255))
+"""
+
 import copy
 import math
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch.optim.swa_utils import AveragedModel
+from torch import Tensor, nn
 
 from defenses.losses import cross_entropy
 from networks import NETWORKS
 from utils import distributed
 from utils.allocator import keep_freed_memory
-from utils.data import training_batches
+from utils.checkpoints import check_saveable
+from utils.data import Device, Split, TrainingImages, training_batches
 from utils.evaluation import accuracy
-from utils.files import locked
-from utils.interrupts import deferred
-from utils.optimizers import moving_average
+from utils.formats import LARGEST_LOSS, Epoch, Precision
+from utils.optimizers import build_optimizer, moving_average
 from utils.progress import progress_bar
-from utils.runs import Interrupted, PartialRun, TrainingError, training_arguments
-from utils.validation import RobustValidation
+from utils.recipes import Recipe
+from utils.runs import PartialRun, TrainingError, TrainingState, training_arguments
+from utils.validation import RobustValidation, best_epoch, collapse_warning
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The choices of a training that its recipe leaves open; `train` takes them as keywords."""
+
+    width: int = 32  # channels of the first convolution
+    seed: int = 0  # of the initial weights, the order of the images and their augmentation
+    device: Device = "cpu"
+    # Of the forward and backward passes: "float32", or "bfloat16" for torch.autocast's mixed precision, about twice as
+    # fast on a device that computes in it. Weights, optimiser and validation stay in float32.
+    precision: Precision = "float32"
+    resume: bool = False  # continue an interrupted run, if there is one, after its last finished epoch
+    quiet: bool = False  # print warnings only
 
 
 def train(
-    name,
-    training,
-    validation,
-    recipe,
+    name: str,
+    training: TrainingImages,
+    validation: Split,
+    recipe: Recipe,
     *,
-    output,
-    width=32,
-    seed=0,
-    device="cpu",
-    precision="float32",
-    defense=None,
-    resume=False,
-    quiet=False,
-):
-    """Train a fresh network of that `name` (a key of NETWORKS) and save it to `output`, a .safetensors file.
+    output: str | Path,
+    defense: Callable[..., Tensor] | None = None,
+    **settings: Any,
+) -> nn.Module:
+    """Train a new network and save it to `output`, a .safetensors file. Returns the network in evaluation mode.
 
-    training: Split or AugmentedSplit. validation: Split; nothing is learnt from it, and each epoch's accuracy on it is
-        printed and logged. recipe: a Recipe.
-    defense: a loss, defense(model, images, labels) -> scalar, with images in [0, 1]; None means cross-entropy with
-        the recipe's label smoothing. Of one with an attribute epsilon, the network is also validated under attack, and
-        the weights are those of the epoch that withstood it best (RobustValidation); else those of the last.
-    precision: of the forward and backward passes; "bfloat16" is torch.autocast's mixed precision, about twice as fast
-        on a device that computes in it. Weights, optimiser and validation stay in float32.
-    resume: continue an interrupted run, if there is one, from its last finished epoch, to the bit-identical end on
-        the same machine's CPU with the same number of threads.
+    name: a key of NETWORKS.
+    training: a Split or AugmentedSplit. validation: a Split; the network does not learn from it.
+    defense: a loss, defense(model, images, labels) -> scalar, with images in [0, 1]. None means cross-entropy with the
+        recipe's label smoothing. If the defence has an attribute `epsilon`, the network is also validated under attack,
+        and the weights of the epoch that withstood it best are kept (utils.validation). Else the last ones are kept.
+    settings: the fields of Settings, such as width=8 or seed=1.
 
-    Of many processes (utils.distributed), all call this alike, and see the batches that one would. Each takes its share
-    of a batch, normalises by that share, draws the defence's random numbers itself, and goes on with the mean of all
-    gradients, and after each epoch of all statistics (of shares that differ by an image, each counts alike; a last
-    batch of fewer images than processes is everybody's). The first alone writes, and says how it goes; the network
-    that is returned is the same on all. A run is to be resumed by as many.
+    After each epoch, the state of the training is saved to <output>.partial.safetensors and its log to
+    <output>.partial.jsonl, without ".safetensors" in <output>. `output` itself stays as it is until the end, when the
+    log becomes <output>.jsonl and the partial files are removed. A resumed run ends with the same weights, bit for
+    bit, as one that was not interrupted, on the same machine's CPU with the same number of threads.
 
-    While it runs, `output` is left alone: progress is kept in <stem>.partial.safetensors and <stem>.partial.jsonl
-    beside it. At the end the checkpoint is written, the log becomes <stem>.jsonl and the partial files are gone.
-    Returns the network in evaluation mode. Raises TrainingError if a run of other arguments, processes or precision is
-    there to be resumed, or the loss or the weights are no longer finite, and UserError if another process is at this
-    `output`. Ctrl-C raises Interrupted once the step, or what follows an epoch's last step, is done; a second one, and
-    any where there are many processes, raises KeyboardInterrupt at once.
+    When several processes train together (utils.distributed), each makes the same call, takes its share of every batch
+    and steps with the mean gradient of all. A last batch with fewer images than processes goes to each of them. Rank 0
+    alone writes files and prints. The run must be resumed by as many processes.
+
+    Raises TrainingError if the network could not be saved or loaded, if the loss or the weights are no longer finite,
+    or if the run to resume had other arguments; UserError if another process writes to `output`; and Interrupted, a
+    KeyboardInterrupt that says how many epochs are saved, on Ctrl-C.
     """
+    how = Settings(**settings)
+    check_images(training, validation)
+    arguments = training_arguments(name, training, recipe, width=how.width, seed=how.seed, defense=defense)
     keep_freed_memory()
-    quiet = quiet or distributed.rank() > 0
-    torch.manual_seed(seed)
-    mean, std = training.channel_statistics()
-    network = NETWORKS[name](width, len(training.class_names), mean, std)
-    network = network.to(device).to(memory_format=torch.channels_last)
-    training, validation = training.to(device), validation.to(device)
-    if recipe.optimizer == "sgd":
-        optimizer: torch.optim.Optimizer = torch.optim.SGD(
-            network.parameters(), recipe.lr, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay
-        )
-    else:
-        optimizer = torch.optim.Adam(network.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
-    generator = torch.Generator().manual_seed(seed)
+    training, validation = training.to(how.device), validation.to(how.device)
+    radius = getattr(defense, "epsilon", None)
+    state = initial_state(name, training, recipe, how, keep_best=radius is not None)
     loss_function = defense or partial(cross_entropy, label_smoothing=recipe.label_smoothing)
-    mirrored = training.dataset != "digits"  # a mirrored digit is another sign
-    augmentation = {"flip": mirrored, "shift": recipe.shift, "contrast": recipe.contrast}
-
-    arguments = training_arguments(name, training, recipe, width=width, seed=seed, defense=defense)
-    # What is validated and kept: the network itself or a moving average of it, and of a defended one the best epoch's.
-    modules = {"network": network}
-    current = network
-    if recipe.average:
-        average = AveragedModel(network, use_buffers=True)
-        average.multi_avg_fn = moving_average(recipe.average, average.n_averaged)
-        modules["average"] = average
-        current = average.module
-    if hasattr(defense, "epsilon"):
-        robust_validation = RobustValidation(validation, defense.epsilon)
-        modules["best"] = copy.deepcopy(current)
+    robust_validation = None if radius is None else RobustValidation(validation, radius)
     run = PartialRun(output)
-    with contextlib.ExitStack() as held:
-        distributed.from_main(lambda: held.enter_context(locked(output)))
-        # Of many processes, one that stopped would leave the others waiting for its gradients: torchrun ends them all.
-        interrupted = held.enter_context(deferred(distributed.world_size() == 1))
-        resume = resume and distributed.from_main(run.exists)
-        epochs = run.restore(arguments, modules, optimizer, generator) if resume else []
-        if epochs and epochs[-1]["precision"] != precision:
-            raise TrainingError(f"{run.state} was begun in {epochs[-1]['precision']}, not in {precision}: --precision")
-        steps = -(-len(training) // recipe.batch_size)
-        model = distributed.replicated(network)
-
+    with run.locked():
+        epochs = run.restore(arguments, how.precision, state) if how.resume else []
+        loss = partial(loss_function, distributed.replicated(state.network))
         for epoch in range(len(epochs) + 1, recipe.epochs + 1):
-            start, total_loss, seen, unread = time.perf_counter(), torch.zeros((), device=device), 0, []
-            distributed.seed_noise(seed, epoch)
-            network.train()
-            bar = progress_bar(
-                training_batches(training, recipe.batch_size, generator, **augmentation),
-                title=f"epoch {epoch}/{recipe.epochs}",
-                total=steps,
-                unit="step",
-                visible=not quiet,
+            distributed.seed_noise(how.seed, epoch)
+            mean_loss, seconds = train_epoch(epoch, loss, training, recipe, state, how)
+            entry = Epoch(
+                epoch=epoch,
+                loss=mean_loss,
+                validation_accuracy=accuracy(state.current, validation),
+                precision=how.precision,
+                seconds=round(seconds, 2),
+                images_per_second=round(len(training) / seconds),
+                **(robust_validation(state.current) if robust_validation else {}),
             )
-            for step, (images, labels) in enumerate(bar):
-                lr = recipe.lr_at((epoch - 1 + step / steps) / recipe.epochs)
-                for group in optimizer.param_groups:
-                    group["lr"] = lr
-                with torch.autocast(training.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-                    loss = loss_function(model, images, labels)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                if recipe.average:
-                    average.update_parameters(network)
-                total_loss += loss.detach() * len(labels)
-                seen += len(labels)
-                unread.append((step, lr, loss.detach()))
-                if len(unread) == 20 or step == steps - 1:  # seldom, for reading the losses makes a GPU wait
-                    check_finite(unread, epoch, steps)
-                    unread.clear()
-                if interrupted():
-                    raise Interrupted(f" after step {step + 1} of {steps} of epoch {epoch}")
-                if step % 20 == 0 and not bar.disable:  # likewise
-                    bar.set_postfix(loss=f"{loss.item():.3f}", **_last_accuracy(epochs))
-            losses, counts = zip(*distributed.gather((total_loss.item(), seen)), strict=True)
-            mean_loss = sum(losses) / sum(counts)
-            distributed.average_statistics(network)
-            if recipe.average:
-                distributed.average_statistics(average)
-            seconds = time.perf_counter() - start  # the loss has been read, and so a GPU has finished too
-            if not all(tensor.isfinite().all() for tensor in network.state_dict().values()):
-                raise TrainingError(f"the weights became NaN or infinite in epoch {epoch}; a lower --lr may help")
-            epochs.append(
-                {
-                    "epoch": epoch,
-                    "loss": mean_loss,
-                    "validation_accuracy": accuracy(current, validation),
-                    "precision": precision,
-                    "seconds": round(seconds, 2),
-                    "images_per_second": round(len(training) / seconds),
-                }
-            )
-            if "best" in modules:
-                epochs[-1] |= robust_validation(current)
-                if robust_validation.best(epochs) is epochs[-1]:
-                    modules["best"].load_state_dict(current.state_dict())
-                if distributed.rank() == 0 and (warning := robust_validation.collapse(epochs)):
-                    print(warning, file=sys.stderr, flush=True)
-            distributed.from_main(partial(run.save, arguments, epochs, modules, optimizer, generator))
-            if not quiet:
-                print(epoch_line(epochs[-1], recipe.epochs), flush=True)
-            if interrupted():
-                raise Interrupted(f" after epoch {epoch}")
-
-        kept = modules.get("best", current)
-        entry = robust_validation.best(epochs) if "best" in modules else epochs[-1]
-        distributed.from_main(partial(run.finish, arguments, epochs, entry, kept, training))
-        return kept.eval()
+            epochs.append(entry)
+            if state.best and best_epoch(epochs) is entry:
+                state.best.load_state_dict(state.current.state_dict())
+            distributed.from_main(partial(run.save, arguments, epochs, state))
+            report(epochs, recipe.epochs, how.quiet)
+        kept, network = (best_epoch(epochs), state.best) if state.best else (epochs[-1], state.current)
+        distributed.from_main(partial(run.finish, arguments, epochs, kept, network, training.class_names))
+        return network.eval()
 
 
-def check_finite(losses, epoch, steps):
-    """Raise TrainingError at the first loss that is NaN or infinite, naming its step and learning rate.
+def check_images(training: TrainingImages, validation: Split) -> None:
+    """Raise TrainingError if a split has no images."""
+    for images, purpose in ((training, "training"), (validation, "validation")):
+        if len(images) == 0:
+            raise TrainingError(f"the {purpose} split has no images")
 
-    losses: (step, learning rate, loss) of some steps of the epoch, read at once. What the steps since then have made of
-    the weights is lost with them, and nothing else: only finished epochs are saved.
+
+def initial_state(
+    name: str, training: TrainingImages, recipe: Recipe, how: Settings, *, keep_best: bool
+) -> TrainingState:
+    """A new network, normalised by the statistics of the training images, and everything that its training changes."""
+    torch.manual_seed(how.seed)
+    mean, std = training.channel_statistics()
+    network = NETWORKS[name](how.width, len(training.class_names), mean, std)
+    check_saveable(network, {"dataset": training.dataset, "class_names": list(training.class_names)})
+    network = network.to(how.device).to(memory_format=torch.channels_last)
+    generator = torch.Generator().manual_seed(how.seed)
+    state = TrainingState(network, build_optimizer(network, recipe), generator)
+    if recipe.average:
+        state.average = moving_average(network, recipe.average)
+    if keep_best:
+        state.best = copy.deepcopy(state.current)
+    return state
+
+
+def train_epoch(
+    epoch: int,
+    loss_function: Callable[[Tensor, Tensor], Tensor],
+    training: TrainingImages,
+    recipe: Recipe,
+    state: TrainingState,
+    how: Settings,
+) -> tuple[float, float]:
+    """Train for one pass over the training images. Returns the mean loss over the images, and the seconds it took."""
+    start = time.perf_counter()
+    steps = math.ceil(len(training) / recipe.batch_size)
+    mirrored = training.dataset != "digits"  # a mirrored digit is another sign
+    batches = training_batches(
+        training, recipe.batch_size, state.generator, flip=mirrored, shift=recipe.shift, contrast=recipe.contrast
+    )
+    title, visible = f"epoch {epoch}/{recipe.epochs}", not how.quiet and distributed.rank() == 0
+    bar = progress_bar(batches, title=title, total=steps, unit="step", visible=visible)
+    total_loss, images_seen, unread = torch.zeros((), device=training.device), 0, []
+    state.network.train()
+    for step, (images, labels) in enumerate(bar):
+        rate = recipe.lr_at((epoch - 1 + step / steps) / recipe.epochs)
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=how.precision == "bfloat16"):
+            loss = loss_function(images, labels)
+        state.optimizer.zero_grad()
+        loss.backward()
+        state.optimizer.step()
+        if state.average:
+            state.average.update_parameters(state.network)
+        total_loss += loss.detach() * len(labels)
+        images_seen += len(labels)
+        unread.append((step, rate, loss.detach()))
+        if len(unread) == 20 or step == steps - 1:  # reading a loss makes the CPU wait for a GPU, so twenty at once
+            last_loss = check_losses(unread, epoch, steps)
+            bar.set_postfix(loss=f"{last_loss:.3f}")
+            unread.clear()
+    losses, counts = zip(*distributed.gather((total_loss.item(), images_seen)), strict=True)
+    for module in filter(None, (state.network, state.average)):
+        distributed.average_statistics(module)
+    seconds = max(time.perf_counter() - start, 0.001)  # a clock may stand still or be set back
+    return checked_mean_loss(sum(losses) / sum(counts), epoch, state.network), seconds
+
+
+def check_losses(losses: list[tuple[int, float, Tensor]], epoch: int, steps: int) -> float:
+    """The last of the losses. Raises TrainingError at the first that is NaN or infinite, with its step and rate.
+
+    losses: (step, learning rate, loss) of some steps of the epoch. The weights that later steps made of such a loss are
+    dropped, because only finished epochs are saved.
     """
     values = torch.stack([loss for _, _, loss in losses]).tolist()
-    for (step, lr, _), value in zip(losses, values, strict=True):
+    for (step, rate, _), value in zip(losses, values, strict=True):
         if not math.isfinite(value):
             raise TrainingError(
                 f"the loss became {value} in epoch {epoch}, step {step + 1} of {steps}, at a learning rate of "
-                f"{lr:.4g}; a lower --lr may help"
+                f"{rate:.4g}; a lower --lr may help"
             )
+    return values[-1]
 
 
-def epoch_line(entry, of):
-    """What is said of an epoch, from its entry in the log."""
-    robust = "under PGD {robust_accuracy:.2%}  " if "robust_accuracy" in entry else ""
-    line = "epoch {epoch}/{of}  loss {loss:.4f}  validation accuracy {validation_accuracy:.2%}  "
-    return (line + robust + "{seconds:.1f} s  {images_per_second:,} images/s").format(of=of, **entry)
+def checked_mean_loss(loss: float, epoch: int, network: nn.Module) -> float:
+    """The mean loss of an epoch. Raises TrainingError if it is too large for the log, or a weight is not finite."""
+    if not abs(loss) <= LARGEST_LOSS:
+        raise TrainingError(
+            f"the mean loss of epoch {epoch} became {loss:.4g}, beyond {LARGEST_LOSS:g}; a lower --lr may help"
+        )
+    if not all(tensor.isfinite().all() for tensor in network.state_dict().values()):
+        raise TrainingError(f"the weights became NaN or infinite in epoch {epoch}; a lower --lr may help")
+    return loss
 
 
-def _last_accuracy(epochs):
-    return {"validation": f"{epochs[-1]['validation_accuracy']:.1%}"} if epochs else {}
+def report(epochs: list[Epoch], total: int, quiet: bool) -> None:
+    """Print the last epoch, out of `total`, and a warning if catastrophic overfitting began in it; on rank 0 only."""
+    if distributed.rank() > 0:
+        return
+    last = epochs[-1]
+    if warning := collapse_warning(epochs):
+        print(warning, file=sys.stderr, flush=True)
+    if not quiet:
+        robust = "" if last.robust_accuracy is None else f"under PGD {last.robust_accuracy:.2%}  "
+        print(
+            f"epoch {last.epoch}/{total}  loss {last.loss:.4f}  validation accuracy {last.validation_accuracy:.2%}  "
+            f"{robust}{last.seconds:.1f} s  {last.images_per_second:,} images/s",
+            flush=True,
+        )

@@ -1,51 +1,63 @@
-"""TODO: utils.validation."""
+"""Validation under attack after each epoch: it chooses the epoch to keep, and warns of catastrophic overfitting."""
 
+from collections.abc import Sequence
+
+from torch import nn
+
+from utils.data import Split
 from utils.evaluation import evaluate
+from utils.formats import Epoch
 
 
 class RobustValidation:
-    """Accuracy under attack on validation images after each epoch: of some to be watched, of others to choose by.
+    """Accuracy under attack on two groups of validation images, measured after each epoch.
 
-    Watched are 500 images, under PGD-10 on the cross-entropy and under a single step; the epoch is chosen on 2,000
-    others under PGD-10 on the margin, which flatters a small network less. Of smaller splits, a fifth and the rest.
+    The first group is watched: a fifth of the split, at most 500 images, under PGD-10 on the cross-entropy and under a
+    single step. The second group chooses the epoch: the next 2,000 images, or the rest of the split, under PGD-10 on
+    the margin, which flatters a small network less. A split of one image serves as both groups.
     """
 
-    def __init__(self, validation, epsilon):
-        watched = min(500, len(validation) // 5)
-        self.watched = validation.part(slice(watched))
-        self.choosing = validation.part(slice(watched, watched + 2000))
+    def __init__(self, validation: Split, epsilon: float) -> None:
+        """validation: at least one image. epsilon: the L-inf radius of the attacks, in pixel units."""
+        watched = max(1, min(500, len(validation) // 5))
+        self.watched = validation.between(0, watched)
+        self.choosing = validation.between(watched, watched + 2000) if len(validation) > 1 else validation
         self.epsilon = epsilon
 
-    def __call__(self, network):
+    def __call__(self, network: nn.Module) -> dict[str, float]:
+        """The accuracies of the network in evaluation mode, in [0, 1], under the names that the log uses."""
         return {
             "single_step_accuracy": evaluate(network, self.watched, "fgsm", self.epsilon).accuracy,
             "robust_accuracy": self._under_pgd(network, self.watched, "cross_entropy"),
             "choosing_accuracy": self._under_pgd(network, self.choosing, "margin"),
         }
 
-    def _under_pgd(self, network, split, loss):
+    def _under_pgd(self, network: nn.Module, split: Split, loss: str) -> float:
         return evaluate(network, split, "pgd", self.epsilon, options={"steps": 10, "loss": loss}).accuracy
 
-    @staticmethod
-    def best(epochs):
-        """The entry of the log with the highest accuracy on the images to choose by; of equal ones the first."""
-        return max(epochs, key=lambda entry: entry["choosing_accuracy"])
 
-    @staticmethod
-    def collapse(epochs):
-        """A warning, if catastrophic overfitting (Wong et al., 2020, arXiv:2001.03994) began in the last epoch.
+def best_epoch(epochs: Sequence[Epoch]) -> Epoch:
+    """The epoch with the highest accuracy on the images that choose; the first of several equal ones."""
+    return max(epochs, key=lambda entry: entry.choosing_accuracy or 0)
 
-        So it is called when a network withstands one step about as well as none, and several smaller ones do not get
-        half of that. A network that has learnt nothing, one class in ten right by chance, has nothing to lose.
-        """
 
-        def collapsed(entry):
-            single, several = entry.get("single_step_accuracy", 0), entry["robust_accuracy"]
-            return single > max(0.2, entry["validation_accuracy"] / 2) and several < single / 2
+def collapse_warning(epochs: Sequence[Epoch]) -> str | None:
+    """A warning if catastrophic overfitting (Wong et al., 2020, arXiv:2001.03994) began in the last epoch, else None.
 
-        if collapsed(epochs[-1]) and not any(map(collapsed, epochs[-2:-1])):
-            return (
-                "warning: catastrophic overfitting in epoch {epoch}: {single_step_accuracy:.1%} withstand a single "
-                "step, and {robust_accuracy:.1%} the ten smaller ones of PGD"
-            ).format(**epochs[-1])
+    Overfitting is called catastrophic here if the network classifies images after a single attack step about as well as
+    clean images, but fewer than half as many after several smaller steps. A network at chance has learnt nothing that
+    it could lose, so up to 20 % accuracy after a single step are ignored.
+    """
+
+    def collapsed(entry: Epoch) -> bool:
+        # Older logs lack the accuracy after a single step, and networks without a defence both.
+        single, several = entry.single_step_accuracy or 0, entry.robust_accuracy or 0
+        return single > max(0.2, entry.validation_accuracy / 2) and several < single / 2
+
+    last = epochs[-1]
+    if not collapsed(last) or any(map(collapsed, epochs[-2:-1])):
         return None
+    return (
+        f"warning: catastrophic overfitting in epoch {last.epoch}: {last.single_step_accuracy:.1%} withstand a single "
+        f"step, and {last.robust_accuracy:.1%} the ten smaller ones of PGD"
+    )

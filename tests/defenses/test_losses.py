@@ -173,7 +173,7 @@ def test_best_epoch_is_kept_and_scores_what_the_log_says(digits, tmp_path):
     metadata = read_metadata(output)
     assert metadata["epochs"] == best["epoch"]
     assert metadata["robust_accuracy"] == best["robust_accuracy"]
-    watched, others = digits["validation"].part(slice(60)), digits["validation"].part(slice(60, 300))
+    watched, others = digits["validation"].first(60), digits["validation"].between(60, 300)
     for kept in (network, load_checkpoint(output)):
         for split, loss, name in (
             (watched, "cross_entropy", "robust_accuracy"),
