@@ -7,9 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
-from threading import Thread
 
 import pytest
 import torch
@@ -23,7 +21,6 @@ from utils.commands import parser
 from utils.constants import UserError
 from utils.files import locked
 from utils.formats import check_numbers
-from utils.interrupts import deferred
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals and locks are those of Unix")
 
@@ -38,100 +35,6 @@ def started(name, *arguments, **options):
         # A background job ignores it.
         **{"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler), **options},
     )
-
-
-# ---- Ctrl-C ----
-
-
-@pytest.fixture
-def heeded():
-    """SIGINT as it is in a terminal, even where these tests are a background job."""
-    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, previous)
-
-
-def interrupt(times, enabled=True):
-    with deferred(enabled) as interrupted:
-        assert not interrupted()
-        for done in range(times):
-            os.kill(os.getpid(), signal.SIGINT)
-            assert interrupted()
-            assert done == 0, "it went on"
-
-
-@pytest.mark.usefixtures("heeded")
-@pytest.mark.parametrize(("times", "enabled"), [(1, True), (2, True), (1, False)])
-def test_interrupt_is_noted_once_and_never_lost(times, enabled, capfd):
-    with pytest.raises(KeyboardInterrupt):
-        interrupt(times, enabled)
-    assert ("Ctrl-C again stops at once" in capfd.readouterr().err) == enabled
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_another_handler_is_left_alone():
-    seen = []
-    previous = signal.signal(signal.SIGINT, lambda *_: seen.append(1))
-    try:
-        with deferred() as interrupted:
-            os.kill(os.getpid(), signal.SIGINT)
-            assert not interrupted()
-    finally:
-        signal.signal(signal.SIGINT, previous)
-    assert seen == [1]
-
-
-def test_outside_the_main_thread_nothing_changes():
-    """signal.signal is for the main thread alone, and a notebook may train in another."""
-    seen = []
-
-    def inside():
-        with deferred() as interrupted:
-            seen.append(interrupted())
-
-    thread = Thread(target=inside)
-    thread.start()
-    thread.join()
-    assert seen == [False]
-
-
-SLOW = """
-import sys, time
-sys.argv[0] = {script!r}
-from utils import training
-from utils.commands.train import train_script
-steps = 0
-def slow(*arguments, **options):
-    global steps
-    steps += 1
-    print("step", steps, flush=True)
-    time.sleep(0.5)
-    return cross_entropy(*arguments, **options)
-cross_entropy, training.cross_entropy = training.cross_entropy, slow
-train_script("cnn")
-"""
-
-
-@pytest.mark.parametrize("times", [1, 2])
-def test_interrupt_once_ends_the_step_and_twice_the_run(times, tmp_path):
-    """In the fifth step, half of whose time is slept."""
-    (tmp_path / "slow.py").write_text(SLOW.format(script=str(ROOT / "train-cnn.py")))
-    arguments = ("--dataset", "digits", "--epochs", 9, "--width", 4, "--batch-size", 400, "--output", "a.safetensors")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = started(tmp_path / "slow.py", *arguments, cwd=tmp_path, env=environment)
-    for line in process.stdout:
-        if line == "step 5\n":  # of three in an epoch
-            break
-    for _ in range(times):
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.1)
-    output, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "step 6" not in output
-    assert ("after step 2 of 3 of epoch 2" in errors) == (times == 1)
-    assert "--resume" in errors
-    assert "Traceback" not in errors
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.partial.jsonl", "a.partial.safetensors", "slow.py"]
 
 
 # ---- two runs on one output ----
