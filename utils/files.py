@@ -1,56 +1,56 @@
-"""What strangers may have written, JSON above all: parsed strictly, checked for kind and range, quoted in short."""
+"""Files: written atomically, locked while they are written, and read with care, since they may come from anyone."""
 
 import contextlib
 import errno
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from utils.constants import UserError
 
-LARGEST = 2**20  # bytes of JSON, some 3,000 epochs of a log; hostile, they take a fifth of a second to be parsed
 
-
-def open_file(path):
-    """A file, open to be read as bytes. Raises OSError, also for what is none: a pipe may never come to its end."""
+def open_file(path: str | Path) -> BinaryIO:
+    """A file, open for reading bytes. Raises OSError, also if it is not a regular file: a pipe may never end."""
     if not stat.S_ISREG(os.stat(path).st_mode):
-        raise OSError(errno.EINVAL, "it is no file", str(path))
+        raise OSError(errno.EINVAL, "it is not a file", str(path))
     return open(path, "rb")
 
 
-def read_bytes(path, longest=LARGEST):
-    """What a file holds. Raises OSError, and ValueError for more than `longest` bytes, unless that is None."""
+def read_bytes(path: str | Path, longest: int | None) -> bytes:
+    """The contents of a file. Raises OSError, and ValueError if they have more than `longest` bytes (None: any)."""
     with open_file(path) as file:
-        data = file.read(None if longest is None else longest + 1)
+        data = file.read(None if longest is None else longest + 1)  # type: ignore[arg-type]
     if longest is not None and len(data) > longest:
-        raise ValueError("it is too long")
+        raise ValueError(f"it is longer than {longest:,} bytes")
     return data
 
 
 def beside(path: str | Path, ending: str) -> Path:
-    """The path of a file that belongs to `path` and lies beside it: its name with `ending` in place of its kind's.
+    """The path of a file that belongs to `path` and lies beside it: `ending` replaces .safetensors or .json.
 
     beside("runs/net.safetensors", ".jsonl") is runs/net.jsonl, and beside("runs/net-0.2", ".jsonl") is
     runs/net-0.2.jsonl, which Path.with_suffix would call runs/net-0.jsonl.
     """
     path = Path(path)
-    name = path.name.removesuffix(".safetensors") if path.suffix == ".safetensors" else path.name.removesuffix(".json")
+    name = path.stem if path.suffix in (".safetensors", ".json") else path.name
     return path.with_name(name + ending)
 
 
 @contextlib.contextmanager
-def locked(path):
-    """Inside, no other process is inside with the same `path`, the file that is to be written. It can be nested.
+def locked(path: str | Path) -> Iterator[None]:
+    """A context in which this process alone may write the file `path`. Contexts of the same process can be nested.
 
-    The operating system holds the lock for as long as this process lives, on an empty file beside `path`. One that was
-    killed leaves that file behind, which the next run takes over and removes.
-    Makes the folder if it is missing, and removes it if nothing has come to be in it.
-    Raises UserError if another run has the lock, or there can be no file at `path`.
+    The operating system holds the lock on an empty file beside `path` until this process ends. A killed process leaves
+    that file behind; the next run takes it over and removes it.
+    Makes the folder if it is missing, and removes it afterwards if it is still empty.
+    Raises UserError if another run has the lock, or if `path` cannot be written.
     """
-    from filelock import FileLock, Timeout  # here, for it takes as long to import as the rest of the command line
+    from filelock import FileLock, Timeout  # imported late: it takes as long as the rest of the command line
 
-    target = Path(path).resolve()  # where a link leads, the file is written
-    missing: list[Path] = []  # of the folders above it, the innermost first
+    target = Path(path).resolve()  # a link is followed, because its target is what gets written
+    missing: list[Path] = []  # folders, the innermost first
     try:
         try:
             missing += [folder for folder in target.parents if not folder.exists()]
@@ -58,16 +58,18 @@ def locked(path):
             target.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire(blocking=False)
         except Timeout:
-            raise UserError(f"{path} is being written by another run: wait for its end, or name another file") from None
+            raise UserError(
+                f"{path} is being written by another run: wait until it finishes, or choose another file"
+            ) from None
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
-        except ValueError as error:  # a root has no name
+        except ValueError as error:  # the root folder has no name
             raise UserError(f"{path} cannot be written: {error}") from None
         try:
             yield
         finally:
             if lock.lock_counter == 1:
-                with contextlib.suppress(OSError):  # Windows removes it by itself, and not while it is open
+                with contextlib.suppress(OSError):  # Windows removes the file itself, and refuses while it is open
                     Path(lock.lock_file).unlink()
             lock.release()
     finally:
@@ -76,13 +78,16 @@ def locked(path):
                 folder.rmdir()
 
 
-def write_atomically(path, data):
-    """Write bytes so that `path` holds, whatever happens, either what it held before or all of `data`."""
-    path = Path(path).resolve()  # what a link points to is replaced, not the link
+def write_atomically(path: str | Path, data: bytes) -> None:
+    """Write a file so that, whatever happens, `path` holds either its earlier contents or all of `data`.
+
+    Raises OSError, which names `path`, if the disk is full, say.
+    """
+    path = Path(path).resolve()  # a link stays a link: its target is replaced
     temporary = temporary_of(path)
     with naming(path):
-        temporary.unlink(missing_ok=True)  # of a writer that was killed; or a link, to be followed by nobody
-        file = open(temporary, "xb")  # noqa: SIM115, for what another has made meanwhile is not ours to remove
+        temporary.unlink(missing_ok=True)  # left by a killed process, or a link that must not be followed
+        file = open(temporary, "xb")  # noqa: SIM115, because a file that another process made meanwhile is not removed
         try:
             with file:
                 file.write(data)
@@ -95,8 +100,8 @@ def write_atomically(path, data):
 
 
 @contextlib.contextmanager
-def naming(path):
-    """An OSError from inside is about `path`: a full disk does not say which file it refused."""
+def naming(path: str | Path) -> Iterator[None]:
+    """A context whose OSErrors name `path`: the error of a full disk does not say which file was being written."""
     try:
         yield
     except OSError as error:
@@ -104,6 +109,6 @@ def naming(path):
         raise
 
 
-def temporary_of(path):
-    """Where `write_atomically` writes first, and what it leaves if it is killed; the next write there replaces it."""
+def temporary_of(path: Path) -> Path:
+    """Where `write_atomically` writes first. A killed process leaves this file, and the next write replaces it."""
     return path.with_name(f".{path.name}.tmp")

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from utils.constants import LARGEST_CLASSES, LARGEST_WIDTH, UserError
-from utils.files import LARGEST, read_bytes, write_atomically
+from utils.files import read_bytes, write_atomically
 from utils.quoting import one_line, shown
 from utils.recipes import Recipe
 
@@ -361,76 +361,3 @@ class TestReport(Document, frozen=True, kw_only=True):
     clean_confidence_interval: Interval
     attacks: list[AttackRow]
     diagnosis: DiagnosisReport | None = None
-
-
-# TODO: the functions below go as soon as their last caller is gone.
-
-LONGEST_OF_OURS = LONGEST_LOG
-
-
-def read_json(path):
-    """The value in a JSON file. Raises OSError and ValueError, as `read_bytes` and `parse_json` do."""
-    return parse_json(read_bytes(path).decode())
-
-
-def read_json_lines(path, longest=LARGEST):
-    """What a file's lines hold, before the first that is no JSON, as the last may be when the writer was killed.
-
-    Raises OSError and ValueError as `read_bytes` does.
-    """
-    rows = []
-    for line in read_bytes(path, longest).decode(errors="replace").splitlines():
-        try:
-            rows.append(parse_json(line))
-        except ValueError:
-            break
-    return rows
-
-
-def is_number(value, low, high):
-    """Whether it is an int or float, and no bool, from low to high; NaN never is."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
-
-
-def check_numbers(values, low, high):
-    """Raise ValueError unless each is a number from low to high."""
-    for value in values:
-        if not is_number(value, low, high):
-            raise ValueError(f"{shown(value)} is no number from {low:g} to {high:g}")
-
-
-def check_strings(values):
-    """Raise ValueError unless each is a string."""
-    for value in values:
-        if not isinstance(value, str):
-            raise ValueError(f"{shown(value)} is no string")
-
-
-def check_training(value):
-    """Raise ValueError unless it may be the arguments of a training: an object, or None where they are not known.
-
-    Its defence, if it has one, is an object with a name and perhaps a radius, or the name alone of somebody's own.
-    """
-    if value is None:
-        return
-    defense = checked_object(value).get("defense")
-    if "width" in value:
-        check_numbers([value["width"]], 1, LARGEST_WIDTH)
-    if defense is not None and not isinstance(defense, str):
-        check_strings([checked_object(defense).get("name")])
-        if "epsilon" in defense:
-            check_numbers([defense["epsilon"]], 0, 1e6)
-
-
-def checked_object(value):
-    """The value; raises ValueError unless it is an object."""
-    if not isinstance(value, dict):
-        raise ValueError(f"{shown(value)} is no object")
-    return value
-
-
-def checked_list(value):
-    """The value; raises ValueError unless it is a list."""
-    if not isinstance(value, list):
-        raise ValueError(f"{shown(value)} is no list")
-    return value
