@@ -1,4 +1,4 @@
-"""What is made of the benchmarks' report, and README's arithmetic about many processes."""
+"""What is made of the benchmarks' report, and docs/performance.md's arithmetic about many processes."""
 
 import json
 import re
@@ -148,10 +148,10 @@ def test_attacks_find_what_the_peers_find(tmp_path):
 
 
 @pytest.mark.parametrize(("title", "network"), [("CNN", CNN), ("CNN-LSTM", CNNLSTM)])
-def test_readme_computes_what_gradients_weigh(title, network):
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_performance_page_computes_what_gradients_weigh(title, network):
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
     times = r"\| (.*) ms " * 3
-    rows = re.findall(rf"\| {title}, width (\d+) \| ([\d.]+) MB {times}\| (.*) million", readme)
+    rows = re.findall(rf"\| {title}, width (\d+) \| ([\d.]+) MB {times}\| (.*) million", page)
     assert len(rows) == 2
     for width, megabytes, nvlink, fast, slow, million in rows:
         built = network(int(width))

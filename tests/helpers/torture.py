@@ -2,8 +2,8 @@
 
     make torture
 
-prints a line for each experiment, writes results/torture.json and README's table of it, and ends with status 1 if
-anything was lost or executed.
+prints a line for each experiment, writes results/torture.json and its table in docs/reliability.md, and ends with
+status 1 if anything was lost or executed.
 All is drawn from one seed, but for where in its work a process is when it is killed.
 """
 
@@ -32,7 +32,8 @@ from utils.files import write_atomically
 from utils.formats import read_json_lines
 from utils.tables import markdown
 
-BEFORE_THE_TABLE = "([results/torture.json](results/torture.json)):"  # in README
+PAGE = Path("docs") / "reliability.md"
+BEFORE_THE_TABLE = "([results/torture.json](../results/torture.json)):"  # in PAGE, which ends with the table
 OUTPUT = Path("a.safetensors")
 TRAINING = ("train-cnn.py", "--dataset", "digits", "--epochs", 20, "--width", 4)
 RESUMED = (*TRAINING, "--output", OUTPUT, "--resume")
@@ -63,13 +64,10 @@ def main():
 
 
 def write(root, report):
-    """results/torture.json, and README's table of it."""
+    """Write results/torture.json, and its table at the end of docs/reliability.md."""
     write_atomically(root / "results" / "torture.json", (json.dumps(report, indent=1) + "\n").encode())
-    readme = (root / "README.md").read_text(encoding="utf-8")
-    before, rest = readme.split(BEFORE_THE_TABLE)
-    _, after = rest.split("\n\n## ", maxsplit=1)
-    readme = f"{before}{BEFORE_THE_TABLE}\n\n{torture_table(report)}\n\n## {after}"
-    write_atomically(root / "README.md", readme.encode())
+    before, _ = (root / PAGE).read_text(encoding="utf-8").split(BEFORE_THE_TABLE)
+    write_atomically(root / PAGE, f"{before}{BEFORE_THE_TABLE}\n\n{torture_table(report)}\n".encode())
 
 
 def started(arguments, folder, **options):

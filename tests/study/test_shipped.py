@@ -196,7 +196,7 @@ def test_fgsm_overfits_catastrophically_and_n_fgsm_does_not():
 
 def test_torchattacks_agrees():
     report = json.loads((ROOT / "results" / "agreement.json").read_text(encoding="utf-8"))
-    assert benchmark_tables.agreement_table(report) in README
+    assert benchmark_tables.agreement_table(report) in DOCS["robustness"]
     assert report["examples"] == 1000
     digests = {e["name"]: e["sha256"] for e in ROBUSTNESS["networks"]}
     assert [row["name"] for row in report["networks"]] == list(digests)
@@ -207,10 +207,10 @@ def test_torchattacks_agrees():
         assert abs(row["pgd"] - row["peer_pgd"]) <= 0.01
 
 
-def test_readme_shows_the_benchmarks():
+def test_performance_page_shows_the_benchmarks():
     report = json.loads((ROOT / "results" / "benchmarks.json").read_text(encoding="utf-8"))
     assert (report["dataset"], report["quick"]) == ("cifar10", False)
-    assert benchmark_tables.benchmarks_table(report) in README
+    assert benchmark_tables.benchmarks_table(report) in DOCS["performance"]
     assert mean(report["time-to-accuracy"]["accuracies"]["ours"]) >= PRINTED["cnn"][None][0] / 100
     assert (ROOT / "results" / "benchmarks.md").read_text(encoding="utf-8") == benchmark_tables.benchmarks_document(
         report
@@ -234,7 +234,7 @@ def test_study_is_of_all_test_images_and_every_network():
 
 @pytest.mark.parametrize("network", ["cnn", "cnn-lstm"])
 def test_retrained_networks_are_more_accurate_than_the_studys(network):
-    """Clean, by 5.5 points at least; retrained on 0.2, in every cell. README names the cells that fall short."""
+    """Clean, by 5.5 points at least; retrained on 0.2, in every cell. docs/results.md lists the others."""
     for e in tables.part(STUDY, "study", network):
         if e["training_epsilon"] is not None:
             assert 100 * e["transfer"][0]["accuracy"] >= PRINTED[network][e["training_epsilon"]][0] + 5.5
@@ -259,7 +259,7 @@ def test_papers_recipe_reproduces_the_study(name):
     accuracies = [100 * row["accuracy"] for row in retrained["transfer"]]
     differences = [ours - theirs for ours, theirs in zip(accuracies, measured[0.2], strict=True)]
     assert min(differences) > -2
-    assert max(differences) < 6.15, "README says by how much at most"
+    assert max(differences) < 6.15, "docs/results.md says by how much at most"
 
 
 def crafted_as_in_the_study(network, images, labels, epsilon):
@@ -306,10 +306,18 @@ def test_training_on_cifar10_learns_within_two_gibibytes(cifar10_dir, tmp_path):
     assert read_metadata(output)["validation_accuracy"] > 0.5
 
 
-# ---- README ----
+# ---- README, docs and the model card ----
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = PAGES[0].read_text(encoding="utf-8")
+DOCS = {page.stem: page.read_text(encoding="utf-8") for page in PAGES[1:]}
 CARD = (ROOT / "models" / "README.md").read_text(encoding="utf-8")
+
+
+def test_readme_is_one_screen():
+    assert len(README) <= 9000
+    assert set(DOCS) == {"results", "robustness", "performance", "reliability"}
+    assert all(f"(docs/{name}.md)" in README for name in DOCS)
 
 
 def test_tables_are_made_from_the_report():
@@ -320,9 +328,9 @@ def test_robustness_tables_are_made_from_the_report_and_quoted():
     made = (ROOT / "results" / "robustness.md").read_text(encoding="utf-8")
     assert made == tables.robustness_document(ROBUSTNESS, LOGS)
     assert tables.robustness_table(ROBUSTNESS) in README
-    assert tables.diagnosis_table(DIAGNOSES) in README
-    assert tables.training_table(LOGS["defenses"]) in README
-    assert tables.overfitting_table(LOGS["overfitting"]) in README
+    assert tables.diagnosis_table(DIAGNOSES) in DOCS["robustness"]
+    assert tables.training_table(LOGS["defenses"]) in DOCS["robustness"]
+    assert tables.overfitting_table(LOGS["overfitting"]) in DOCS["robustness"]
     assert tables.training_table(LOGS["tried"]) in CARD
     assert tables.robust_checkpoint_table(ROBUSTNESS) in CARD
     first_table = next(line for line in README.splitlines() if line.startswith("|"))
@@ -330,15 +338,15 @@ def test_robustness_tables_are_made_from_the_report_and_quoted():
 
 
 def test_every_table_and_sentence_is_quoted():
-    """Each block of results/tables.md but headings and opening stands in README or the model card, word for word."""
+    """Each block of results/tables.md, except headings and opening, is in docs/results.md or the model card."""
     blocks = [block for block in tables.document(STUDY).strip().split("\n\n")[2:] if not block.startswith("## ")]
     assert len(blocks) >= 9
     for block in blocks:
-        assert block in README + CARD, block
+        assert block in DOCS["results"] + CARD, block
 
 
-def test_percentages_in_readmes_prose_are_results():
-    """Whatever else a sentence gives as "12.34 %" is a figure of the report or of the study's tables."""
+def test_percentages_in_the_prose_are_results():
+    """Every "12.34 %" in a sentence of README or docs is a figure of a report or of the study's tables."""
     known = {f"{v:g}" for t in (PRINTED, REMEASURED) for rows in t.values() for row in rows.values() for v in row}
     for e in STUDY["networks"]:
         known |= {f"{100 * row['accuracy']:.2f}" for row in e["transfer"] + e["white_box"]}
@@ -346,20 +354,55 @@ def test_percentages_in_readmes_prose_are_results():
         known |= {f"{100 * row['accuracy']:.2f}" for row in e["results"]}
     report = json.loads((ROOT / "results" / "benchmarks.json").read_text(encoding="utf-8"))
     known |= {f"{100 * accuracy:.2f}" for seeds in report["processes"]["accuracies"].values() for accuracy in seeds}
-    quoted = re.findall(r"(\d+\.\d+) %", "\n".join(line for line in README.splitlines() if not line.startswith("|")))
+    prose = [line for page in (README, *DOCS.values()) for line in page.splitlines() if not line.startswith("|")]
+    quoted = re.findall(r"(\d+\.\d+) %", "\n".join(prose))
     assert len(quoted) >= 5
     assert set(quoted) <= known
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "models" / "README.md"], ids=lambda page: page.parent.name)
-def test_linked_files_exist(page):
-    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
-        assert (page.parent / target).exists(), target
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "models" / "README.md", ROOT / "SECURITY.md"], ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    """Each linked file exists, and each linked part of a page has its heading there."""
+    for target in re.findall(r"\]\(([^):\s]+)\)", page.read_text(encoding="utf-8")):
+        path, _, anchor = target.partition("#")
+        linked = page.parent / path if path else page
+        assert linked.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)", linked.read_text(encoding="utf-8"), re.MULTILINE)
+            anchors = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+            assert anchor in anchors, target
 
 
-def test_readmes_python_runs(monkeypatch):
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "models" / "README.md"], ids=lambda page: page.name)
+def test_pictures_say_what_they_show(page):
+    for words in re.findall(r"!\[(.*?)\]\(", page.read_text(encoding="utf-8")):
+        assert len(words) > 40, words
+
+
+def python_blocks(page):
+    return re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+
+
+def test_readmes_python_prints_what_it_says(cifar10_dir, monkeypatch, capsys):
+    """The figure in a line's comment is what the line prints; rounding differs a little between machines."""
     monkeypatch.chdir(ROOT)
-    blocks = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-    assert blocks
-    for block in blocks:
-        exec(block, {})
+    (block,) = python_blocks(README)
+    exec(block, {})
+    said = [float(figure) for figure in re.findall(r"^print.*# .*?(\d\.\d+)", block, re.MULTILINE)]
+    assert said
+    assert [float(line) for line in capsys.readouterr().out.split()] == pytest.approx(said, abs=0.02)
+
+
+def test_docs_python_runs(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (block,) = python_blocks("".join(DOCS.values()))
+    exec(block, {})
+
+
+def test_model_card_names_the_precision_of_each_training():
+    """Each command of a retrained network trains in the number format that its checkpoint's header names."""
+    commands = re.findall(r"train-(.*)\.py --defense fgsm-augment --epsilon ([\d.]+) --recipe (.*)", CARD)
+    for network, epsilon, flags in commands:
+        metadata = read_metadata(ROOT / "models" / f"{network}-fgsm-augment-{epsilon}.safetensors")
+        assert ("--precision bfloat16" in flags) == (metadata.get("precision", "float32") == "bfloat16"), flags
+    assert len(commands) == 8

@@ -1,4 +1,4 @@
-"""`make torture` in small, and what README says of it at full size."""
+"""`make torture` in small, and what docs/reliability.md says of it at full size."""
 
 import json
 import math
@@ -36,9 +36,9 @@ def test_command_tells_of_each_and_ends_with_1_if_anything_is_lost(lost, execute
     monkeypatch.setattr(sys, "argv", ["torture"])
     monkeypatch.setattr(torture, "ROOT", tmp_path)
     (tmp_path / "results").mkdir()
-    (tmp_path / "README.md").write_text(
-        f"before {torture.BEFORE_THE_TABLE}\n\nan earlier table\n\n## after\n\n## end\n"
-    )
+    page = tmp_path / torture.PAGE
+    page.parent.mkdir()
+    page.write_text(f"before {torture.BEFORE_THE_TABLE}\n\nan earlier table\n")
     with pytest.raises(SystemExit) as ended:
         torture.main()
     assert ended.value.code == bool(lost or executed)
@@ -50,11 +50,10 @@ def test_command_tells_of_each_and_ends_with_1_if_anything_is_lost(lost, execute
     report = json.loads((tmp_path / "results" / "torture.json").read_text())
     (row,) = report["experiments"]
     assert (row["name"], row["tried"], row["lost"], row["executed"]) == ("this", 2000, lost, executed)
-    readme = f"before {torture.BEFORE_THE_TABLE}\n\n{torture_table(report)}\n\n## after\n\n## end\n"
-    assert (tmp_path / "README.md").read_text() == readme
+    assert page.read_text() == f"before {torture.BEFORE_THE_TABLE}\n\n{torture_table(report)}\n"
 
     monkeypatch.setattr(sys, "argv", ["torture", "--part", "0.5"])
-    (tmp_path / "README.md").unlink()
+    page.unlink()
     with pytest.raises(SystemExit):
         torture.main()
     assert "tried 1,000" in capsys.readouterr().out
@@ -113,8 +112,9 @@ def test_table():
     ]
 
 
-def test_readme_has_the_table_of_the_last_torture():
+def test_reliability_page_ends_with_the_table_of_the_last_torture():
     report = json.loads((ROOT / "results" / "torture.json").read_text(encoding="utf-8"))
-    assert torture_table(report) in (ROOT / "README.md").read_text(encoding="utf-8")
+    page = (ROOT / torture.PAGE).read_text(encoding="utf-8")
+    assert page.endswith(f"{torture.BEFORE_THE_TABLE}\n\n{torture_table(report)}\n")
     assert not any(row["lost"] or row["executed"] for row in report["experiments"])
     assert sum(row["tried"] for row in report["experiments"] if row["name"].startswith("SIGKILL")) >= 30
