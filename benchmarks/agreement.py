@@ -21,7 +21,7 @@ from attacks import fgsm, pgd  # noqa: E402
 from study.robustness import checkpoint_paths  # noqa: E402
 from utils.checkpoints import file_digest, load_checkpoint  # noqa: E402
 from utils.data import batches, load_split  # noqa: E402
-from utils.evaluation import correct  # noqa: E402
+from utils.evaluation import correctly_classified  # noqa: E402
 from utils.files import write_atomically  # noqa: E402
 
 EPSILON, STEPS = 8 / 255, 50
@@ -69,7 +69,7 @@ def compare(path, split):
             "peer_pgd": peers_pgd(images, labels),
         }
         for attack, crafted in examples.items():
-            hits[attack] += correct(network, crafted, labels).sum().item()
+            hits[attack] += correctly_classified(network, crafted, labels).sum().item()
         differ += ((examples["fgsm"] - examples["peer_fgsm"]).abs() > 1e-6).sum().item()
     row = {
         "name": path.stem,

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from attacks import fgsm, pgd
 from benchmarks.timing import interleaved, say, table
-from utils.evaluation import correct
+from utils.evaluation import correctly_classified
 
 # So small that the network withstands it on most images: our PGD leaves off where it has won, and theirs does not.
 EPSILON, STEPS = 0.5 / 255, 20
@@ -45,7 +45,8 @@ def measure(setting):
 def robust_images(network, split):
     """Those, channels_last, that PGD-20 does not get misclassified, and their labels."""
     images, labels = split.take(torch.arange(len(split), device=split.device))
-    left = correct(network, pgd(network, images, labels, epsilon=EPSILON, steps=STEPS, random_start=False), labels)
+    adversarial = pgd(network, images, labels, epsilon=EPSILON, steps=STEPS, random_start=False)
+    left = correctly_classified(network, adversarial, labels)
     return images[left].contiguous(memory_format=torch.channels_last), labels[left]
 
 

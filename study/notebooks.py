@@ -17,7 +17,7 @@ from utils.allocator import keep_freed_memory
 from utils.checkpoints import load_checkpoint
 from utils.constants import ARCHITECTURES, UserError
 from utils.data import load_split
-from utils.evaluation import correct
+from utils.evaluation import correctly_classified
 from utils.explorer import WIDGET
 from utils.files import write_atomically
 from utils.recipes import RECIPES
@@ -143,7 +143,7 @@ class Notebook:
     def correct_image(self, network):
         """The first test image that the network classifies correctly, (1, 3, H, W), and its label, (1,)."""
         images, labels = self.test.take(torch.arange(200, device=self.device))
-        first = correct(network, images, labels).nonzero()[0]
+        first = correctly_classified(network, images, labels).nonzero()[0]
         return images[first], labels[first]
 
     def welcome(self, minutes):

@@ -1,227 +1,260 @@
-"""Accuracy, with and without an attack, and how certain it is.
+"""Accuracy on clean images and under attack.
 
-Of many processes (utils.distributed), each attacks every so many-th batch, and all learn of all results: those of one
-process with the same batches, for an attack's random numbers begin anew in each batch.
+When several processes evaluate together (utils.distributed), each makes the same call, attacks its share of the batches
+and learns the results of all. An attack's random numbers start anew in each batch, so the results are those of a single
+process with the same batches.
 """
 
 import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from attacks import autoattack, default_step_size, fgsm, fgsm_direction, pgd, step
-from attacks.core import evaluating, evaluation_mode
+from attacks.core import Model, evaluating
 from utils import distributed
 from utils.checkpoints import versions
 from utils.constants import EVALUATION_BATCH
-from utils.data import batches, tensor_digest
+from utils.data import Split, batches, tensor_digest
+from utils.formats import AttackRow
+from utils.notes import Notes, Row
 from utils.progress import progress_bar
 from utils.statistics import wilson_interval
 
 # The names that the command line and reports use.
-ATTACKS: dict[str, Callable] = {"fgsm": fgsm, "pgd": pgd, "autoattack": autoattack}
+ATTACKS: dict[str, Callable[..., Tensor]] = {"fgsm": fgsm, "pgd": pgd, "autoattack": autoattack}
 
 
 @dataclass(frozen=True)
 class Result:
-    """Correctly classified images out of `examples` under one attack (epsilon 0: clean), and the seconds it took."""
+    """How many images of a split a network classifies correctly under one attack."""
 
-    epsilon: float
+    epsilon: float  # L-inf radius in pixel units; 0 for clean images
     correct: int
     examples: int
     seconds: float
     attack: str = "fgsm"
-    options: dict = field(default_factory=dict)  # the attack's other arguments
-    mask: torch.Tensor | None = field(default=None, compare=False, repr=False)  # bool (N,): which images are correct
+    options: dict[str, Any] = field(default_factory=dict)  # the attack's other arguments
+    mask: Tensor | None = field(default=None, compare=False, repr=False)  # bool (examples,): which ones are correct
 
     @property
-    def accuracy(self):
+    def accuracy(self) -> float:
         return self.correct / self.examples
 
     @property
-    def confidence_interval(self):
+    def confidence_interval(self) -> tuple[float, float]:
         return wilson_interval(self.correct, self.examples)
 
 
-def report_row(result, setting):
-    """What a JSON report says of an attack, with all of its parameters."""
+def report_row(result: Result, setting: str, source: str | None = None) -> AttackRow:
+    """A result as reports have it, with all options of the attack, defaults included.
+
+    setting: "white_box" or "transfer". source: path of the checkpoint on which transferred examples were crafted.
+    """
     signature = inspect.signature(ATTACKS[result.attack]).parameters.values()
-    parameters = {p.name: p.default for p in signature if p.default is not p.empty} | result.options
-    if parameters.get("step_size", 0) is None:
-        parameters["step_size"] = default_step_size(result.epsilon, parameters["steps"])
-    return {
-        "name": result.attack,
-        "setting": setting,
-        "epsilon": result.epsilon,
-        **parameters,
-        "examples": result.examples,
-        "accuracy": result.accuracy,
-        "confidence_interval": result.confidence_interval,
-        "seconds": round(result.seconds, 3),
-    }
+    options = {p.name: p.default for p in signature if p.default is not p.empty} | result.options
+    if options.get("step_size", 0) is None:
+        options["step_size"] = default_step_size(result.epsilon, options["steps"])
+    if "attacks" in options:
+        options["attacks"] = list(options["attacks"])
+    return AttackRow(
+        name=result.attack,
+        setting=setting,  # type: ignore[arg-type]  # the schema checks it when the report is written
+        epsilon=result.epsilon,
+        examples=result.examples,
+        accuracy=result.accuracy,
+        confidence_interval=result.confidence_interval,
+        seconds=round(result.seconds, 3),
+        source=source,
+        **options,
+    )
 
 
-def predictions(network, images, batch_size=EVALUATION_BATCH):
-    """The class that the network, in evaluation mode, gives to each image, (N,); images as a tensor in [0, 1]."""
+def predictions(network: Model, images: Tensor, batch_size: int = EVALUATION_BATCH) -> Tensor:
+    """The class that the network, in evaluation mode, gives to each image: int64 (N,).
+
+    images: float (N, C, H, W) in [0, 1].
+    """
     with torch.no_grad(), evaluating(network, images.device):
         return torch.cat([network(batch).argmax(1) for batch in images.split(batch_size)])
 
 
-def transfer_matrix(networks, split, epsilon, *, batch_size=EVALUATION_BATCH, progress=False):
-    """FGSM crafted on each of `networks` and shown to each: a list of Results for each network that crafts."""
-    matrix = []
-    for source in progress_bar(networks, title="transfer", total=len(networks), unit="network", visible=progress):
-        direction = torch.cat([fgsm_direction(source, *batch).to(torch.int8) for batch in batches(split, batch_size)])
-        options = {"direction": direction, "batch_size": batch_size}
-        matrix.append([evaluate_fgsm(shown, split, [epsilon], **options)[1] for shown in networks])
-    return matrix
+def correctly_classified(network: Model, images: Tensor, labels: Tensor) -> Tensor:
+    """Which images the network, in the mode it is in, classifies correctly: bool (N,).
 
-
-def correct(network, images, labels):
-    """Which images the network, as it is, classifies correctly: bool (N,)."""
+    images: float (N, C, H, W) in [0, 1]; labels: int64 (N,).
+    """
     with torch.no_grad():
         return network(images).argmax(1) == labels
 
 
-def accuracy(network, split):
+def accuracy(network: Model, split: Split) -> float:
     """The fraction of a split's images that the network, in evaluation mode, classifies correctly."""
     return evaluate_fgsm(network, split, [])[0].accuracy
 
 
-def evaluate_fgsm(
-    network, split, epsilons, *, source=None, direction=None, batch_size=EVALUATION_BATCH, progress=False
-):
-    """Accuracy on the clean images and under FGSM at each epsilon, in one pass over the split.
+def transfer_matrix(
+    networks: Sequence[Model],
+    split: Split,
+    epsilon: float,
+    *,
+    batch_size: int = EVALUATION_BATCH,
+    progress: bool = False,
+) -> list[list[Result]]:
+    """FGSM from each network to each network: row i has the results of all networks on examples crafted on number i."""
+    matrix = []
+    for source in progress_bar(networks, title="transfer", total=len(networks), unit="network", visible=progress):
+        direction = torch.cat([fgsm_direction(source, *batch).to(torch.int8) for batch in batches(split, batch_size)])
+        transferred = partial(
+            evaluate_fgsm, split=split, epsilons=[epsilon], direction=direction, batch_size=batch_size
+        )
+        matrix.append([transferred(tested)[1] for tested in networks])
+    return matrix
 
-    source: the network whose gradient crafts the examples; None means `network` itself, a white-box attack.
-    direction: crafted already, the int8 tensor of an AdversarialSet over this split; then there is no gradient to take.
-    Returns a Result for the clean images and then one for each epsilon. An attack's seconds are those of crafting the
-    direction, which all epsilons share, and of its own forward pass: what it would take alone.
+
+def evaluate_fgsm(
+    network: Model,
+    split: Split,
+    epsilons: Sequence[float],
+    *,
+    source: Model | None = None,
+    direction: Tensor | None = None,
+    batch_size: int = EVALUATION_BATCH,
+    progress: bool = False,
+) -> list[Result]:
+    """Accuracy on clean images and under FGSM at each epsilon, in one pass over the split.
+
+    epsilons: L-inf radii in pixel units.
+    source: the network whose gradient crafts the examples. None: `network` itself, a white-box attack.
+    direction: int8 (N, C, H, W), the sign of the gradient for each image of the split, as an AdversarialSet has it.
+        With it, no gradient is computed.
+    progress: whether to show a progress bar.
+    Returns a Result for the clean images and one for each epsilon, without masks. The seconds of an attack are those
+    for the direction, which all epsilons share, and those for its own forward passes: what it would take alone. Those
+    of all processes are added.
     """
-    counts = [0] * (1 + len(epsilons))
-    seconds = [0.0] * (1 + len(epsilons))
+    radii = [0.0, *epsilons]
+    totals = torch.zeros(len(radii), 2, dtype=torch.float64)  # correct images, seconds
     rank, ranks = distributed.rank(), distributed.world_size()
-    with _bar(split, "evaluating", progress) as bar, evaluating(network, split.device):
+    signs: Tensor = torch.zeros(())  # the clean images need none
+    bar = progress_bar(title="evaluating", total=len(split), unit="image", visible=progress and rank == 0)
+    with bar, evaluating(network, split.device):
         crafted = iter(() if direction is None else direction.split(batch_size)[rank::ranks])
         for images, labels in batches(split, batch_size, rank, ranks):
             start = time.perf_counter()
-            counts[0] += correct(network, images, labels).sum().item()
-            seconds[0] += time.perf_counter() - start
-            if epsilons:
+            if direction is not None:
+                signs = next(crafted).to(images)
+            elif epsilons:
+                signs = fgsm_direction(network if source is None else source, images, labels)
+            crafting = time.perf_counter() - start
+            for i, epsilon in enumerate(radii):
                 start = time.perf_counter()
-                if direction is None:
-                    signs = fgsm_direction(network if source is None else source, images, labels)
-                else:
-                    signs = next(crafted).to(images)
-                crafting = time.perf_counter() - start
-            for i, epsilon in enumerate(epsilons, start=1):
-                start = time.perf_counter()
-                counts[i] += correct(network, step(images, signs, epsilon), labels).sum().item()
-                seconds[i] += crafting + time.perf_counter() - start
+                correct = correctly_classified(network, step(images, signs, epsilon), labels).sum().item()
+                seconds = time.perf_counter() - start + (crafting if i else 0)
+                totals[i] += torch.tensor([correct, seconds], dtype=torch.float64)
             bar.update(len(labels))
-    counts, seconds = (
-        [sum(of_one) for of_one in zip(*of_all, strict=True)]
-        for of_all in zip(*distributed.gather((counts, seconds)), strict=True)
-    )
-    return [Result(*row) for row in zip([0.0, *epsilons], counts, [len(split)] * len(counts), seconds, strict=True)]
+    totals = torch.stack(distributed.gather(totals)).sum(0)
+    return [Result(radius, int(row[0]), len(split), row[1].item()) for radius, row in zip(radii, totals, strict=True)]
 
 
 def evaluate(
-    network,
-    split,
-    attack,
-    epsilon,
+    network: Model,
+    split: Split,
+    attack: str,
+    epsilon: float,
     *,
-    options=None,
-    source=None,
-    batch_size=EVALUATION_BATCH,
-    progress=False,
-    notes=None,
-):
-    """Accuracy under one attack, a Result, batch by batch in the order of the split.
+    options: dict[str, Any] | None = None,
+    source: Model | None = None,
+    batch_size: int = EVALUATION_BATCH,
+    progress: bool = False,
+    notes: Notes | None = None,
+) -> Result:
+    """Accuracy under one attack, batch by batch in the order of the split: a Result with its mask.
 
-    attack: a key of ATTACKS; options: its other arguments, a seed among them being that of each batch. source: as for
-        `evaluate_fgsm`.
-    notes: Notes, in which every finished batch is noted, so that an interrupted evaluation of the same network, data
-        and attack goes on where it was. Its seconds are then those of all sittings. Of many processes, all pass what
-        the first has made, utils.distributed.from_main(lambda: Notes(path)), and it alone reads them and adds to them.
-    An attack's seconds are those of all processes together.
+    attack: a key of ATTACKS. epsilon: L-inf radius in pixel units.
+    options: the other arguments of the attack. A seed among them is that of each batch.
+    source, progress: as for `evaluate_fgsm`.
+    notes: where finished batches are noted. If the evaluation is interrupted, the same call with the same notes
+        continues after the last finished batch. When several processes evaluate together, the first one makes the notes
+        and all pass them: utils.distributed.from_main(lambda: Notes(path)).
+    The Result's seconds are those of all processes and of all interrupted attempts together.
     """
     options = options or {}
-    sizes = [len(labels) for labels in split.labels.split(batch_size)]
 
-    def noted():
-        key = notes.key(
-            {
-                "networks": [_described(network), source and _described(source)],
-                "split": split.digest(),
-                "attack": {"name": attack, "epsilon": float(epsilon), **options},
-                "batch_size": batch_size,
-                "versions": versions("pyautoattack"),
-            }
-        )
-        return key, notes.kept(key, sizes)
-
-    def attacked(images, labels):
+    def attacked(images: Tensor, labels: Tensor) -> Row:
         start = time.perf_counter()
         crafter = network if source is None else source
         adversarial = ATTACKS[attack](crafter, images, labels, epsilon=epsilon, **options)
-        hits = correct(network, adversarial, labels).int().tolist()
-        return "".join(map(str, hits)), round(time.perf_counter() - start, 3)
+        correct = correctly_classified(network, adversarial, labels).int().tolist()
+        return "".join(map(str, correct)), round(time.perf_counter() - start, 3)
 
-    key, rows = distributed.from_main(noted) if notes else (None, [])
-    rank, ranks = distributed.rank(), distributed.world_size()
-    with _bar(split, f"{attack} at {epsilon:.4g}", progress) as bar, evaluating(network, split.device):
-        bar.update(sum(sizes[: len(rows)]))
-        mine = batches(split, batch_size, len(rows) + rank, ranks)
-        # A round is a batch for each process, in the last perhaps not for all, and then its notes.
-        while len(rows) < len(sizes):
-            batch = next(mine, None)
-            new = [row for row in distributed.gather(batch and attacked(*batch)) if row]
+    key = evaluation_key(network, split, attack, epsilon, options, source, batch_size) if notes else ""
+    sizes = [len(labels) for labels in split.labels.split(batch_size)]
+    rows = distributed.from_main(partial(notes.kept, key, sizes)) if notes else []
+    visible = progress and distributed.rank() == 0
+    bar = progress_bar(title=f"{attack} at {epsilon:.4g}", total=len(split), unit="image", visible=visible)
+    with bar, evaluating(network, split.device):
+        bar.update(_count(rows))
+        for new in _rounds(split, batch_size, len(rows), attacked):
             if notes:
                 distributed.from_main(partial(notes.add, key, new))
             rows += new
-            bar.update(sum(len(hits) for hits, _ in new))
-            hits = "".join(hits for hits, _ in rows)
-            bar.set_postfix(accuracy=f"{hits.count('1') / len(hits):.1%}")
+            bar.update(_count(new))
+            bar.set_postfix(accuracy=f"{sum(hits.count('1') for hits, _ in rows) / _count(rows):.1%}")
     mask = torch.tensor([hit == "1" for hits, _ in rows for hit in hits])
     seconds = sum(seconds for _, seconds in rows)
     return Result(epsilon, int(mask.sum()), len(split), seconds, attack, options, mask)
 
 
-def _described(network):
+def evaluation_key(
+    network: Model,
+    split: Split,
+    attack: str,
+    epsilon: float,
+    options: dict[str, Any],
+    source: Model | None,
+    batch_size: int,
+) -> str:
+    """What notes call an evaluation: another name as soon as anything differs that its results depend on."""
+    return Notes.key(
+        {
+            "networks": [_described(network), None if source is None else _described(source)],
+            "split": split.digest(),
+            "attack": {"name": attack, "epsilon": float(epsilon), **options},
+            "batch_size": batch_size,
+            "versions": versions("pyautoattack"),
+        }
+    )
+
+
+def _described(network: Model) -> list[Any]:
     """What tells a network from others, JSON-serialisable."""
+    if not isinstance(network, nn.Module):
+        raise TypeError("notes tell networks apart by their weights: the network must be an nn.Module")
     state = network.state_dict()
     return [type(network).__name__, list(state), tensor_digest(*state.values())]
 
 
-def _bar(split, title, progress):
-    """What shows the progress over the images, where it is wanted: on rank 0."""
-    visible = progress and distributed.rank() == 0
-    return progress_bar(title=title, total=len(split), unit="image", visible=visible)
+def _rounds(
+    split: Split, batch_size: int, first: int, attacked: Callable[[Tensor, Tensor], Row]
+) -> Iterator[list[Row]]:
+    """attacked(images, labels) for each batch from number `first` on, one batch for each process in a round.
+
+    Yields the rows of a round, in the order of the batches, on every process. In the last round, some processes may
+    have no batch left.
+    """
+    rank, ranks = distributed.rank(), distributed.world_size()
+    mine = batches(split, batch_size, first + rank, ranks)
+    for _ in range(first * batch_size, len(split), ranks * batch_size):
+        batch = next(mine, None)
+        yield [row for row in distributed.gather(batch and attacked(*batch)) if row]
 
 
-def multiply_adds(network):
-    """Multiply-adds of one 3 x 32 x 32 image's forward pass, in its convolutions, LSTMs and linear layers."""
-    total = 0
-
-    def count(module, inputs, output):
-        nonlocal total
-        if isinstance(module, nn.Conv2d):
-            total += module.weight.numel() * output.shape[-2] * output.shape[-1]  # each position uses each weight once
-        elif isinstance(module, nn.Linear):
-            total += module.weight.numel()
-        elif isinstance(module, nn.LSTM):
-            positions = inputs[0].shape[1]
-            total += positions * sum(w.numel() for name, w in module.named_parameters() if name.startswith("weight"))
-
-    hooks = [module.register_forward_hook(count) for module in network.modules()]
-    with torch.no_grad(), evaluation_mode(network):
-        network(torch.zeros(1, 3, 32, 32, device=next(network.parameters()).device))
-    for hook in hooks:
-        hook.remove()
-    return total
+def _count(rows: Sequence[Row]) -> int:
+    """The number of images in the batches."""
+    return sum(len(hits) for hits, _ in rows)

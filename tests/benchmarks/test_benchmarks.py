@@ -9,8 +9,8 @@ import pytest
 
 from benchmarks import tables as benchmark_tables
 from networks import CNN, CNNLSTM
+from networks.cost import multiply_adds
 from tests.helpers.project import ROOT
-from utils.evaluation import multiply_adds
 
 
 def row(name, seconds, images=None):

@@ -8,7 +8,7 @@ from torch import nn
 
 from attacks import fgsm
 from networks import CNN, CNNLSTM, NETWORKS
-from utils.evaluation import multiply_adds
+from networks.cost import multiply_adds
 
 
 def parameters(network):
