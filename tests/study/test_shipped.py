@@ -360,7 +360,9 @@ def test_percentages_in_the_prose_are_results():
     assert set(quoted) <= known
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "models" / "README.md", ROOT / "SECURITY.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "models" / "README.md", ROOT / "SECURITY.md"], ids=lambda page: page.name
+)
 def test_links_lead_somewhere(page):
     """Each linked file exists, and each linked part of a page has its heading there."""
     for target in re.findall(r"\]\(([^):\s]+)\)", page.read_text(encoding="utf-8")):
