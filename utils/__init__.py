@@ -1,1 +1,1 @@
-"""TODO utils"""
+"""Data, training, evaluation, diagnosis, files, plots and the command line, for any image classifier."""

@@ -1,1 +1,1 @@
-"""TODO utils/commands"""
+"""The command line of train-*.py and test-*.py, and the parts of it that the study shares."""

@@ -198,7 +198,7 @@ def train_command(network: str, args: Namespace, recipe: Recipe) -> None:
             )
         except Interrupted as interrupt:
             flag = "--resume in place of --overwrite" if args.overwrite else "--resume"
-            hint = f": {flag}, with the same flags, continues after them" if interrupt.saved_epochs else ""
+            hint = f"; {flag}, with the same flags, continues after them" if interrupt.saved_epochs else ""
             raise KeyboardInterrupt(f"{interrupt}{hint}") from None
         if not args.quiet:
             print(f"saved {args.output}")
