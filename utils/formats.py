@@ -192,7 +192,7 @@ class TrainingArguments(Recipe, forbid_unknown_fields=True, frozen=True, kw_only
 
     def __post_init__(self) -> None:
         if isinstance(self.defense, dict):
-            msgspec.convert({key: self.defense.get(key) for key in ("name", "epsilon")}, _Defense)
+            _converted({key: self.defense.get(key) for key in ("name", "epsilon")}, _Defense)
 
     @property
     def defense_name(self) -> str | None:
@@ -326,7 +326,7 @@ class AttackRow(Record, frozen=True, kw_only=True):
     queries: Positive | None = None
 
 
-class CheckRow(Record, frozen=True, kw_only=True):
+class Check(Record, frozen=True, kw_only=True):
     """What a report says of one check of the diagnosis. passed: None if the check could not be run."""
 
     name: Text
@@ -343,7 +343,7 @@ class DiagnosisReport(Record, frozen=True, kw_only=True):
     trustworthy: bool
     robust_accuracy: Fraction
     confidence_interval: Interval
-    checks: list[CheckRow]
+    checks: list[Check]
 
 
 class TestReport(Document, frozen=True, kw_only=True):

@@ -1,256 +1,270 @@
-"""Files of strangers: thousands of mutations, read or refused, and what each mended hole looked like."""
+"""Formats: what a writer writes, its reader reads; what could surprise is refused; every shipped file loads."""
 
-import hashlib
 import json
 import os
-import struct
 import subprocess
 import sys
-import time
 from threading import Timer
 
+import msgspec
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
-from networks import CNN, NETWORKS
-from study import tables
-from study.formats import read_robustness, read_study, read_whole_study
+from tests.helpers.instances import instances
 from tests.helpers.project import ROOT
-from utils.checkpoints import (
-    DTYPES,
-    LARGEST_HEADER,
-    CheckpointError,
-    file_digest,
-    load_checkpoint,
-    read_metadata,
-    read_tensors,
-    save_checkpoint,
+from utils import plotting
+from utils.checkpoints import read_metadata
+from utils.constants import UserError
+from utils.evaluation import ATTACKS, Result, report_row
+from utils.files import temporary_of, write_atomically
+from utils.formats import (
+    LONGEST_LINE,
+    LONGEST_TEXT,
+    AttackRow,
+    Check,
+    CheckpointHeader,
+    DiagnosisReport,
+    Document,
+    Epoch,
+    LogHeader,
+    NetworkArguments,
+    Note,
+    RunState,
+    SetManifest,
+    TestReport,
+    TrainingArguments,
+    decode,
+    decode_lines,
+    encode,
+    encode_lines,
+    parse_json,
+    read_document,
+    write_document,
 )
-from utils.constants import LARGEST_WIDTH, UserError
-from utils.files import LARGEST, temporary_of, write_atomically
-from utils.formats import check_numbers, check_strings, is_number, parse_json, read_json, read_json_lines
 from utils.quoting import one_line, shown
-from utils.runs import argument_differences
+from utils.runs import read_log
 
-METADATA = {"dataset": "digits", "class_names": list("0123456789")}
-
-
-@pytest.mark.skipif(os.name == "nt", reason="memory is measured as Unix does")
-@pytest.mark.parametrize(
-    ("kind", "mutations"), [("checkpoints", 2000), ("sets", 500), ("studies", 500), ("robustness", 500), ("logs", 300)]
+NAMES = st.text(min_size=1, max_size=10)
+OPTIONS = (
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.text(max_size=10) | st.lists(st.integers(0, 9))
 )
-def test_mutated_files_are_read_or_refused(kind, mutations):
-    """In a process of its own, whose memory is then theirs."""
-    result = subprocess.run(
-        [sys.executable, "-m", "tests.helpers.hostile", kind, str(mutations)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=True,
+DEFENSES = (
+    st.none()
+    | NAMES
+    | st.builds(
+        lambda others, known: {**others, **known},
+        st.dictionaries(NAMES, OPTIONS, max_size=2),
+        st.fixed_dictionaries({"name": NAMES, "epsilon": st.none() | st.floats(0, 1e6)}),
     )
-    tally = json.loads(result.stdout)
-    assert (tally["lost"], tally["executed"], tally["first_loss"]) == (0, 0, "")
-    assert tally["tried"] == tally["survived"] == mutations
-    assert tally["accepted"] > 0  # some mutations leave the file valid, or the fuzzer would prove little
-    assert tally["accepted"] < mutations / 2
-
-
-@pytest.fixture
-def saved(tmp_path):
-    save_checkpoint(tmp_path / "cnn.safetensors", CNN(width=4), METADATA)
-    return tmp_path / "cnn.safetensors"
-
-
-def test_hole_of_terabytes_is_not_read(saved):
-    """A header of a few bytes that fits the file's length, nearly all of which is nowhere on the disk."""
-    data = saved.read_bytes()
-    (size,) = struct.unpack("<Q", data[:8])
-    header = json.loads(data[8 : 8 + size])
-    length = len(data) - 8 - size
-    header["hole"] = {"dtype": "U8", "shape": [2**36 - length], "data_offsets": [length, 2**36]}
-    text = json.dumps(header).encode()
-    saved.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + size :])
-    os.truncate(saved, 8 + len(text) + 2**36)
-    with pytest.raises(CheckpointError, match="'hole' is unknown"):
-        load_checkpoint(saved)
-
-
-WIDEST = """
-import resource, sys, time
-from utils.checkpoints import CheckpointError, load_checkpoint
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-load_checkpoint(sys.argv[1])
-before, start = peak(), time.perf_counter()
-try:
-    load_checkpoint(sys.argv[2])
-except CheckpointError as error:
-    print(error, peak() - before, time.perf_counter() - start, sep="\\n")
-"""
-
-
-@pytest.mark.skipif(os.name == "nt", reason="memory is measured as Unix does")
-@pytest.mark.parametrize("network", NETWORKS)
-def test_widest_network_takes_neither_long_nor_much_memory(network, saved, tmp_path):
-    """A header that says all the right things, and a hole for weights: all that a few bytes can ask for."""
-    with torch.device("meta"):
-        tensors = NETWORKS[network](LARGEST_WIDTH).state_dict()
-    metadata = {"network": network, "arguments": {"width": LARGEST_WIDTH, "num_classes": 10}, **METADATA}
-    header, end = {"__metadata__": {"checkpoint": json.dumps(metadata)}}, 0
-    for name, tensor in tensors.items():
-        dtype, begin, end = DTYPES[tensor.dtype], end, end + tensor.nbytes
-        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    path = tmp_path / "widest.safetensors"
-    path.write_bytes(struct.pack("<Q", len(text)) + text)
-    os.truncate(path, 8 + len(text) + end)
-    command = [sys.executable, "-c", WIDEST, saved, path]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
-    error, kibibytes, seconds = result.stdout.splitlines()
-    assert "logits are NaN or infinite" in error  # for the standard deviations are 0
-    assert int(kibibytes) < 2**20
-    assert float(seconds) < 2
-
-
-@pytest.mark.parametrize(
-    ("tensor", "value"), [("running_var", -1.0), ("std", 0.0), ("weight", 3e38), ("weight", float("nan"))]
 )
-def test_numbers_that_make_no_network_are_refused(tensor, value, saved):
-    state = load_file(saved)
-    name = next(name for name in state if name.endswith(tensor))
-    save_file(
-        {**state, name: torch.full_like(state[name], value)}, saved, {"checkpoint": json.dumps(read_metadata(saved))}
+ARGUMENTS = instances(TrainingArguments, defense=DEFENSES)
+
+
+@st.composite
+def headers(draw):
+    """Headers whose class names are as many as the classes."""
+    names = draw(st.lists(NAMES, min_size=1, max_size=5))
+    arguments = NetworkArguments(width=draw(st.integers(1, 256)), num_classes=len(names))
+    training = st.none() | ARGUMENTS
+    return draw(
+        instances(CheckpointHeader, class_names=st.just(names), arguments=st.just(arguments), training=training)
     )
-    with pytest.raises(CheckpointError, match="NaN or infinit"):
-        load_checkpoint(saved)
 
 
-def test_metadata_as_long_as_may_be_take_no_two_seconds(saved):
-    """They are valid, and parsed more than once."""
-    metadata = {**read_metadata(saved), "training": {"a": [{}] * 80_000}}
-    save_file(load_file(saved), saved, {"checkpoint": json.dumps(metadata, separators=(",", ":"))})
-    start = time.process_time()
-    load_checkpoint(saved)
-    assert time.process_time() - start < 2
+DOCUMENTS = {
+    LogHeader: instances(LogHeader, defense=DEFENSES),
+    Epoch: instances(Epoch),
+    RunState: instances(RunState, arguments=ARGUMENTS),
+    CheckpointHeader: headers(),
+    SetManifest: instances(SetManifest),
+    Note: instances(Note, hits=st.text("01", max_size=300)),
+    TestReport: instances(TestReport),
+}
 
 
-def test_digest_of_a_hole_is_not_taken(saved):
-    os.truncate(saved, 2**36)
-    with pytest.raises(CheckpointError, match="too large"):
-        file_digest(saved)
+def json_lines(folder):
+    return sorted((ROOT / folder).rglob("*.jsonl"))
 
 
-def test_long_json_is_not_parsed(tmp_path):
-    path = tmp_path / "a.json"
-    path.write_text('"' + "x" * (LARGEST - 2) + '"')
-    assert len(read_json(path)) == LARGEST - 2
-    path.write_text('"' + "x" * (LARGEST - 1) + '"')
-    with pytest.raises(ValueError, match="too long"):
-        read_json(path)
-    path.write_text("[1]\n" + " " * LARGEST + "[2]\n")
-    with pytest.raises(ValueError, match="too long"):
-        read_json_lines(path)
-    assert read_json_lines(path, longest=None) == [[1], [2]]
+# ---- what is written can be read ----
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes among its files")
-@pytest.mark.parametrize("read", [load_checkpoint, read_metadata, file_digest, read_json, read_json_lines])
-def test_pipe_of_which_nobody_writes_the_end_is_not_read(read, tmp_path):
-    os.mkfifo(tmp_path / "a")
-    # Whoever waits for its end after all has it then, and fails.
-    writer = Timer(20, lambda: os.close(os.open(tmp_path / "a", os.O_WRONLY | os.O_NONBLOCK)))
-    writer.start()
-    with pytest.raises((CheckpointError, OSError), match="it is no file"):
-        read(tmp_path / "a")
-    writer.cancel()
+@pytest.mark.parametrize("schema", DOCUMENTS)
+@settings(max_examples=50, deadline=None)
+@given(data=st.data())
+def test_what_is_written_is_read_back_equal(schema, data):
+    document = data.draw(DOCUMENTS[schema])
+    assert decode(encode(document), schema) == document
+    assert decode(encode(document, indent=1), schema) == document
 
 
-def test_link_left_where_files_are_written_first_is_not_followed(tmp_path):
-    (tmp_path / "precious").write_text("precious")
-    temporary_of(tmp_path / "a").symlink_to("precious")
-    write_atomically(tmp_path / "a", b"new")
-    assert (tmp_path / "precious").read_text() == "precious"
-    assert (tmp_path / "a").read_bytes() == b"new"
-    assert not (tmp_path / "a").is_symlink()
+@settings(max_examples=20, deadline=None)
+@given(header=DOCUMENTS[LogHeader], epochs=st.lists(DOCUMENTS[Epoch], min_size=1, max_size=5))
+def test_a_log_that_is_read_can_be_drawn(header, epochs, tmp_path_factory):
+    path = tmp_path_factory.mktemp("log") / "a.jsonl"
+    path.write_bytes(encode_lines([header, *epochs]))
+    log = read_log(path)
+    plotting.plt.close(plotting.training_curve(log, "a log"))
 
 
-DEFENDED = {"width": 4, "defense": {"name": "n-fgsm", "epsilon": 0.1}}
+@settings(max_examples=20, deadline=None)
+@given(report=DOCUMENTS[TestReport])
+def test_a_test_report_that_is_read_can_be_drawn(report):
+    plotting.plt.close(plotting.accuracy_against_epsilon(report))
+
+
+@given(st.sampled_from(list(DOCUMENTS)), st.data())
+@settings(max_examples=30, deadline=None)
+def test_a_document_with_one_field_out_of_bounds_is_not_written(schema, data):
+    document = data.draw(DOCUMENTS[schema])
+    field = data.draw(st.sampled_from(document.__struct_fields__))
+    spoilt = data.draw(st.sampled_from([float("nan"), float("inf"), -(2 * 10**9), 10**400, object(), "x" * 2**25]))
+    with pytest.raises(ValueError, match=r"."):
+        encode(msgspec.structs.replace(document, **{field: spoilt}))
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_report_has_a_field_for_every_option_of_every_attack(attack):
+    row = report_row(Result(epsilon=0.1, correct=5, examples=10, seconds=1.0, attack=attack), "white_box")
+    row = row if isinstance(row, AttackRow) else AttackRow(**row)
+    assert decode(encode(row), AttackRow) == row
+
+
+@pytest.mark.parametrize("kind", [str, float, int])
+def test_numbers_and_texts_of_other_classes_are_written_as_plain_ones(kind):
+    """numpy.float64 is a float, and torch.__version__ a str."""
+    mine = type("Mine", (kind,), {})
+    header = encode(TrainingArguments(**{**PLAIN, "defense": {"name": "mine", "strength": mine("3")}}))
+    assert decode(header, TrainingArguments).defense["strength"] == kind("3")
+
+
+def test_surrogates_that_json_would_join_are_not_written():
+    row = {"name": "\ud83d\ude00", "passed": True, "figures": ""}
+    with pytest.raises(ValueError, match="would not be read as it was written"):
+        encode(Check(**row))
+    assert decode(encode(Check(**{**row, "name": "\udcff"})), Check).name == "\udcff"  # a path that is not UTF-8
+
+
+def test_files_name_their_format(tmp_path):
+    report = TestReport(
+        checkpoint="a.safetensors",
+        network="cnn",
+        dataset="digits",
+        split="test",
+        examples=1,
+        clean_accuracy=1.0,
+        clean_confidence_interval=(0.2, 1.0),
+        attacks=[],
+    )
+    write_document(tmp_path / "a.json", report)
+    assert json.loads((tmp_path / "a.json").read_bytes())["format"] == 1
+    assert read_document(tmp_path / "a.json", TestReport, "a test report") == report
+    for spoilt in (msgspec.structs.replace(report, clean_accuracy=2.0), msgspec.structs.replace(report, examples=0)):
+        with pytest.raises(ValueError, match="Expected"):
+            write_document(tmp_path / "a.json", spoilt)
+    assert read_document(tmp_path / "a.json", TestReport, "a test report") == report
+
+
+# ---- what was written before ----
+
+
+@pytest.mark.parametrize("path", json_lines("models") + json_lines("results"), ids=lambda path: path.stem)
+def test_every_shipped_log_loads(path):
+    lines = decode_lines(path.read_bytes(), LogHeader, Epoch)
+    assert len(lines) > 1
+    assert decode_lines(encode_lines(lines), LogHeader, Epoch) == lines
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "models").glob("*.safetensors")), ids=lambda path: path.stem)
+def test_every_shipped_header_loads(path):
+    header = read_metadata(path)
+    assert decode(encode(header), CheckpointHeader) == header
 
 
 @pytest.mark.parametrize(
-    "training",
+    "path",
+    [ROOT / "results" / "cnn.json", ROOT / "results" / "cnn-lstm.json", *(ROOT / "results/diagnosis").glob("*.json")],
+    ids=lambda path: path.stem,
+)
+def test_every_shipped_test_report_loads(path):
+    report = read_document(path, TestReport, "a test report")
+    assert decode(encode(report), TestReport) == report
+    assert isinstance(report.diagnosis, DiagnosisReport) == (path.parent.name == "diagnosis")
+
+
+PLAIN = {
+    "network": "cnn",
+    "width": 4,
+    "dataset": "digits",
+    "examples": 10,
+    "seed": 0,
+    "optimizer": "sgd",
+    "lr": 0.1,
+    "warmup": None,
+    "epochs": 1,
+    "batch_size": 1,
+    "weight_decay": 0,
+    "label_smoothing": 0,
+    "shift": 0,
+}
+
+
+@pytest.mark.parametrize(
+    ("defense", "name", "epsilon"),
     [
-        {**DEFENDED, "defense": 5},
-        {**DEFENDED, "defense": {**DEFENDED["defense"], "epsilon": "x"}},
-        {**DEFENDED, "defense": {**DEFENDED["defense"], "epsilon": 1e308}},
-        {**DEFENDED, "defense": {**DEFENDED["defense"], "name": []}},
-        {**DEFENDED, "width": None},
+        (None, None, None),
+        ("mine", "mine", None),
+        ({"name": "label-noise", "rate": 0.1}, "label-noise", None),
+        ({"name": "n-fgsm", "epsilon": 8 / 255, "noise": 2}, "n-fgsm", 8 / 255),
     ],
 )
-def test_training_that_no_table_could_name_is_refused(training, saved, tmp_path):
-    for valid in (DEFENDED, {"defense": "mine"}, {"width": 4, "defense": {"name": "label-noise", "rate": 0.1}}):
-        save_checkpoint(saved, CNN(width=4), {**METADATA, "training": valid})
-        assert read_metadata(saved)["training"] == valid
-        assert tables.defended({"network": "cnn", "training": valid}).startswith("CNN, ")
-    save_checkpoint(saved, CNN(width=4), {**METADATA, "training": training})
-    with pytest.raises(CheckpointError, match="training is not what it should be"):
-        load_checkpoint(saved)
-    for report, read in (("study.json", read_study), ("robustness.json", read_robustness)):
-        found = json.loads((ROOT / "results" / report).read_text(encoding="utf-8"))
-        found["networks"][0]["training"] = training
-        (tmp_path / report).write_text(json.dumps(found))
-        with pytest.raises(UserError, match="is no"):
-            read(tmp_path / report)
-
-
-def test_report_that_is_not_whole_is_one_line(tmp_path):
-    found = json.loads((ROOT / "results" / "study.json").read_text(encoding="utf-8"))
-    networks = found["networks"]
-    for changed in ([], networks[1:], [networks[0], *networks]):
-        (tmp_path / "study.json").write_text(json.dumps({**found, "networks": changed}))
-        with pytest.raises(UserError, match="is not of the whole study"):
-            read_whole_study(tmp_path / "study.json")
-    (tmp_path / "study.json").write_text(json.dumps({**found, "networks": [{**networks[0], "network": "small-cnn"}]}))
-    with pytest.raises(UserError, match="'cnn' is no network of the study"):
-        read_study(tmp_path / "study.json")
-    report = read_robustness(ROOT / "results" / "robustness.json")
-    entry = report["networks"][0]
-    for results, count in (([], 0), (entry["results"] * 2, 2)):
-        with pytest.raises(UserError, match=f"has {count} results of fgsm"):
-            tables.robustness_table({**report, "networks": [{**entry, "results": results}]})
-
-
-def test_long_header_is_not_parsed(saved):
-    saved.write_bytes(struct.pack("<Q", LARGEST_HEADER + 1) + b" " * 100)
-    with pytest.raises(CheckpointError, match="its header is too long"):
-        read_metadata(saved)
+def test_a_defense_has_a_name_and_perhaps_a_radius(defense, name, epsilon):
+    arguments = decode(json.dumps({**PLAIN, "defense": defense}), TrainingArguments)
+    assert (arguments.defense_name, arguments.defense_epsilon) == (name, epsilon)
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
+    "changed",
     [
-        ("training", [1]),
-        ("epochs", "3"),
-        ("precision", 32),
-        ("versions", "1"),
-        ("validation_accuracy", "0.5"),
-        ("validation_accuracy", 1.5),
-        ("validation_accuracy", True),
+        {"defense": 5},
+        {"defense": {"epsilon": 0.1}},
+        {"defense": {"name": [], "epsilon": 0.1}},
+        {"defense": {"name": "n-fgsm", "epsilon": "x"}},
+        {"defense": {"name": "n-fgsm", "epsilon": 1e308}},
+        {"defense": {"name": "n-fgsm", "noise": 1e999}},
+        {"width": None},
+        {"width": True},
+        {"width": 4.0},
+        {"width": 10**9},
+        {"seed": 2**64},
+        {"lr": 1e999},
+        {"unknown": 1},
     ],
 )
-def test_metadata_of_the_wrong_kind_is_refused(key, value, saved):
-    metadata = {**read_metadata(saved), key: value}
-    save_file(load_file(saved), saved, {"checkpoint": json.dumps(metadata)})
-    with pytest.raises(CheckpointError, match=key):
-        load_checkpoint(saved)
+def test_training_arguments_out_of_bounds_are_refused(changed):
+    with pytest.raises(ValueError, match=r"Expected|unknown") as error:
+        decode(json.dumps({**PLAIN, **changed}).replace("Infinity", "1e999"), TrainingArguments)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 400
 
 
-def test_digest_of_a_file_larger_than_a_block(tmp_path):
-    data = bytes(range(256)) * 5000
-    (tmp_path / "a").write_bytes(data)
-    assert file_digest(tmp_path / "a") == hashlib.sha256(data).hexdigest()
+EPOCH = {"epoch": 1, "loss": 1.5, "validation_accuracy": 1, "seconds": 0, "images_per_second": 0}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("seconds", -1), ("loss", 1e999), ("loss", 1e300), ("loss", None), ("validation_accuracy", 1.1), ("epoch", 0)],
+)
+def test_an_epoch_that_no_table_could_show_is_neither_read_nor_written(name, value):
+    assert decode(json.dumps(EPOCH), Epoch) == Epoch(**EPOCH)
+    with pytest.raises(ValueError, match=f"{name}: Expected"):
+        decode(json.dumps({**EPOCH, name: value}).replace("Infinity", "1e999"), Epoch)
+    with pytest.raises(ValueError, match=f"{name}: Expected"):
+        encode(Epoch(**{**EPOCH, name: value}))
+
+
+# ---- texts of strangers ----
 
 
 @pytest.mark.parametrize(
@@ -277,17 +291,86 @@ def test_other_json_is_what_json_says():
     assert parse_json("[" * 20 + "]" * 20)
 
 
-@pytest.mark.parametrize("value", [True, None, "0.5", float("nan"), float("inf"), 10**400, -1e-9, 1.1, [0.5]])
-def test_what_is_no_number_in_the_range(value):
-    assert not is_number(value, 0, 1)
-    with pytest.raises(ValueError, match="is no number from 0 to 1"):
-        check_numbers([0, 1, 0.5, value], 0, 1)
+@pytest.mark.parametrize("schema", [CheckpointHeader, SetManifest, TestReport, RunState, LogHeader])
+def test_a_file_of_a_newer_format_says_so(schema):
+    with pytest.raises(ValueError, match=r"^it has format 2, newer than 1: a newer version of this code wrote it$"):
+        decode('{"format": 2, "and": "whatever follows"}', schema)
+    for version in (0, -1, True, "2", 10**5000, None):
+        with pytest.raises(ValueError, match=r"."):
+            decode(
+                json.dumps({"format": version}) if version != 10**5000 else '{"format": 1' + "0" * 5000 + "}", schema
+            )
 
 
-def test_what_is_no_string():
-    check_strings(["", "a"])
-    with pytest.raises(ValueError, match="None is no string"):
-        check_strings(["a", None])
+@pytest.mark.parametrize(
+    "data", [b"\xff", b"\xef\xbb\xbf{}", '{"format": 1}'.encode("utf-16"), b"null", b"[]", b"1e999"]
+)
+@pytest.mark.parametrize("schema", DOCUMENTS)
+def test_what_is_not_an_object_in_utf_8_is_refused(data, schema):
+    with pytest.raises(ValueError, match=r"."):
+        decode(data, schema)
+
+
+@given(st.text(max_size=500))
+@example('"\x1b[2J\n": 1')
+@example('"' + "y" * 10_000 + '": 1')
+@settings(max_examples=30, deadline=None)
+def test_a_reason_is_short_and_printable(text):
+    for hostile in (text, "{" + text + "}", json.dumps({text: 1}), json.dumps({"attack": text})):
+        with pytest.raises(ValueError, match=r"^.{1,400}$") as error:
+            decode(hostile, SetManifest)
+        assert one_line(error.value).isprintable()
+
+
+class Anything(Document, frozen=True, kw_only=True):
+    """A document of one text."""
+
+    text: str
+
+
+@pytest.mark.parametrize(("longer", "refused"), [(0, False), (1, True)])
+def test_long_json_is_not_parsed(longer, refused, tmp_path):
+    path, frame = tmp_path / "a.json", '{"text": ""}'
+    path.write_text(json.dumps({"text": "x" * (LONGEST_TEXT - len(frame) + longer)}))
+    if refused:
+        with pytest.raises(UserError, match=r"a\.json is not a text \(it is longer than 1,048,576 bytes\)"):
+            read_document(path, Anything, "a text")
+    else:
+        assert read_document(path, Anything, "a text").text.endswith("x")
+
+
+def test_long_lines_are_not_parsed():
+    line = json.dumps(EPOCH).encode()
+    assert len(decode_lines(line + b" " * (LONGEST_LINE - len(line)), Epoch, Epoch)) == 1
+    with pytest.raises(ValueError, match="longer than 65,536 bytes"):
+        decode_lines(line + b" " * (LONGEST_LINE - len(line) + 1), Epoch, Epoch)
+
+
+def test_a_file_that_is_missing_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"a\.json cannot be read: No such file or directory"):
+        read_document(tmp_path / "a.json", TestReport, "a test report")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes among its files")
+@pytest.mark.parametrize("read", [lambda path: read_document(path, TestReport, "a report"), read_metadata, read_log])
+def test_a_pipe_that_nobody_closes_is_not_read(read, tmp_path):
+    os.mkfifo(tmp_path / "a")
+    # A reader that waits for the end gets it after all, and fails.
+    writer = Timer(20, lambda: os.close(os.open(tmp_path / "a", os.O_WRONLY | os.O_NONBLOCK)))
+    writer.start()
+    with pytest.raises(UserError, match="it is not a file"):
+        read(tmp_path / "a")
+    assert writer.is_alive()
+    writer.cancel()
+
+
+def test_a_link_at_the_temporary_file_is_not_followed(tmp_path):
+    (tmp_path / "precious").write_text("precious")
+    temporary_of(tmp_path / "a").symlink_to("precious")
+    write_atomically(tmp_path / "a", b"new")
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert (tmp_path / "a").read_bytes() == b"new"
+    assert not (tmp_path / "a").is_symlink()
 
 
 def test_errors_quote_in_short_and_print_no_escapes():
@@ -307,18 +390,22 @@ def test_errors_quote_in_short_and_print_no_escapes():
     assert one_line(ValueError("a\n  b\x1b[2J" + "c" * 1000)) == "a b?[2J" + "c" * 293
 
 
-def test_differences_between_trainings_are_quoted_in_short():
-    many = {f"{i}\n" * 1000: "x" * 1000 for i in range(1000)}
-    differences = argument_differences(many, {})
-    assert len(differences) == 21
-    assert differences[-1] == "and 982 more"  # with two fields of the recipe that came later
-    assert all(len(phrase) < 500 and phrase.isprintable() for phrase in differences)
-
-
-def test_unknown_dtype_is_refused_before_torch_meets_it(saved):
-    metadata = {"checkpoint": json.dumps(read_metadata(saved))}
-    save_file({**load_file(saved), "classifier.bias": torch.zeros(10, dtype=torch.complex64)}, saved, metadata)
-    with pytest.raises(CheckpointError, match=r"'classifier\.bias' is of a dtype that no checkpoint has"):
-        read_tensors(saved)
-    with pytest.raises(CheckpointError, match="does not fit"):
-        load_checkpoint(saved)
+@pytest.mark.skipif(os.name == "nt", reason="memory is measured as Unix does")
+@pytest.mark.parametrize(
+    ("kind", "mutations"), [("checkpoints", 2000), ("sets", 500), ("studies", 500), ("robustness", 500), ("logs", 300)]
+)
+def test_mutated_files_are_read_or_refused(kind, mutations):
+    """In a process of its own, so that its memory can be measured."""
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.helpers.hostile", kind, str(mutations)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=True,
+    )
+    tally = json.loads(result.stdout)
+    assert (tally["lost"], tally["executed"], tally["first_loss"]) == (0, 0, "")
+    assert tally["tried"] == tally["survived"] == mutations
+    assert tally["accepted"] > 0  # some mutations leave the file valid, or the fuzzer would prove little
+    assert tally["accepted"] < mutations / 2
