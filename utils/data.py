@@ -1,5 +1,7 @@
 """CIFAR-10 and digits as tensors: a split is one uint8 tensor on the device, batched and augmented by indexing."""
 
+from __future__ import annotations
+
 import contextlib
 import hashlib
 import io
@@ -10,13 +12,16 @@ from dataclasses import dataclass, replace
 from http.client import HTTPException
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Generator, Tensor
 
 from utils.constants import DATASETS, SPLITS, UserError
 from utils.distributed import share
+
+if TYPE_CHECKING:
+    from utils.adversarial_sets import AugmentedSplit
 
 CIFAR10_VALIDATION = 5000  # the last training images, on which networks and hyperparameters are chosen
 
@@ -26,30 +31,6 @@ Batches = Iterator[tuple[Tensor, Tensor]]
 
 class DataError(UserError):
     """The data set is missing or damaged; the message says in one line what is wrong and what to do."""
-
-
-class TrainingImages(Protocol):
-    """What the training loop needs of its data; Split and AugmentedSplit offer it."""
-
-    @property
-    def dataset(self) -> str: ...
-
-    @property
-    def class_names(self) -> tuple[str, ...]: ...
-
-    @property
-    def device(self) -> torch.device: ...
-
-    @property
-    def defense(self) -> dict[str, str | float] | None: ...
-
-    def __len__(self) -> int: ...
-
-    def to(self, device: Device) -> "TrainingImages": ...
-
-    def take(self, index: Tensor) -> tuple[Tensor, Tensor]: ...
-
-    def channel_statistics(self) -> tuple[list[float], list[float]]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,14 +54,14 @@ class Split:
     def device(self) -> torch.device:
         return self.labels.device
 
-    def to(self, device: Device) -> "Split":
+    def to(self, device: Device) -> Split:
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
-    def first(self, examples: int) -> "Split":
+    def first(self, examples: int) -> Split:
         """The first `examples` images, or all if there are fewer."""
         return self.between(0, examples)
 
-    def between(self, start: int, stop: int) -> "Split":
+    def between(self, start: int, stop: int) -> Split:
         """The images from position `start` to before `stop`."""
         return replace(self, images=self.images[start:stop], labels=self.labels[start:stop])
 
@@ -195,13 +176,7 @@ def batches(split: Split, batch_size: int, first: int = 0, stride: int = 1) -> B
 
 
 def training_batches(
-    split: TrainingImages,
-    batch_size: int,
-    generator: Generator,
-    *,
-    flip: bool,
-    shift: int,
-    contrast: float = 1.0,
+    split: Split | AugmentedSplit, batch_size: int, generator: Generator, *, flip: bool, shift: int, contrast: float = 1
 ) -> Batches:
     """Yield (images, labels) of the whole split once, shuffled, with each image changed at random.
 

@@ -14,9 +14,10 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from utils import distributed
+from utils.adversarial_sets import AugmentedSplit
 from utils.checkpoints import CheckpointError, read_header, read_tensors, save_checkpoint, versions, write_tensors
 from utils.constants import UserError
-from utils.data import TrainingImages
+from utils.data import Split
 from utils.files import beside, locked, read_bytes, temporary_of, write_atomically
 from utils.formats import (
     LONGEST_LOG,
@@ -52,7 +53,7 @@ class Interrupted(KeyboardInterrupt):
 
 def training_arguments(
     name: str,
-    training: TrainingImages,
+    training: Split | AugmentedSplit,
     recipe: Recipe,
     *,
     width: int,

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from defenses.losses import cross_entropy
 from networks import NETWORKS
 from utils import distributed
+from utils.adversarial_sets import AugmentedSplit
 from utils.allocator import keep_freed_memory
 from utils.checkpoints import check_saveable
-from utils.data import Device, Split, TrainingImages, training_batches
+from utils.data import Device, Split, training_batches
 from utils.evaluation import accuracy
 from utils.formats import LARGEST_LOSS, Epoch, Precision
 from utils.optimizers import build_optimizer, moving_average
@@ -50,7 +51,7 @@ class Settings:
 
 def train(
     name: str,
-    training: TrainingImages,
+    training: Split | AugmentedSplit,
     validation: Split,
     recipe: Recipe,
     *,
@@ -115,7 +116,7 @@ def train(
         return network.eval()
 
 
-def check_images(training: TrainingImages, validation: Split) -> None:
+def check_images(training: Split | AugmentedSplit, validation: Split) -> None:
     """Raise TrainingError if a split has no images."""
     for images, purpose in ((training, "training"), (validation, "validation")):
         if len(images) == 0:
@@ -123,7 +124,7 @@ def check_images(training: TrainingImages, validation: Split) -> None:
 
 
 def initial_state(
-    name: str, training: TrainingImages, recipe: Recipe, how: Settings, *, keep_best: bool
+    name: str, training: Split | AugmentedSplit, recipe: Recipe, how: Settings, *, keep_best: bool
 ) -> TrainingState:
     """A new network, normalised by the statistics of the training images, and everything that its training changes."""
     torch.manual_seed(how.seed)
@@ -143,7 +144,7 @@ def initial_state(
 def train_epoch(
     epoch: int,
     loss_function: Callable[[Tensor, Tensor], Tensor],
-    training: TrainingImages,
+    training: Split | AugmentedSplit,
     recipe: Recipe,
     state: TrainingState,
     how: Settings,
@@ -181,7 +182,9 @@ def train_epoch(
     for module in filter(None, (state.network, state.average)):
         distributed.average_statistics(module)
     seconds = max(time.perf_counter() - start, 0.001)  # a clock may stand still or be set back
-    return checked_mean_loss(sum(losses) / sum(counts), epoch, state.network), seconds
+    mean_loss = sum(losses) / sum(counts)
+    check_epoch(epoch, mean_loss, state.network)
+    return mean_loss, seconds
 
 
 def check_losses(losses: list[tuple[int, float, Tensor]], epoch: int, steps: int) -> float:
@@ -200,15 +203,14 @@ def check_losses(losses: list[tuple[int, float, Tensor]], epoch: int, steps: int
     return values[-1]
 
 
-def checked_mean_loss(loss: float, epoch: int, network: nn.Module) -> float:
-    """The mean loss of an epoch. Raises TrainingError if it is too large for the log, or a weight is not finite."""
-    if not abs(loss) <= LARGEST_LOSS:
+def check_epoch(epoch: int, mean_loss: float, network: nn.Module) -> None:
+    """Raise TrainingError if the mean loss of an epoch is too large for the log, or if a weight is not finite."""
+    if not abs(mean_loss) <= LARGEST_LOSS:
         raise TrainingError(
-            f"the mean loss of epoch {epoch} became {loss:.4g}, beyond {LARGEST_LOSS:g}; a lower --lr may help"
+            f"the mean loss of epoch {epoch} became {mean_loss:.4g}, beyond {LARGEST_LOSS:g}; a lower --lr may help"
         )
     if not all(tensor.isfinite().all() for tensor in network.state_dict().values()):
         raise TrainingError(f"the weights became NaN or infinite in epoch {epoch}; a lower --lr may help")
-    return loss
 
 
 def report(epochs: list[Epoch], total: int, quiet: bool) -> None:
