@@ -1,32 +1,50 @@
-"""The study from the command line: `python -m study`, and `python -m study robustness`."""
+"""The study from the command line: `python -m study` and `python -m study robustness`."""
 
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 from study.paper import TRAINING_EPSILONS
 from utils.commands.parser import Parser, check_writable, file_path, load_network, pick_device, positive_int, run
-from utils.constants import DATASETS, TITLES
+from utils.constants import ARCHITECTURES, DATASETS, TITLES
 
-DEMO = Path("results/demo")  # all that the study writes on digits, for which nobody waits long
+DEMO = Path("results/demo")  # the folder for everything that the study writes on digits
 
 
-def study_script():
-    """Do the whole study, or what remains of it, as the command line says; `python -m study`."""
+def main() -> None:
+    """Run the command that the first argument names; without one, the study itself."""
+    if sys.argv[1:2] == ["robustness"]:
+        del sys.argv[1]
+        robustness_script()
+    else:
+        study_script()
+
+
+def study_script() -> None:
+    """Do the study, or the rest of it, as the command line says."""
     parser = Parser(
-        "-m study",
-        "The whole study, both networks: baselines, the four networks retrained on each one's FGSM examples, their "
-        "accuracies under transferred and white-box FGSM, the study's own recipe, and three seeds. What is done is "
-        "skipped, what was interrupted goes on.",
+        "python -m study",
+        "Do the whole study for both networks: train the baselines, retrain each one on its FGSM examples at four "
+        "radii, test all of them under transferred and white-box FGSM, and repeat the study's own recipe and three "
+        "seeds. Finished parts are skipped, and an interrupted part continues.",
         ["--data-dir data", "--dataset digits"],
     )
-    option = parser.add_argument
+    parser.add_argument(
+        "command",
+        nargs="?",
+        choices=["robustness"],
+        help="test the networks under every attack instead; python -m study robustness --help explains its flags",
+    )
     parser.add_training_flags()
-    option("--epochs", type=positive_int, help="of every training, for a quick look (default: each recipe's)")
+    parser.training.add_argument(
+        "--epochs", type=positive_int, help="of every training, for a quick look (default: those of each recipe)"
+    )
+    option = parser.add_argument_group("output").add_argument
     option(
         "--models",
         type=file_path,
         metavar="FOLDER",
-        help="the ten networks of the tables; a baseline that is there is taken as it is (default models, for digits "
+        help="the ten networks of the tables; an existing baseline is used as it is (default models, for digits "
         f"{DEMO})",
     )
     option(
@@ -44,34 +62,43 @@ def study_script():
     option(
         "--overwrite",
         action="store_true",
-        help="train again what was trained with other arguments, or is damaged; baselines are taken as they are",
+        help="train again if a checkpoint is damaged or was trained with other arguments; existing baselines are kept",
     )
     args = parser.parse_args()
+    if args.command:
+        parser.error(f"{args.command} comes before the flags: python -m study {args.command} ...")
+    set_default_folders(args)
+    args.scratch = args.scratch or (DEMO if args.dataset == "digits" else Path("runs/study"))
+    parser.refuse_many_processes()
+    run(parser, lambda: study_command(args), output=args.results / "study.json")
+
+
+def set_default_folders(args: Namespace) -> None:
+    """Set --models and --results where the user gave none."""
     digits = args.dataset == "digits"
     args.models = args.models or (DEMO if digits else Path("models"))
-    args.scratch = args.scratch or (DEMO if digits else Path("runs/study"))
     args.results = args.results or (DEMO if digits else Path("results"))
-    parser.refuse_many_processes()
-    hint = "; what is finished is kept: the same command goes on after it"
-    run(parser, lambda: study_command(args), hint, output=args.results / "study.json")
 
 
-def study_command(args):
+def study_command(args: Namespace) -> None:
+    """Do what remains of the study, then write the tables and draw the figures."""
     for folder in (args.models, args.scratch, args.results, args.results / "study"):
         check_writable(folder / "study.json")
 
     from study import figures, tables
+    from study.formats import read_whole_study
     from study.runner import Study
     from utils import plotting
     from utils.adversarial_sets import FOLDER
     from utils.files import write_atomically
 
     check_writable(FOLDER / "set")
+    path = args.results / "study.json"
     study = Study(
         args.dataset,
         models=args.models,
         scratch=args.scratch,
-        report=args.results / "study.json",
+        report=path,
         data_dir=args.data_dir,
         width=args.width,
         epochs=args.epochs,
@@ -81,62 +108,64 @@ def study_command(args):
         quiet=args.quiet,
     )
     if not (study.todo or args.quiet):
-        print("every network is trained and tested: nothing remains but tables and figures")
-    report = study.run()
+        print("every network is trained and tested: only the tables and figures are made again")
+    study.run()
+    report = read_whole_study(path)
     write_atomically(args.results / "tables.md", tables.document(report).encode())
     for name, figure in figures.study_figures(report).items():
         plotting.save(figure, args.results / "study" / f"{name}.png")
-    for name in tables.networks(report):
+    for name in ARCHITECTURES:
         baseline, retrained, split = study.pair(name)
         title = f"{TITLES[name]} baseline, and retrained on its examples at {max(TRAINING_EPSILONS):g}"
-        figure = plotting.side_by_side(baseline, retrained, split, 0.1, title)
+        figure = figures.side_by_side(baseline, retrained, split, 0.1, title)
         plotting.save(figure, args.results / "study" / f"{name}-side-by-side.png")
     if not args.quiet:
         print(tables.summary(report))
         print(f"\nsee {args.results / 'tables.md'} and the figures in {args.results / 'study'}")
 
 
-def robustness_script():
-    """`python -m study robustness`: baselines, the study's defence and the robust networks under every attack."""
+def robustness_script() -> None:
+    """Test the networks under every attack, as the command line says."""
     parser = Parser(
-        "-m study robustness",
-        "The baselines, the networks retrained on 0.2 and the robust networks under every attack, from transferred "
-        "FGSM to AutoAttack. What the report has already is skipped, what was interrupted goes on.",
+        "python -m study robustness",
+        "Test the baselines, the networks retrained on 0.2 and the robust networks under every attack, from "
+        "transferred FGSM to AutoAttack. Finished tests are skipped, and an interrupted test continues.",
         ["--data-dir data", "--examples 100 --results runs/robustness"],
     )
-    option = parser.add_argument
-    option("--dataset", choices=DATASETS, default="cifar10", help="what to test on (default cifar10)")
-    option("--models", type=file_path, metavar="FOLDER", help=f"the six networks (default models, for digits {DEMO})")
-    option(
-        "--results",
-        type=file_path,
-        metavar="FOLDER",
-        help="robustness.json, robustness.md and, in robustness/, the figures, some of them of the logs in "
-        f"defenses/, overfitting/ and tried/ (default results, for digits {DEMO})",
-    )
+    parser.add_argument("--quiet", action="store_true", help="print only errors")
+    option = parser.data.add_argument
+    option("--dataset", choices=DATASETS, default="cifar10", help="the data set to test on (default cifar10)")
     option(
         "--examples",
         type=positive_int,
         metavar="N",
         default=1000,
-        help="attack the first N test images with PGD and AutoAttack, all with FGSM (default 1000)",
+        help="attack the first N test images with PGD and AutoAttack, and all with FGSM (default 1000)",
+    )
+    parser.add_argument_group("network").add_argument(
+        "--models", type=file_path, metavar="FOLDER", help=f"the six networks (default models, for digits {DEMO})"
+    )
+    option = parser.add_argument_group("output").add_argument
+    option(
+        "--results",
+        type=file_path,
+        metavar="FOLDER",
+        help="robustness.json, robustness.md and, in robustness/, the figures, some of which show the logs in "
+        f"defenses/, overfitting/ and tried/ (default results, for digits {DEMO})",
     )
     option(
         "--overwrite",
         action="store_true",
-        help="replace what the report says of other checkpoints, versions or numbers of images",
+        help="replace results of other checkpoints, versions or numbers of images in the report",
     )
-    option("--quiet", action="store_true", help="print errors alone")
     args = parser.parse_args()
-    digits = args.dataset == "digits"
-    args.models = args.models or (DEMO if digits else Path("models"))
-    args.results = args.results or (DEMO if digits else Path("results"))
+    set_default_folders(args)
     parser.refuse_many_processes()
-    hint = "; what is finished is kept: the same command goes on after it"
-    run(parser, lambda: robustness_command(args), hint, output=args.results / "robustness.json")
+    run(parser, lambda: robustness_command(args), output=args.results / "robustness.json")
 
 
-def robustness_command(args):
+def robustness_command(args: Namespace) -> None:
+    """Do the tests that remain, then write the tables and draw the figures."""
     for folder in (args.results, args.results / "robustness"):
         check_writable(folder / "robustness.json")
 
@@ -149,22 +178,17 @@ def robustness_command(args):
 
     keep_freed_memory()
     split = load_split(args.dataset, "test", args.data_dir).to(pick_device(args.device))
-    networks = {
-        path: (name, load_network(path, split, name).to(split.device)) for name, path in checkpoint_paths(args.models)
-    }
+    networks = {path: load_network(path, split, name).to(split.device) for name, path in checkpoint_paths(args.models)}
     path = args.results / "robustness.json"
     report = measure(networks, split, path, examples=args.examples, overwrite=args.overwrite, quiet=args.quiet)
     logs = training_logs(args.models, args.results)
     write_atomically(args.results / "robustness.md", tables.robustness_document(report, logs).encode())
-    for name, figure in figures.robustness_figures(report, logs, networks, split).items():
+    by_name = {path.stem: network for path, network in networks.items()}
+    for name, figure in figures.robustness_figures(report, logs, by_name, split).items():
         plotting.save(figure, args.results / "robustness" / f"{name}.png")
     if not args.quiet:
         print(f"\nsee {args.results / 'robustness.md'} and the figures in {args.results / 'robustness'}")
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["robustness"]:
-        del sys.argv[1]
-        robustness_script()
-    else:
-        study_script()
+    main()

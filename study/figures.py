@@ -1,171 +1,247 @@
-"""TODO: study.figures."""
+"""The two reports as figures. Every function returns a matplotlib Figure; the caller saves or shows it."""
 
+from collections.abc import Mapping, Sequence
 from itertools import cycle
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from torch import Tensor, nn
 
-from study.formats import find
+from attacks import fgsm
+from study.formats import RobustnessReport, StudyReport, WholeStudy
 from study.paper import PRINTED
-from study.robustness import RADII
-from study.tables import networks, pairs, part, tested_counts, trained_on
-from utils.constants import EPSILONS, PGD_20, RADIUS, TITLES
+from study.robustness import RADII, Logs
+from study.tables import crafted_in_evaluation_mode, tested_counts, trained_on
+from utils.constants import ARCHITECTURES, EPSILONS, PGD_20, RADIUS, TITLES
+from utils.data import Split
 from utils.plotting import (
     BLUE,
     GREEN,
     GREY,
     ORANGE,
     SKY,
-    _line_with_interval,
-    _percent,
+    answers,
+    first_correct,
     input_gradients,
+    line_with_interval,
+    percentages,
+    show_image,
     targeted_examples,
+    title_of,
 )
+from utils.runs import Log
 from utils.statistics import difference_interval
-from utils.tables import pixels, tested_images
+from utils.tables import epsilon_text, images_text
 
 TESTING = "testing epsilon (L-infinity radius, pixels in [0, 1])"
+SETTINGS = ("transfer", "white_box")
 
 
-def difference_of_networks(report):
+# ---- the study ----
+
+
+def study_figures(report: WholeStudy) -> dict[str, Figure]:
+    """Every figure of the study's report, by name."""
+    figures = {"networks": networks_compared(report)}
+    for name in ARCHITECTURES:
+        figures[f"{name}-transfer"] = transfer_accuracy(report, name)
+        figures[f"{name}-change"] = change_against_baseline(report, name)
+        figures[f"{name}-white-box"] = transfer_and_white_box(report, name)
+    return figures
+
+
+def networks_compared(report: WholeStudy) -> Figure:
+    """CNN beside CNN-LSTM, a panel for each training epsilon, with 95 % intervals."""
+    pairs = report.pairs()
+    figure, panels = plt.subplots(1, len(pairs), figsize=(11, 3.6), sharey=True, layout="constrained")
+    for axes, pair in zip(panels, pairs, strict=True):
+        for entry, color, marker in zip(pair, (BLUE, ORANGE), "os", strict=True):
+            style = {"color": color, "marker": marker, "label": TITLES[entry.architecture]}
+            line_with_interval(axes, entry.transfer, style)
+        axes.set_title(f"trained on {trained_on(pair[0].training_epsilon)}", fontsize="medium")
+        axes.grid(alpha=0.3)
+        axes.set(ylim=(0, 100))
+    panels[0].set_ylabel("accuracy (%)")
+    figure.supxlabel(TESTING, fontsize="medium")
+    figure.suptitle(f"FGSM examples crafted on each network's own baseline ({_tested(report)})")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    return figure
+
+
+def difference_of_networks(report: WholeStudy) -> Figure:
     """CNN less CNN-LSTM in percentage points with 95 % intervals, by testing epsilon, a panel for each setting."""
-    first, second = networks(report)
+    first, second = (TITLES[name] for name in ARCHITECTURES)
     figure, panels = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
     titles = ("transfer: crafted on each one's baseline", "white-box: crafted on the network itself")
-    for axes, setting, title in zip(panels, ("transfer", "white_box"), titles, strict=True):
-        for place, pair in enumerate(pairs(report)):
-            rows = [[row["accuracy"] for row in entry[setting]] for entry in pair]
-            difference = np.subtract(rows[0], rows[1])
-            low, high = np.array([difference_interval(a, b, report["examples"]) for a, b in zip(*rows, strict=True)]).T
+    for axes, setting, title in zip(panels, SETTINGS, titles, strict=True):
+        for place, pair in enumerate(report.pairs()):
+            ours, others = ([measurement.accuracy for measurement in entry.under(setting)] for entry in pair)
+            difference = np.subtract(ours, others)
+            intervals = [difference_interval(a, b, report.examples) for a, b in zip(ours, others, strict=True)]
+            low, high = np.array(intervals).T
             shifted = np.array(EPSILONS) + 0.0012 * (place - 2)
             error = 100 * np.array([difference - low, high - difference])
-            epsilon = pair[0]["training_epsilon"]
+            epsilon = pair[0].training_epsilon
             style = {**_style(epsilon), "linestyle": "", "capsize": 2, "label": trained_on(epsilon)}
             axes.errorbar(shifted, 100 * difference, error, **style)
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set_title(title, fontsize="medium")
         axes.set_xlabel(TESTING)
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel(f"{TITLES[first]} less {TITLES[second]} (percentage points)")
+    panels[0].set_ylabel(f"{first} less {second} (percentage points)")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False, title="trained on")
-    figure.suptitle(f"Which architecture is ahead? ({tested_images(report)})")
+    figure.suptitle(f"Which architecture is ahead? ({_tested(report)})")
     return figure
 
 
-def study_figures(report):
-    """Every figure of a study's report, {name: Figure}."""
-    figures = {"networks": networks_compared(report)}
-    for network in networks(report):
-        figures[f"{network}-transfer"] = transfer_accuracy(report, network)
-        figures[f"{network}-change"] = change_against_baseline(report, network)
-        figures[f"{network}-white-box"] = transfer_and_white_box(report, network)
-    return figures
-
-
-def transfer_accuracy(report, network):
+def transfer_accuracy(report: StudyReport, architecture: str) -> Figure:
     """Accuracy against testing epsilon, a line for each training epsilon: ours solid, the study's dashed."""
     figure, axes = plt.subplots(figsize=(7.6, 4.6), layout="constrained")
-    for entry in part(report, "study", network):
-        style = _style(entry["training_epsilon"])
-        _line_with_interval(axes, entry["transfer"], style)
-        if report["dataset"] == "cifar10":
-            axes.plot(EPSILONS, PRINTED[network][entry["training_epsilon"]], **{**style, "linestyle": "--"}, alpha=0.7)
-    figure.suptitle(f"{TITLES[network]}: FGSM examples crafted on the baseline ({tested_images(report)})")
-    _finish(figure, [axes], report, network)
+    for entry in report.entries_of("study", architecture):
+        style = _style(entry.training_epsilon)
+        line_with_interval(axes, entry.transfer, style)
+        if report.dataset == "cifar10":
+            printed = PRINTED[architecture][entry.training_epsilon]
+            axes.plot(EPSILONS, printed, **{**style, "linestyle": "--"}, alpha=0.7)
+    figure.suptitle(f"{TITLES[architecture]}: FGSM examples crafted on the baseline ({_tested(report)})")
+    _finish(figure, [axes], report, architecture)
     axes.set(ylabel="accuracy (%)", ylim=(0, 100))
     return figure
 
 
-def change_against_baseline(report, network):
+def change_against_baseline(report: WholeStudy, architecture: str) -> Figure:
     """What retraining adds to the baseline's accuracy, in percentage points: ours solid, the study's dashed."""
-    baseline, *retrained = part(report, "study", network)
+    baseline, *retrained = report.entries_of("study", architecture)
     figure, axes = plt.subplots(figsize=(7.6, 4.6), layout="constrained")
     for entry in retrained:
-        epsilon, style = entry["training_epsilon"], _style(entry["training_epsilon"])
-        axes.plot(EPSILONS, _percent(entry["transfer"]) - _percent(baseline["transfer"]), **style)
-        if report["dataset"] == "cifar10":
-            theirs = np.subtract(PRINTED[network][epsilon], PRINTED[network][None])
-            axes.plot(EPSILONS, theirs, **{**style, "linestyle": "--"}, alpha=0.7)
+        epsilon, style = entry.training_epsilon, _style(entry.training_epsilon)
+        axes.plot(EPSILONS, percentages(entry.transfer) - percentages(baseline.transfer), **style)
+        if report.dataset == "cifar10":
+            printed = np.subtract(PRINTED[architecture][epsilon], PRINTED[architecture][None])
+            axes.plot(EPSILONS, printed, **{**style, "linestyle": "--"}, alpha=0.7)
     axes.axhline(0, color="black", linewidth=0.8)
-    figure.suptitle(f"{TITLES[network]}: what retraining changes under FGSM examples crafted on the baseline")
-    _finish(figure, [axes], report, network, baseline=False)
+    figure.suptitle(f"{TITLES[architecture]}: what retraining changes under FGSM examples crafted on the baseline")
+    _finish(figure, [axes], report, architecture, baseline=False)
     axes.set(ylabel="change against the baseline (percentage points)")
     return figure
 
 
-def networks_compared(report):
-    """CNN beside CNN-LSTM, a panel for each training epsilon, with 95 % intervals."""
-    names = networks(report)
-    trainings = [entry["training_epsilon"] for entry in part(report, "study", names[0])]
-    figure, panels = plt.subplots(1, len(trainings), figsize=(11, 3.6), sharey=True, layout="constrained")
-    for axes, epsilon in zip(panels, trainings, strict=True):
-        for name, color, marker in zip(names, (BLUE, ORANGE), "os", strict=False):
-            (entry,) = (e for e in part(report, "study", name) if e["training_epsilon"] == epsilon)
-            _line_with_interval(axes, entry["transfer"], {"color": color, "marker": marker, "label": TITLES[name]})
-        axes.set_title(f"trained on {trained_on(epsilon)}", fontsize="medium")
-        axes.grid(alpha=0.3)
-        axes.set(ylim=(0, 100))
-    panels[0].set_ylabel("accuracy (%)")
-    figure.supxlabel(TESTING, fontsize="medium")
-    figure.suptitle(f"FGSM examples crafted on each network's own baseline ({tested_images(report)})")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
-    return figure
-
-
-def transfer_and_white_box(report, network):
+def transfer_and_white_box(report: StudyReport, architecture: str) -> Figure:
     """The same networks under examples crafted on the baseline (left) and through their own gradient (right)."""
     figure, panels = plt.subplots(1, 2, figsize=(9.6, 4.6), sharey=True, layout="constrained")
     titles = ("transfer: crafted on the baseline", "white-box: crafted on the network itself")
-    for axes, setting, title in zip(panels, ("transfer", "white_box"), titles, strict=True):
-        for entry in part(report, "study", network):
-            _line_with_interval(axes, entry[setting], _style(entry["training_epsilon"]))
+    for axes, setting, title in zip(panels, SETTINGS, titles, strict=True):
+        for entry in report.entries_of("study", architecture):
+            line_with_interval(axes, entry.under(setting), _style(entry.training_epsilon))
         axes.set_title(title, fontsize="medium")
-    figure.suptitle(f"{TITLES[network]} under FGSM: who crafts the examples decides ({tested_images(report)})")
-    _finish(figure, panels, report, network, theirs=False)
+    figure.suptitle(f"{TITLES[architecture]} under FGSM: who crafts the examples decides ({_tested(report)})")
+    _finish(figure, panels, report, architecture, printed=False)
     panels[0].set(ylabel="accuracy (%)", ylim=(0, 100))
     return figure
 
 
-def robustness_figures(report, logs, tested, split):
-    """Every figure on robustness, {name: Figure}.
+def side_by_side(
+    baseline: nn.Module, retrained: nn.Module, split: Split, epsilon: float, title: str, columns: int = 5
+) -> Figure:
+    """What a baseline and a network retrained on its FGSM examples answer to clean images and under both attacks.
 
-    logs: of `utils.robustness.training_logs`. tested: {path: (architecture, network)}, as for `measure`.
+    A row for the images, a row for the examples crafted on the baseline and a row for those crafted on the retrained
+    network. The images are those of `first_correct` for the baseline.
+    """
+    images, labels = first_correct(baseline, split, columns)
+    rows = {
+        "clean image": images,
+        "crafted on\nthe baseline": fgsm(baseline, images, labels, epsilon=epsilon),
+        "crafted on the\nretrained network": fgsm(retrained, images, labels, epsilon=epsilon),
+    }
+    figure, axes = plt.subplots(3, len(images), figsize=(1.9 * len(images) + 0.8, 7.4), squeeze=False)
+    figure.subplots_adjust(left=0.08, right=0.99, bottom=0.07, top=0.91, wspace=0.08, hspace=0.29)
+    for row, (name, pictures) in zip(axes, rows.items(), strict=True):
+        row[0].set_ylabel(name)
+        for axis, picture in zip(row, pictures, strict=True):
+            show_image(axis, picture)
+        for line, (who, network) in enumerate({"baseline": baseline, "retrained": retrained}.items()):
+            _caption_answers(row, line, who, network, pictures, labels, split.class_names)
+    attack = f"FGSM at epsilon = {epsilon_text(epsilon)}, crafted on each of them"
+    figure.suptitle(f"{title}: {attack}\n(green: right; orange and bold: wrong)", fontsize="medium")
+    return figure
+
+
+def _caption_answers(
+    row: Sequence[Axes], line: int, who: str, network: nn.Module, pictures: Tensor, labels: Tensor, names: Sequence[str]
+) -> None:
+    """Write what a network answers below each picture of a row. line: 0 for the first line of text."""
+    for axis, label, (predicted, confidence) in zip(row, labels.tolist(), answers(network, pictures), strict=True):
+        color, weight = (GREEN, "normal") if predicted == label else (ORANGE, "bold")
+        axis.annotate(
+            f"{who}: {names[predicted]}, {100 * confidence:.0f} %",
+            (0.5, -0.03 - 0.11 * line),
+            xycoords="axes fraction",
+            ha="center",
+            va="top",
+            color=color,
+            weight=weight,
+            fontsize="small",
+        )
+
+
+# ---- robustness ----
+
+
+def robustness_figures(
+    report: RobustnessReport, logs: Logs, networks: Mapping[str, nn.Module], split: Split
+) -> dict[str, Figure]:
+    """Every figure of the report on robustness, by name.
+
+    networks: name in the report -> network, on the split's device. Raises UserError if the report lacks a result.
     """
     figures = {"pgd": robust_accuracy(report)}
-    if logs["defenses"]:
-        first = logs["defenses"][0][0]
-        title = (
-            f"Defences at {pixels(first['defense']['epsilon'])}, {TITLES[first['network']]} of width {first['width']}"
-        )
-        by_name = {TITLES[log[0]["defense"]["name"]]: log for log in logs["defenses"]}
+    if logs.defenses:
+        first = logs.defenses[0].arguments
+        title = f"Defences at {epsilon_text(first.defense_epsilon)}, {title_of(first.network)} of width {first.width}"
+        by_name = {title_of(log.arguments.defense_name): log for log in logs.defenses}
         figures["defenses"] = trainings_compared(by_name, title)
-    if logs["overfitting"]:
-        by_settings = {_settings(log, "epsilon", "width"): log for log in logs["overfitting"]}
+    if logs.overfitting:
+        by_settings = {_settings(log, "epsilon", "width"): log for log in logs.overfitting}
         figures["overfitting"] = trainings_compared(by_settings, "Catastrophic overfitting", against="epoch")
-    if logs["tried"]:
-        by_settings = {_settings(log, "width", "epochs", "average", "crafting"): log for log in logs["tried"]}
+    if logs.tried:
+        by_settings = {_settings(log, "width", "epochs", "average", "crafting"): log for log in logs.tried}
         figures["tried"] = trainings_compared(by_settings, "What was tried, of adversarial training")
-    for name in dict.fromkeys(name for name, _ in tested.values()):
-        baseline, _, robust = (network for other, network in tested.values() if other == name)
-        figures[f"{name}-gradients"] = input_gradients({"baseline": baseline, "robust": robust}, split, TITLES[name])
-        figures[f"{name}-targeted"] = targeted_examples({"baseline": baseline, "robust": robust}, split, TITLES[name])
+    for name in ARCHITECTURES:
+        named = {
+            {"none": "baseline", "ours": "robust"}[entry.defense]: networks[entry.name]
+            for entry in report.entries
+            if entry.architecture == name and entry.defense in ("none", "ours")
+        }
+        if named:
+            figures[f"{name}-gradients"] = input_gradients(named, split, TITLES[name])
+            figures[f"{name}-targeted"] = targeted_examples(named, split, TITLES[name])
     return figures
 
 
-def robust_accuracy(report):
-    """Accuracy under PGD against its radius, with 95 % intervals and AutoAttack's, a panel for each architecture."""
-    names = list(dict.fromkeys(entry["network"] for entry in report["networks"]))
+def robust_accuracy(report: RobustnessReport) -> Figure:
+    """Accuracy under PGD against its radius, with 95 % intervals and AutoAttack's, a panel for each architecture.
+
+    Raises UserError if the report lacks a result.
+    """
+    names = list(dict.fromkeys(entry.architecture for entry in report.entries))
     figure, panels = plt.subplots(1, len(names), figsize=(9.6, 4.2), sharey=True, layout="constrained", squeeze=False)
-    looks = [("black", "o", "baseline"), (ORANGE, "D", "the study's defence"), (BLUE, "s", "ours")]
+    looks = {
+        "none": ("black", "o", "baseline"),
+        "the study's": (ORANGE, "D", "the study's defence"),
+        "ours": (BLUE, "s", "ours"),
+    }
     for axes, name in zip(panels[0], names, strict=True):
-        entries = [entry for entry in report["networks"] if entry["network"] == name]
-        for entry, (color, marker, label) in zip(entries, looks, strict=True):
-            rows = [find(report, entry["name"], "pgd", radius, **PGD_20) for radius in RADII]
-            rows = [find(report, entry["name"], "fgsm", 0.0), *rows]
-            _line_with_interval(axes, rows, {"color": color, "marker": marker, "markersize": 4, "label": label})
-            strongest = find(report, entry["name"], "autoattack", RADIUS)
-            axes.plot(RADIUS, 100 * strongest["accuracy"], "*", color=color, markersize=13, markeredgecolor="white")
+        for entry in (entry for entry in report.entries if entry.architecture == name):
+            color, marker, label = looks[entry.defense]
+            rows = [entry.find("fgsm", 0.0), *(entry.find("pgd", radius, **PGD_20) for radius in RADII)]
+            line_with_interval(axes, rows, {"color": color, "marker": marker, "markersize": 4, "label": label})
+            strongest = 100 * entry.find("autoattack", RADIUS).accuracy
+            axes.plot(RADIUS, strongest, "*", color=color, markersize=13, markeredgecolor="white")
         axes.set_title(TITLES[name], fontsize="medium")
         axes.set_xlabel("epsilon (L-infinity radius, pixels in [0, 1])")
         axes.grid(alpha=0.3)
@@ -179,34 +255,19 @@ def robust_accuracy(report):
     return figure
 
 
-def _settings(log, *keys):
-    """In words, architecture and defence of a training, and those of its arguments."""
-    arguments, defense = log[0], log[0]["defense"]
-    words = {
-        "epsilon": f"epsilon {pixels(defense['epsilon'])}",
-        "width": f"width {arguments['width']}",
-        "epochs": f"{arguments['epochs']} epochs",
-        "average": f"average {arguments['average']:g}" if arguments["average"] else "last weights",
-        "crafting": "crafted in evaluation mode" if defense.get("crafting") == "evaluation" else "",
-    }
-    named = [f"{TITLES[arguments['network']]}, {TITLES[defense['name']]}", *(words[key] for key in keys)]
-    return ", ".join(filter(None, named))
+def trainings_compared(logs: Mapping[str, Log], title: str, against: str = "time") -> Figure:
+    """Accuracy under PGD-10 (left) and clean (right) on validation images, a line for each training.
 
-
-def trainings_compared(logs, title, against="time"):
-    """Accuracy under PGD-10 (left) and clean (right) on validation images, a line for each log.
-
-    logs: {label: what a training's .jsonl holds, its arguments and then an entry for each epoch}. against: training
-    "time", or "epoch".
+    logs: label -> log. against: what runs to the right, "time" of training or "epoch".
     """
     figure, panels = plt.subplots(1, 2, figsize=(9.6, 4), sharey=True, layout="constrained")
     looks = cycle(zip((BLUE, ORANGE, GREEN, "black", SKY, GREY), "sD^ovP", strict=True))
-    for (label, (_, *epochs)), (color, marker) in zip(logs.items(), looks, strict=False):
-        minutes = np.cumsum([epoch["seconds"] for epoch in epochs]) / 60
-        places = minutes if against == "time" else [epoch["epoch"] for epoch in epochs]
+    for (label, log), (color, marker) in zip(logs.items(), looks, strict=False):
+        minutes = np.cumsum([epoch.seconds for epoch in log.epochs]) / 60
+        places = minutes if against == "time" else [epoch.epoch for epoch in log.epochs]
         style = {"color": color, "marker": marker, "markersize": 4, "label": label}
-        for axes, key in zip(panels, ("choosing_accuracy", "validation_accuracy"), strict=True):
-            axes.plot(places, [100 * epoch[key] for epoch in epochs], **style)
+        panels[0].plot(places, [100 * (epoch.choosing_accuracy or 0) for epoch in log.epochs], **style)
+        panels[1].plot(places, [100 * epoch.validation_accuracy for epoch in log.epochs], **style)
     for axes, name in zip(panels, ("PGD-10 on the margin, 2,000 images", "clean, 5,000 images"), strict=True):
         axes.set_title(name, fontsize="medium")
         axes.set_xlabel("training time (minutes)" if against == "time" else "epoch")
@@ -219,32 +280,63 @@ def trainings_compared(logs, title, against="time"):
     return figure
 
 
-def _finish(figure, panels, report, network, *, baseline=True, theirs=True):
-    """Axis titles, grid, and legends beside the panels: a colour for each training epsilon, a dash for the study's."""
+def _settings(log: Log, *names: str) -> str:
+    """The architecture and the defence of a training in words, and its settings of these names."""
+    arguments = log.arguments
+    words = {
+        "epsilon": f"epsilon {epsilon_text(arguments.defense_epsilon or 0)}",
+        "width": f"width {arguments.width}",
+        "epochs": f"{arguments.epochs} epochs",
+        "average": f"average {arguments.average:g}" if arguments.average else "last weights",
+        "crafting": "crafted in evaluation mode" if crafted_in_evaluation_mode(log) else "",
+    }
+    named = [f"{title_of(arguments.network)}, {title_of(arguments.defense_name)}", *(words[name] for name in names)]
+    return ", ".join(filter(None, named))
+
+
+# ---- words and legends that several figures use ----
+
+
+def _tested(report: StudyReport) -> str:
+    return images_text(report.examples, report.dataset, report.split)
+
+
+def _finish(
+    figure: Figure,
+    panels: Sequence[Axes],
+    report: StudyReport,
+    architecture: str,
+    *,
+    baseline: bool = True,
+    printed: bool = True,
+) -> None:
+    """Axis titles, grid, and a legend beside the panels: a colour for each training epsilon, a dash for the study's.
+
+    baseline: whether the figure has the baseline's line; printed: whether it has the study's lines.
+    """
     for axes in panels:
         axes.set_xlabel(TESTING)
         axes.grid(alpha=0.3)
-    shown = [entry["training_epsilon"] for entry in part(report, "study", network)]
+    epsilons = [entry.training_epsilon for entry in report.entries_of("study", architecture)]
     handles = [
         _heading("trained on"),
-        *(Line2D([], [], label=trained_on(e), **_style(e)) for e in shown if baseline or e is not None),
+        *(Line2D([], [], label=trained_on(e), **_style(e)) for e in epsilons if baseline or e is not None),
     ]
-    if theirs and report["dataset"] == "cifar10":
-        dashed = Line2D([], [], color="black", linestyle="--", alpha=0.7, label="the study, as printed")
+    if printed and report.dataset == "cifar10":
         handles += [
             _heading("\nfigures of"),
             Line2D([], [], color="black", label="this repository"),
-            dashed,
+            Line2D([], [], color="black", linestyle="--", alpha=0.7, label="the study, as printed"),
         ]
     figure.legend(handles=handles, loc="outside right center", frameon=False)
 
 
-def _heading(text):
+def _heading(text: str) -> Line2D:
     """For a legend: a line of text without a line beside it."""
     return Line2D([], [], linestyle="", label=text)
 
 
-def _style(epsilon):
+def _style(epsilon: float | None) -> dict[str, Any]:
     """Colour and marker of a training epsilon; both, so that a print without colours can be read too."""
     styles = {None: ("black", "o"), 0.005: (SKY, "v"), 0.01: (BLUE, "s"), 0.015: (GREEN, "^"), 0.2: (ORANGE, "D")}
     color, marker = styles[epsilon]

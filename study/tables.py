@@ -1,29 +1,48 @@
-"""The reports as tables: Markdown for results/*.md and README, plain text for a terminal."""
+"""The two reports as tables: Markdown for results/*.md, the documents and the notebooks, plain text for a terminal.
+
+Accuracies are in percent. A cell with an interval in brackets has the 95 % Wilson interval.
+"""
 
 import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from study.formats import find
+from torch import nn
+
+from networks.cost import multiply_adds
+from study.formats import (
+    RobustnessEntry,
+    RobustnessReport,
+    StudyEntry,
+    StudyReport,
+    WholeStudy,
+    examples_of,
+)
 from study.paper import PRINTED, REMEASURED
-from study.robustness import PGD_50, RADII
-from utils.constants import EPSILONS, PGD_20, RADIUS, TITLES
-from utils.evaluation import evaluate, evaluate_fgsm, multiply_adds
+from study.robustness import PGD_50, RADII, Logs
+from utils.constants import ARCHITECTURES, EPSILONS, PGD_20, RADIUS, TITLES
+from utils.data import Split
+from utils.evaluation import evaluate, evaluate_fgsm
+from utils.formats import AttackRow, TestReport
+from utils.runs import Log
 from utils.statistics import difference_interval
-from utils.tables import markdown, percent, pixels, tested_images, with_interval
+from utils.tables import Point, epsilon_text, images_text, markdown, percent, under_headings, with_interval
 
 
-def document(report):
-    """results/tables.md: every table of the report, each under its heading."""
+def document(report: WholeStudy) -> str:
+    """results/tables.md: every table of the study's report, each under its heading."""
+    tested = images_text(report.examples, report.dataset, report.split)
     opening = (
         "# Tables of the study\n\n"
-        f"Made by `python -m study` from study.json: accuracy in percent on {tested_images(report)}, by testing "
+        f"Made by `python -m study` from study.json: accuracy in percent on {tested}, by testing "
         "epsilon (L-infinity, pixels in [0, 1]; 0: clean). In brackets, 95 % Wilson intervals: they cover the sampling "
         "of the test images, not how a figure moves from one training to the next (Table 5)."
     )
     titled = {"In short": in_short(report)}
     titled |= {
         f"Table {number}: {TITLES[name]}, transferred FGSM": transfer_table(report, name)
-        for number, name in enumerate(networks(report), start=1)
+        for number, name in enumerate(ARCHITECTURES, start=1)
     }
     titled |= {
         "Table 3: white-box FGSM, through each network's own gradient": white_box_table(report),
@@ -32,166 +51,238 @@ def document(report):
         "Checkpoints": checkpoint_table(report),
         "Times": times_table(report),
     }
-    if report["dataset"] == "cifar10":
+    if report.dataset == "cifar10":
         titled["Retrained cells below the study's"] = misses_text(report)
-    return "\n\n".join([opening, *(f"## {title}\n\n{text}" for title, text in titled.items())]) + "\n"
+    return under_headings(opening, titled)
 
 
-def in_short(report):
-    """A sentence for each architecture: the baseline, the study's defence, and the same without the transfer."""
-    lines = []
-    for name in networks(report):
-        baseline, *_, retrained = part(report, "study", name)
-        theirs = f" (the study: {PRINTED[name][0.2][-1]:g} %)" if report["dataset"] == "cifar10" else ""
-        lines.append(
-            f"- **{TITLES[name]}.** Trained on clean images: {_at(baseline, 'white_box', 0)} clean, "
-            f"{_at(baseline, 'white_box', 0.02)} under FGSM at 0.02, {_at(baseline, 'white_box', 0.1)} at 0.1. "
-            f"Retrained on FGSM examples of 0.2, the study's defence: {_at(retrained, 'transfer', 0)} clean, "
-            f"{_at(retrained, 'transfer', 0.1)}{theirs} under FGSM at 0.1 crafted on the baseline, and "
-            f"**{_at(retrained, 'white_box', 0.02)}** under FGSM at 0.02 crafted on the retrained network itself, "
-            f"{_at(retrained, 'white_box', 0.1)} at 0.1."
+def in_short(report: WholeStudy) -> str:
+    """A sentence for each architecture: the baseline, the study's defence, and that defence without the transfer."""
+    sentences = []
+    for name in ARCHITECTURES:
+        baseline, *_, retrained = report.entries_of("study", name)
+        theirs = f" (the study: {PRINTED[name][0.2][-1]:g} %)" if report.dataset == "cifar10" else ""
+
+        def at(entry: StudyEntry, setting: str, epsilon: float) -> str:
+            return f"{percent(entry.at(setting, epsilon).accuracy)} %"
+
+        sentences.append(
+            f"- **{TITLES[name]}.** Trained on clean images: {at(baseline, 'white_box', 0)} clean, "
+            f"{at(baseline, 'white_box', 0.02)} under FGSM at 0.02, {at(baseline, 'white_box', 0.1)} at 0.1. "
+            f"Retrained on FGSM examples of 0.2, the study's defence: {at(retrained, 'transfer', 0)} clean, "
+            f"{at(retrained, 'transfer', 0.1)}{theirs} under FGSM at 0.1 crafted on the baseline, and "
+            f"**{at(retrained, 'white_box', 0.02)}** under FGSM at 0.02 crafted on the retrained network itself, "
+            f"{at(retrained, 'white_box', 0.1)} at 0.1."
         )
-    return "\n".join(lines)
+    return "\n".join(sentences)
 
 
-def _at(entry, setting, epsilon):
-    (result,) = (row for row in entry[setting] if row["epsilon"] == epsilon)
-    return f"{percent(result['accuracy'])} %"
-
-
-def networks(report):
-    """The architectures of the study proper, in order."""
-    return list(dict.fromkeys(entry["network"] for entry in part(report, "study")))
-
-
-def part(report, name, network=None):
-    """The entries of one part of the report: "study", "reproduction" or "spread"."""
-    return [e for e in report["networks"] if e["part"] == name and network in (None, e["network"])]
-
-
-def transfer_table(report, network):
-    """The study's Table 1 (CNN) or 2 (CNN-LSTM): ours with its interval; below, the printed and the re-measured."""
+def transfer_table(report: StudyReport, architecture: str) -> str:
+    """The study's Table 1 (CNN) or 2 (CNN-LSTM): our figures, and below each the printed and the re-measured ones."""
     note = "In each cell: ours (95 % interval)"
-    if report["dataset"] == "cifar10":
+    if report.dataset == "cifar10":
         note += "; below, the study's as printed / its checkpoints measured again with the attack done right"
     rows = []
-    for entry in part(report, "study", network):
-        cells = [with_interval(result) for result in entry["transfer"]]
-        if report["dataset"] == "cifar10":
-            theirs = zip(*(table[network][entry["training_epsilon"]] for table in (PRINTED, REMEASURED)), strict=True)
-            cells = [f"{cell}<br>{a:g} / {b:g}" for cell, (a, b) in zip(cells, theirs, strict=True)]
-        rows.append([trained_on(entry["training_epsilon"]), *cells])
-    return f"{note}.\n\n" + markdown([f"{TITLES[network]} trained on", *columns()], rows)
+    for entry in report.entries_of("study", architecture):
+        cells = [with_interval(measurement) for measurement in entry.transfer]
+        if report.dataset == "cifar10":
+            tables = (table[architecture][entry.training_epsilon] for table in (PRINTED, REMEASURED))
+            cells = [f"{cell}<br>{a:g} / {b:g}" for cell, a, b in zip(cells, *tables, strict=True)]
+        rows.append([trained_on(entry.training_epsilon), *cells])
+    return f"{note}.\n\n" + markdown([f"{TITLES[architecture]} trained on", *columns()], rows)
 
 
-def white_box_table(report):
-    rows = [[label(entry), *map(with_interval, entry["white_box"])] for entry in part(report, "study")]
+def white_box_table(report: StudyReport) -> str:
+    """Every network of the study under FGSM through its own gradient."""
+    rows = [[label(entry), *map(with_interval, entry.white_box)] for entry in report.entries_of("study")]
     return markdown(["trained on", *columns()], rows)
 
 
-def reproduction_table(report):
+def reproduction_table(report: StudyReport) -> str:
+    """The networks trained with the original study's recipe, beside its own figures."""
     rows = []
-    for entry in part(report, "reproduction"):
-        rows.append([f"{label(entry)}: ours", *map(with_interval, entry["transfer"])])
-        if report["dataset"] == "cifar10":
+    for entry in report.entries_of("reproduction"):
+        rows.append([f"{label(entry)}: ours", *map(with_interval, entry.transfer)])
+        if report.dataset == "cifar10":
             for name, table in (("as printed", PRINTED), ("measured again", REMEASURED)):
-                theirs = table[entry["network"]][entry["training_epsilon"]]
+                theirs = table[entry.architecture][entry.training_epsilon]
                 rows.append([f"{label(entry)}: {name}", *(f"{value:g}" for value in theirs)])
     return markdown(["trained on", *columns()], rows)
 
 
-def spread_table(report):
+def spread_table(report: StudyReport) -> str:
+    """The same training with several seeds, and how far the figures lie apart."""
     rows = []
-    for epsilon in dict.fromkeys(entry["training_epsilon"] for entry in part(report, "spread")):
-        entries = [e for e in part(report, "spread") if e["training_epsilon"] == epsilon]
+    for epsilon in dict.fromkeys(entry.training_epsilon for entry in report.entries_of("spread")):
+        entries = [entry for entry in report.entries_of("spread") if entry.training_epsilon == epsilon]
         rows += [
-            [f"{trained_on(epsilon)}, seed {e['seed']}", *(percent(result["accuracy"]) for result in e["transfer"])]
-            for e in entries
+            [f"{trained_on(epsilon)}, seed {entry.seed}", *(percent(m.accuracy) for m in entry.transfer)]
+            for entry in entries
         ]
-        columns_of_seeds = list(zip(*([100 * r["accuracy"] for r in e["transfer"]] for e in entries), strict=True))
         if len(entries) > 1:
-            spread = [f"{max(c) - min(c):.2f} / {statistics.stdev(c):.2f}" for c in columns_of_seeds]
+            by_radius = zip(*([100 * m.accuracy for m in entry.transfer] for entry in entries), strict=True)
+            spread = [f"{max(column) - min(column):.2f} / {statistics.stdev(column):.2f}" for column in by_radius]
             rows.append([f"{trained_on(epsilon)}: range / standard deviation", *spread])
     return markdown(["CNN trained on", *columns()], rows)
 
 
-def checkpoint_table(report):
-    """A row for each shipped network."""
+def checkpoint_table(report: StudyReport) -> str:
+    """A row for each shipped network of the study."""
     rows = []
-    for entry in part(report, "study"):
-        name = f"[{entry['name']}]({entry['name']}.safetensors)"
-        validation = percent(entry["validation_accuracy"])
-        clean, *_, transfer = map(with_interval, entry["transfer"])
-        white_box = with_interval(entry["white_box"][-1])
-        digest = f"`{entry['sha256']}`"
-        rows.append([name, entry["precision"], validation, clean, transfer, white_box, digest])
+    for entry in report.entries_of("study"):
+        clean, *_, transfer = map(with_interval, entry.transfer)
+        rows.append(
+            [
+                f"[{entry.name}]({entry.name}.safetensors)",
+                entry.precision,
+                percent(entry.validation_accuracy),
+                clean,
+                transfer,
+                with_interval(entry.white_box[-1]),
+                f"`{entry.sha256}`",
+            ]
+        )
     header = ["checkpoint", "trained in", "validation", "clean", "transferred 0.1", "white-box 0.1", "SHA-256"]
     return markdown(header, rows)
 
 
-def times_table(report):
-    """Minutes that the study proper took, as its entries say; a dash where there was no log of a training."""
+def times_table(report: WholeStudy) -> str:
+    """How many minutes the ten networks of the study took; a dash where a training has left no log."""
     rows = []
-    for name in networks(report):
-        baseline, *retrained = part(report, "study", name)
+    for name in ARCHITECTURES:
+        baseline, *retrained = report.entries_of("study", name)
+        trainings = [entry.training_seconds for entry in retrained]
         seconds = [
-            baseline["training_seconds"],
-            baseline["adversarial_set_seconds"],
-            _sum(entry["training_seconds"] for entry in retrained),
-            _sum(entry["evaluation_seconds"] for entry in (baseline, *retrained)),
+            baseline.training_seconds,
+            baseline.adversarial_set_seconds,
+            None if None in trainings else sum(filter(None, trainings)),
+            sum(entry.evaluation_seconds for entry in (baseline, *retrained)),
         ]
         rows.append([TITLES[name], *("–" if value is None else f"{value / 60:.1f}" for value in seconds)])
     header = ["minutes", "training the baseline", "adversarial sets", "retraining four networks", "testing all five"]
     return markdown(header, rows)
 
 
-def _sum(seconds):
-    seconds = list(seconds)
-    return None if None in seconds else sum(seconds)
+def misses(report: StudyReport) -> list[tuple[StudyEntry, float, float, float]]:
+    """The retrained networks' cells below the better of the study's printed and re-measured figures.
 
-
-def misses(report):
-    """(entry, result, best) of the retrained cells below `best`, the higher of the study's printed and re-measured."""
+    Returns for each cell its entry, its testing radius, our accuracy in [0, 1] and the study's figure in percent.
+    """
     found = []
-    for entry in part(report, "study"):
-        epsilon, network = entry["training_epsilon"], entry["network"]
-        if epsilon is not None:
-            theirs = zip(PRINTED[network][epsilon], REMEASURED[network][epsilon], strict=True)
-            for result, figures in zip(entry["transfer"], theirs, strict=True):
-                if round(100 * result["accuracy"], 2) < max(figures):
-                    found.append((entry, result, max(figures)))
+    for entry in report.entries_of("study"):
+        if entry.training_epsilon is not None:
+            tables = (table[entry.architecture][entry.training_epsilon] for table in (PRINTED, REMEASURED))
+            for measurement, *theirs in zip(entry.transfer, *tables, strict=True):
+                if round(100 * measurement.accuracy, 2) < max(theirs):
+                    found.append((entry, measurement.epsilon, measurement.accuracy, max(theirs)))
     return found
 
 
-def misses_text(report):
+def misses_text(report: StudyReport) -> str:
+    """`misses` as a list, a line for each cell."""
     found = [
-        f"- {label(entry)}, at {result['epsilon']:g}: {percent(result['accuracy'])} against {best:g}"
-        for entry, result, best in misses(report)
+        f"- {label(entry)}, at {epsilon:g}: {percent(accuracy)} against {best:g}"
+        for entry, epsilon, accuracy, best in misses(report)
     ]
     return "\n".join(found) or "None: each is at or above both the printed and the re-measured figure."
 
 
-def summary(report):
-    """The study proper as plain text: transferred and white-box accuracy of every network."""
+def summary(report: StudyReport) -> str:
+    """The ten networks of the study as plain text: transferred and white-box accuracy of every network."""
     lines = []
     for setting, title in (("transfer", "FGSM through the baseline"), ("white_box", "FGSM through its own gradient")):
         lines += ["", f"{title}: accuracy in percent, by testing epsilon"]
         lines.append(f"{'network':10}{'trained on':16}" + "".join(f"{epsilon:>8g}" for epsilon in EPSILONS))
-        for entry in part(report, "study"):
-            cells = "".join(f"{100 * result['accuracy']:8.2f}" for result in entry[setting])
-            lines.append(f"{TITLES[entry['network']]:10}{trained_on(entry['training_epsilon']):16}{cells}")
+        for entry in report.entries_of("study"):
+            cells = "".join(f"{100 * measurement.accuracy:8.2f}" for measurement in entry.under(setting))
+            lines.append(f"{TITLES[entry.architecture]:10}{trained_on(entry.training_epsilon):16}{cells}")
     return "\n".join(lines)
 
 
-def robustness_document(report, logs):
+# ---- CNN against CNN-LSTM ----
+
+
+def ahead_table(report: WholeStudy) -> str:
+    """In how many cells of the study's tables one architecture is ahead by more than the 95 % interval."""
+    first, second = (TITLES[name] for name in ARCHITECTURES)
+    baselines, *retrained = report.pairs()
+    kinds = {  # kind -> the accuracies that are compared, both architectures' in the same order
+        # Clean accuracy is the first measurement in either setting.
+        "clean": [[entry.transfer[:1] for entry in pair] for pair in report.pairs()],
+        "baselines, under their own examples": [[entry.white_box[1:] for entry in baselines]],
+        "retrained, transferred FGSM": [[entry.transfer[1:] for entry in pair] for pair in retrained],
+        "retrained, white-box FGSM": [[entry.white_box[1:] for entry in pair] for pair in retrained],
+    }
+    rows = []
+    for kind, compared in kinds.items():
+        counts, largest_lead = dict.fromkeys((first, second, "neither"), 0), {first: 0.0, second: 0.0}
+        for a, b in (cells for pair in compared for cells in zip(*pair, strict=True)):
+            low, high = difference_interval(a.accuracy, b.accuracy, report.examples)
+            ahead = first if low > 0 else second if high < 0 else "neither"
+            counts[ahead] += 1
+            if ahead != "neither":
+                largest_lead[ahead] = max(largest_lead[ahead], abs(a.accuracy - b.accuracy))
+        leads = (
+            f"{counts[name]}, by up to {percent(largest_lead[name])}" if counts[name] else "0"
+            for name in (first, second)
+        )
+        rows.append([kind, *leads, str(counts["neither"])])
+    return markdown(["cells in which one is ahead", first, second, "neither"], rows)
+
+
+def conclusion_table(report: WholeStudy, robustness: RobustnessReport | None = None) -> str:
+    """The study's conclusion, claim by claim: both figures, and their difference with its 95 % interval.
+
+    robustness: has the robust networks' figures; without it, that claim is left out.
+    Raises UserError if `robustness` does not have AutoAttack's results on the robust networks.
+    """
+    baselines, *_, largest = report.pairs()
+    at = f"FGSM at {EPSILONS[-1]:g}"
+    radius = largest[0].training_epsilon
+    claims = [  # claim, the CNN's accuracy, the CNN-LSTM's, images
+        ("more accurate: baselines, clean", *(e.transfer[0].accuracy for e in baselines), report.examples),
+        (
+            f"more robust: retrained on {radius:g}, transferred {at}",
+            *(entry.transfer[-1].accuracy for entry in largest),
+            report.examples,
+        ),
+        (f"more robust: the same, white-box {at}", *(e.white_box[-1].accuracy for e in largest), report.examples),
+    ]
+    if robustness:
+        rows = [robustness.entry(f"{name}-robust").find("autoattack", RADIUS) for name in ARCHITECTURES]
+        claims.append(
+            ("more robust: adversarially trained, AutoAttack", *(row.accuracy for row in rows), examples_of(rows))
+        )
+    table = [_claim(*claim) for claim in claims]
+    ours, other = (entry.training_seconds for entry in baselines)
+    if ours and other:
+        slower = f"{100 * (ours / other - 1):+.0f} %"
+        minutes = [f"{ours / 60:.1f} min", f"{other / 60:.1f} min"]
+        table.append(["faster to train: baselines", *minutes, slower, "one run each"])
+    first, second = (TITLES[name] for name in ARCHITECTURES)
+    return markdown([f"the {first} is …", first, second, "difference (95 %)", "so?"], table)
+
+
+def _claim(claim: str, first: float, second: float, examples: int) -> list[str]:
+    """A row: does it hold that the first accuracy is higher, by more than the 95 % interval?"""
+    low, high = difference_interval(first, second, examples)
+    verdict = "holds" if low > 0 else "the other way round" if high < 0 else "open"
+    difference = f"{100 * (first - second):+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
+    return [claim, percent(first), percent(second), difference, verdict]
+
+
+# ---- robustness ----
+
+
+def robustness_document(report: RobustnessReport, logs: Logs) -> str:
     """results/robustness.md: every table of the report on robustness, each under its heading.
 
-    logs: of `utils.robustness.training_logs`.
+    Raises UserError if the report does not have every result.
     """
     on_all, on_some = (f"{count:,}" for count in tested_counts(report))
     opening = (
         f"# Robustness\n\nMade by `python -m study robustness` from robustness.json: accuracy in percent on the "
-        f"{on_all} {TITLES.get(report['dataset'], report['dataset'])} {report['split']} images, under PGD and "
+        f"{on_all} {TITLES.get(report.dataset, report.dataset)} {report.split} images, under PGD and "
         f"AutoAttack on the first {on_some}; in brackets, 95 % Wilson intervals."
     )
     titled = {
@@ -199,217 +290,173 @@ def robustness_document(report, logs):
         "White-box PGD, by radius": radius_table(report, "pgd", **PGD_20),
         "White-box FGSM, by radius": radius_table(report, "fgsm"),
         "Checkpoints tested": robust_checkpoint_table(report),
-        "Four defences on the same network": training_table(logs["defenses"]),
-        "Catastrophic overfitting": overfitting_table(logs["overfitting"]),
-        "What was tried": training_table(logs["tried"]),
+        "Four defences on the same network": training_table(logs.defenses),
+        "Catastrophic overfitting": overfitting_table(logs.overfitting),
+        "What was tried": training_table(logs.tried),
     }
-    return "\n\n".join([opening, *(f"## {title}\n\n{text}" for title, text in titled.items())]) + "\n"
+    return under_headings(opening, titled)
 
 
-def robustness_table(report):
-    """Baseline, the study's defence and ours, from the attack that flatters most to the one that flatters least."""
-    columns: dict[str, tuple] = {
-        "clean": ("fgsm", 0.0, {}),
-        "transferred FGSM, 0.1": ("fgsm", 0.1, {"setting": "transfer"}),
-        "white-box FGSM, 8/255": ("fgsm", RADIUS, {}),
-        "PGD-50, 10 restarts, 8/255": ("pgd", RADIUS, PGD_50),
-        "AutoAttack, 8/255": ("autoattack", RADIUS, {}),
-    }
-    rows = [
-        [
-            defended(entry),
-            *(with_interval(find(report, entry["name"], *test[:2], **test[2])) for test in columns.values()),
+def robustness_table(report: RobustnessReport) -> str:
+    """Every network under the attacks, from the one that flatters most to the one that flatters least.
+
+    Raises UserError if the report does not have every result.
+    """
+
+    def row(entry: RobustnessEntry) -> list[AttackRow]:
+        return [
+            entry.find("fgsm", 0.0),
+            entry.find("fgsm", 0.1, "transfer"),
+            entry.find("fgsm", RADIUS),
+            entry.find("pgd", RADIUS, **PGD_50),
+            entry.find("autoattack", RADIUS),
         ]
-        for entry in report["networks"]
-    ]
-    return markdown(["network, and how it is defended", *columns], rows)
+
+    attacks = ["clean", "transferred FGSM, 0.1", "white-box FGSM, 8/255", "PGD-50, 10 restarts, 8/255"]
+    rows = [[defended(entry), *map(with_interval, row(entry))] for entry in report.entries]
+    return markdown(["network, and how it is defended", *attacks, "AutoAttack, 8/255"], rows)
 
 
-def radius_table(report, attack, **options):
+def radius_table(report: RobustnessReport, attack: str, **options: Any) -> str:
+    """Every network under one white-box attack at each of RADII. options: of the attack, to choose among its results.
+
+    Raises UserError if the report does not have every result.
+    """
     rows = [
-        [defended(entry), *(with_interval(find(report, entry["name"], attack, radius, **options)) for radius in RADII)]
-        for entry in report["networks"]
+        [defended(entry), *(with_interval(entry.find(attack, radius, **options)) for radius in RADII)]
+        for entry in report.entries
     ]
-    return markdown(["network", *(pixels(radius) for radius in RADII)], rows)
+    return markdown(["network", *map(epsilon_text, RADII)], rows)
 
 
-def robust_checkpoint_table(report):
+def robust_checkpoint_table(report: RobustnessReport) -> str:
+    """The checkpoints of the report, and how long they were attacked."""
     rows = []
-    for entry in report["networks"]:
-        seconds = sum(row["seconds"] for row in entry["results"])
-        name = f"[{entry['name']}]({entry['name']}.safetensors)"
-        rows.append([name, f"{entry['parameters']:,}", f"{seconds / 60:.1f}", f"`{entry['sha256']}`"])
+    for entry in report.entries:
+        minutes = sum(row.seconds for row in entry.results) / 60
+        name = f"[{entry.name}]({entry.name}.safetensors)"
+        rows.append([name, f"{entry.parameters:,}", f"{minutes:.1f}", f"`{entry.sha256}`"])
     return markdown(["checkpoint", "parameters", "minutes under attack", "SHA-256"], rows)
 
 
-def training_table(logs):
-    """Defended trainings, by their flags, and what the validation images say of the epoch that was kept."""
-    rows = []
-    for log in logs:
-        kept = max(log[1:], key=lambda epoch: epoch["choosing_accuracy"])
-        minutes = sum(epoch["seconds"] for epoch in log[1:]) / 60
-        accuracies = [percent(kept[f"{key}_accuracy"]) for key in ("validation", "robust", "choosing")]
-        rows.append([f"`train-{log[0]['network']}.py {training_flags(log)}`", f"{minutes:.1f}", *accuracies])
-    return markdown(["training", "minutes", "clean", "PGD-10", "PGD-10 on the margin"], rows)
+def tested_counts(report: RobustnessReport) -> tuple[int, int]:
+    """How many images FGSM was run on, and how many PGD and AutoAttack. Raises UserError if a result is missing."""
+    entry = report.entries[0]
+    return examples_of([entry.find("fgsm", 0.0)]), examples_of([entry.find("autoattack", RADIUS)])
 
 
-def overfitting_table(logs):
-    """Defended trainings, by their flags, and what the watched validation images say after the last epochs."""
-    rows = []
-    for log in logs:
-        for epoch in log[-2:]:
-            accuracies = [percent(epoch[f"{key}_accuracy"]) for key in ("validation", "single_step", "robust")]
-            rows.append([f"`train-{log[0]['network']}.py {training_flags(log)}`", str(epoch["epoch"]), *accuracies])
-    return markdown(["training", "epoch", "clean", "a single step (FGSM)", "PGD-10"], rows)
+def defended(entry: RobustnessEntry) -> str:
+    """The heading of an entry's row: the architecture and its defence."""
+    title, training = TITLES[entry.architecture], entry.training
+    if entry.defense == "none" or training is None:
+        return f"{title}, none (baseline)"
+    name, epsilon = training.defense_name or "", training.defense_epsilon
+    if epsilon is None:  # somebody's own
+        return f"{title}, {name}"
+    if entry.defense == "the study's":
+        return f"{title}, the study's: FGSM examples of {epsilon:g}"
+    return f"{title}, **ours**: {TITLES.get(name, name)} at {epsilon_text(epsilon)}, width {training.width}"
 
 
-def training_flags(log):
-    """The flags that tell a defended training from others."""
-    arguments, defense = log[0], log[0]["defense"]
-    flags = f"--defense {defense['name']}"
-    if defense["epsilon"] != RADIUS:
-        flags += f" --epsilon {pixels(defense['epsilon'])}"
-    flags += f" --width {arguments['width']} --epochs {arguments['epochs']}"
-    if arguments["average"]:
-        flags += f" --average {arguments['average']:g}"
-    if defense.get("crafting") == "evaluation":
-        flags += " --crafting evaluation"
-    return flags
-
-
-def diagnosis_table(reports):
-    """The verdicts of `test-*.py --diagnose --json`; reports: in the order of the rows."""
+def diagnosis_table(reports: Sequence[TestReport]) -> str:
+    """The verdicts of `test-*.py --diagnose --json`, a row for each report that has one."""
     rows = []
     for report in reports:
-        diagnosis = report["diagnosis"]
-        failed = sum(check["passed"] is False for check in diagnosis["checks"])
-        strongest = {"accuracy": diagnosis["robust_accuracy"], "confidence_interval": diagnosis["confidence_interval"]}
-        checks = f"{len(diagnosis['checks']) - failed} of {len(diagnosis['checks'])}"
-        verdict = diagnosis["verdict"].split(":")[0].split(",")[0]
-        rows.append([Path(report["checkpoint"]).stem, checks, verdict, with_interval(strongest)])
+        if diagnosis := report.diagnosis:
+            failed = sum(check.passed is False for check in diagnosis.checks)
+            passed = f"{len(diagnosis.checks) - failed} of {len(diagnosis.checks)}"
+            verdict = diagnosis.verdict.split(":")[0].split(",")[0]
+            strongest = Point(diagnosis.epsilon, diagnosis.robust_accuracy, diagnosis.confidence_interval)
+            rows.append([Path(report.checkpoint).stem, passed, verdict, with_interval(strongest)])
     return markdown(
         ["network", "checks passed", "is the evaluation trustworthy?", "left by the strongest attack"], rows
     )
 
 
-def defended(entry):
-    """An entry's row heading: the architecture and its defence."""
-    training, title = entry["training"] or {}, TITLES[entry["network"]]
-    defense = training.get("defense")
-    if defense is None:
-        return f"{title}, none (baseline)"
-    if isinstance(defense, str) or "epsilon" not in defense:  # somebody's own
-        return f"{title}, {defense if isinstance(defense, str) else defense['name']}"
-    name, epsilon = defense["name"], defense["epsilon"]
-    if name == "fgsm-augment":
-        return f"{title}, the study's: FGSM examples of {epsilon:g}"
-    return f"{title}, **ours**: {TITLES.get(name, name)} at {pixels(epsilon)}, width {training.get('width', '?')}"
+# ---- trainings ----
 
 
-def tested_counts(report):
-    """Images that FGSM was run on, and PGD and AutoAttack."""
-    rows = report["networks"][0]["results"]
-    return rows[0]["examples"], rows[-1]["examples"]
-
-
-def pairs(report):
-    """The study's entries of one architecture, each with the other's of the same training epsilon."""
-    first, second = (part(report, "study", name) for name in networks(report))
-    others = {entry["training_epsilon"]: entry for entry in second}
-    return [(entry, others[entry["training_epsilon"]]) for entry in first]
-
-
-def ahead_table(report):
-    """In how many cells of the study's tables either architecture is ahead, by more than the 95 % interval."""
-    names = [TITLES[name] for name in networks(report)]
-    baselines, *retrained = pairs(report)
-    kinds: dict[str, list] = {  # the first cell of a row is the clean accuracy, in either setting
-        "clean": [(entry["transfer"][:1], other["transfer"][:1]) for entry, other in pairs(report)],
-        "baselines, under their own examples": [[entry["white_box"][1:] for entry in baselines]],
-        "retrained, transferred FGSM": [[entry["transfer"][1:] for entry in pair] for pair in retrained],
-        "retrained, white-box FGSM": [[entry["white_box"][1:] for entry in pair] for pair in retrained],
-    }
+def training_table(logs: Sequence[Log]) -> str:
+    """Defended trainings, by their flags, and the accuracy on validation images after the epoch that was kept."""
     rows = []
-    for kind, cells in kinds.items():
-        counts, extreme = dict.fromkeys((*names, "neither"), 0), dict.fromkeys(names, 0.0)
-        for a, b in (pair for row in cells for pair in zip(*row, strict=True)):
-            low, high = difference_interval(a["accuracy"], b["accuracy"], report["examples"])
-            ahead = names[0] if low > 0 else names[1] if high < 0 else "neither"
-            counts[ahead] += 1
-            if ahead != "neither":
-                extreme[ahead] = max(extreme[ahead], abs(a["accuracy"] - b["accuracy"]))
-        leads = (f"{counts[n]}, by up to {percent(extreme[n])}" if counts[n] else "0" for n in names)
-        rows.append([kind, *leads, str(counts["neither"])])
-    return markdown(["cells in which one is ahead", *names, "neither"], rows)
+    for log in logs:
+        kept = max(log.epochs, key=lambda epoch: epoch.choosing_accuracy or 0)
+        minutes = sum(epoch.seconds for epoch in log.epochs) / 60
+        accuracies = _percentages(kept.validation_accuracy, kept.robust_accuracy, kept.choosing_accuracy)
+        rows.append([_command(log), f"{minutes:.1f}", *accuracies])
+    return markdown(["training", "minutes", "clean", "PGD-10", "PGD-10 on the margin"], rows)
 
 
-def conclusion_table(report, robustness=None):
-    """The study's conclusion, claim by claim, with the 95 % interval of what it rests on.
-
-    report: the study's; robustness: that of utils.robustness, for the networks that hold. Accuracies in percent.
-    """
-    first, second = networks(report)
-    baselines, *_, largest = pairs(report)
-    at = f"FGSM at {EPSILONS[-1]:g}"
-    claims = {
-        "more accurate: baselines, clean": ([entry["transfer"][0] for entry in baselines], report["examples"]),
-        f"more robust: retrained on {largest[0]['training_epsilon']:g}, transferred {at}": (
-            [entry["transfer"][-1] for entry in largest],
-            report["examples"],
-        ),
-        f"more robust: the same, white-box {at}": ([entry["white_box"][-1] for entry in largest], report["examples"]),
-    }
-    if robustness:
-        rows = [find(robustness, f"{name}-robust", "autoattack", RADIUS) for name in (first, second)]
-        claims["more robust: adversarially trained, AutoAttack"] = rows, rows[0]["examples"]
-    table = []
-    for claim, (rows, examples) in claims.items():
-        a, b = (row["accuracy"] for row in rows)
-        low, high = difference_interval(a, b, examples)
-        verdict = "holds" if low > 0 else "the other way round" if high < 0 else "open"
-        difference = f"{100 * (a - b):+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
-        table.append([claim, percent(a), percent(b), difference, verdict])
-    seconds = [entry["training_seconds"] for entry in baselines]
-    if all(seconds):
-        a, b = (f"{s / 60:.1f} min" for s in seconds)
-        table.append(
-            ["faster to train: baselines", a, b, f"{100 * (seconds[0] / seconds[1] - 1):+.0f} %", "one run each"]
-        )
-    return markdown([f"the {TITLES[first]} is …", TITLES[first], TITLES[second], "difference (95 %)", "so?"], table)
+def overfitting_table(logs: Sequence[Log]) -> str:
+    """Defended trainings, by their flags, and the accuracy on validation images after each of the last two epochs."""
+    rows = []
+    for log in logs:
+        for epoch in log.epochs[-2:]:
+            accuracies = _percentages(epoch.validation_accuracy, epoch.single_step_accuracy, epoch.robust_accuracy)
+            rows.append([_command(log), str(epoch.epoch), *accuracies])
+    return markdown(["training", "epoch", "clean", "a single step (FGSM)", "PGD-10"], rows)
 
 
-def cost_table(tested):
-    """Parameters, multiply-adds and training time of networks. tested: {name: (network, log of its training)}."""
+def _percentages(*accuracies: float | None) -> list[str]:
+    return ["–" if accuracy is None else percent(accuracy) for accuracy in accuracies]
+
+
+def _command(log: Log) -> str:
+    """The command of a defended training, with the flags that tell it from others."""
+    arguments = log.arguments
+    flags = [f"--defense {arguments.defense_name}"]
+    if arguments.defense_epsilon not in (None, RADIUS):
+        flags.append(f"--epsilon {epsilon_text(arguments.defense_epsilon)}")
+    flags.append(f"--width {arguments.width} --epochs {arguments.epochs}")
+    if arguments.average:
+        flags.append(f"--average {arguments.average:g}")
+    if crafted_in_evaluation_mode(log):
+        flags.append("--crafting evaluation")
+    return f"`train-{arguments.network}.py {' '.join(flags)}`"
+
+
+def crafted_in_evaluation_mode(log: Log) -> bool:
+    """Whether the training's examples were crafted with the network in evaluation mode, which is an option."""
+    defense = log.arguments.defense
+    return isinstance(defense, dict) and defense.get("crafting") == "evaluation"
+
+
+def cost_table(tested: Mapping[str, tuple[nn.Module, Log]]) -> str:
+    """Parameters, multiply-adds and training time. tested: name -> the network and the log of its training."""
     rows = []
     for name, (network, log) in tested.items():
         parameters = sum(parameter.numel() for parameter in network.parameters())
-        minutes = sum(epoch["seconds"] for epoch in log[1:]) / 60
-        width = str(network.arguments["width"])
-        precision = log[1].get("precision", "float32")
-        rows.append([name, width, f"{parameters:,}", f"{multiply_adds(network):,}", f"{minutes:.1f}", precision])
+        minutes = sum(epoch.seconds for epoch in log.epochs) / 60
+        size = [str(log.arguments.width), f"{parameters:,}", f"{multiply_adds(network):,}"]
+        rows.append([name, *size, f"{minutes:.1f}", log.epochs[0].precision])
     header = ["network", "width", "parameters", "multiply-adds an image", "training, minutes", "trained in"]
     return markdown(header, rows)
 
 
-def attacked_table(networks, split, epsilon, *, progress=False):
-    """Networks, {name: network}, clean, under white-box FGSM and under PGD-20, on a split."""
+def attacked_table(networks: Mapping[str, nn.Module], split: Split, epsilon: float, *, progress: bool = False) -> str:
+    """Networks, by name, on the split's images: clean, under white-box FGSM and under PGD-20 at one radius."""
     rows = []
     for name, network in networks.items():
         results = evaluate_fgsm(network, split, [epsilon], progress=progress)
         results.append(evaluate(network, split, "pgd", epsilon, options=PGD_20, progress=progress))
-        cells = ({"accuracy": r.accuracy, "confidence_interval": r.confidence_interval} for r in results)
-        rows.append([name, *map(with_interval, cells)])
-    at = pixels(epsilon)
+        rows.append([name, *map(with_interval, results)])
+    at = epsilon_text(epsilon)
     return markdown([f"first {len(split):,} test images", "clean", f"FGSM, {at}", f"PGD-20, {at}"], rows)
 
 
-def label(entry):
-    return f"{TITLES[entry['network']]}, {trained_on(entry['training_epsilon'])}"
+# ---- words that several tables use ----
 
 
-def trained_on(epsilon):
+def label(entry: StudyEntry) -> str:
+    """Architecture and training of a network."""
+    return f"{TITLES[entry.architecture]}, {trained_on(entry.training_epsilon)}"
+
+
+def trained_on(epsilon: float | None) -> str:
+    """What a network was trained on. epsilon: the radius of the FGSM examples; None: clean images."""
     return "clean images" if epsilon is None else f"epsilon {epsilon:g}"
 
 
-def columns():
+def columns() -> list[str]:
+    """The headings of the testing radii."""
     return [f"{epsilon:g}" for epsilon in EPSILONS]

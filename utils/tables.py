@@ -1,27 +1,68 @@
-"""TODO: utils.tables."""
+"""How every table is written: Markdown, percentages, 95 % intervals, radii and numbers of images."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 from utils.constants import TITLES
 
 
-def pixels(epsilon):
-    """An epsilon as papers write it: 8/255 where it is a whole number of grey levels, else a decimal."""
+class Measured(Protocol):
+    """An accuracy and its 95 % interval, all in [0, 1]: a Result of an evaluation, or a row of a report."""
+
+    @property
+    def accuracy(self) -> float: ...
+
+    @property
+    def confidence_interval(self) -> tuple[float, float]: ...
+
+
+class MeasuredAt(Measured, Protocol):
+    """The same under an attack of one L-infinity radius."""
+
+    @property
+    def epsilon(self) -> float: ...
+
+
+class Point(NamedTuple):
+    """An accuracy, its interval and the radius that it was measured at."""
+
+    epsilon: float
+    accuracy: float
+    confidence_interval: tuple[float, float]
+
+
+def epsilon_text(epsilon: float) -> str:
+    """A radius as papers write it: 8/255 if it is a whole number of grey levels, otherwise a decimal."""
     levels = 255 * epsilon
     return f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-9 and levels > 0 else f"{epsilon:.4g}"
 
 
-def tested_images(report):
-    return f"{report['examples']:,} {TITLES.get(report['dataset'], report['dataset'])} {report['split']} images"
+def images_text(examples: int, dataset: str, split: str) -> str:
+    """Which images were tested: 10,000 CIFAR-10 test images."""
+    return f"{examples:,} {TITLES.get(dataset, dataset)} {split} images"
 
 
-def percent(accuracy):
+def percent(accuracy: float) -> str:
+    """An accuracy in [0, 1] as a percentage with two decimals, without the sign."""
     return f"{100 * accuracy:.2f}"
 
 
-def with_interval(result):
-    low, high = result["confidence_interval"]
-    return f"**{percent(result['accuracy'])}** ({percent(low)}–{percent(high)})"
+def with_interval(measured: Measured) -> str:
+    """An accuracy in bold and its interval in brackets, in percent."""
+    low, high = measured.confidence_interval
+    return f"**{percent(measured.accuracy)}** ({percent(low)}–{percent(high)})"
 
 
-def markdown(header, rows):
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table. A cell may hold any text: it stays one cell on one line."""
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+
+
+def under_headings(opening: str, titled: Mapping[str, str]) -> str:
+    """A Markdown document: the opening, and then each text under its title as a heading."""
+    return "\n\n".join([opening, *(f"## {title}\n\n{text}" for title, text in titled.items())]) + "\n"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").splitlines())
