@@ -1,168 +1,270 @@
-"""Can a robust accuracy be trusted? Checks for masked gradients and leaked labels, run on any network.
+"""Can a robust accuracy be trusted? `diagnose` attacks a network in several ways, and checks compare what they leave.
 
-The signs of masked gradients are those of Athalye et al. (2018, arXiv:1802.00420, section 3.1) and Carlini et al.
-(2019, arXiv:1902.06705, section 5): a network that hides its gradient looks robust to attacks that follow it, and gives
-itself away by them. Label leaking is Kurakin et al.'s (2017, arXiv:1611.01236, section 4): a network that finds FGSM
-examples easier than images reads the label out of the perturbation.
+A network whose gradient misleads attacks looks robust to them, although other attacks break it: its gradient is masked.
+Each check looks for one sign of it. The signs are from Athalye et al. (2018, arXiv:1802.00420, section 3.1) and Carlini
+et al. (2019, arXiv:1902.06705, section 5). The last check looks for label leaking (Kurakin et al., 2017,
+arXiv:1611.01236, section 4): a network that classifies FGSM examples better than clean images reads the label out of
+the perturbation.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
 
 import torch
 
-from attacks.core import attacking, input_gradient
-from utils.constants import EVALUATION_BATCH
-from utils.data import batches
+from attacks.core import Model, attacking, input_gradient
+from utils.constants import EVALUATION_BATCH, RADIUS
+from utils.data import Split, batches
 from utils.evaluation import Result, evaluate, evaluate_fgsm
+from utils.formats import Check, DiagnosisReport
+from utils.notes import Notes
 
 STEPS, MANY_STEPS, RESTARTS = 20, 100, 3
-NO_SOURCE = "not run: it takes another network's examples"
-TOLERANCE = 0.02  # what more steps and restarts may add, and a gradient-free attack, before they say something
+LEAK_RADII = (0.02, 0.1, 0.2, 0.3)  # where transferred FGSM examples may be easier than clean images, in pixel units
+TOLERANCE = 0.02  # a check passes if more steps, more restarts or a gradient-free attack change accuracies by less
+NO_SOURCE = "not run: it needs another network to craft examples on"
+NO_LEAK = "transferred FGSM examples are not easier than images"
+MANY = f"PGD-{MANY_STEPS} with {RESTARTS} restarts"
 
 
-@dataclass(frozen=True)
-class Check:
-    """What is expected, whether it is so, and the figures that say it. passed: None if it could not be run."""
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What the checks compare. All results but those for `leaking` have a mask, over the same images."""
 
-    name: str
-    passed: bool | None
-    figures: str
+    clean: Result
+    clean_again: Result
+    fgsm: Result
+    pgd: Result  # with STEPS steps
+    smaller: list[Result]  # the same PGD, at a quarter and at half of the radius
+    larger: Result  # the same PGD, at twice the radius
+    unbounded: Result  # PGD with MANY_STEPS at radius 1, where every image is within reach
+    longer: Result  # PGD with MANY_STEPS and RESTARTS
+    margin: Result  # the same on the margin loss
+    square: Result  # gradient-free
+    transferred: list[Result]  # FGSM and PGD crafted on the source; empty without a source
+    flat: float  # of `flat_fraction`
+    leaking: list[Result]  # FGSM crafted on the source, at LEAK_RADII; empty without a source
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    checks: list  # for masked gradients
-    leak: Check
-    strongest: Result  # the accuracy left by all attacks together, white-box, transferred and gradient-free
+    """What the checks say, and the accuracy that all attacks within the radius leave together."""
+
+    checks: list[Check]  # the last one is for label leaking, the others for masked gradients
+    strongest: Result
 
     @property
-    def trustworthy(self):
-        return not any(check.passed is False for check in [*self.checks, self.leak])
+    def failed(self) -> list[str]:
+        """The names of the checks that failed."""
+        return [check.name for check in self.checks if check.passed is False]
 
     @property
-    def verdict(self):
-        """On the evaluation, in a line."""
-        if failed := [check.name for check in self.checks if check.passed is False]:
-            return f"not trustworthy, the gradient may be masked: it is not so that {'; that '.join(failed)}"
-        if self.leak.passed is False:
-            return "label leaking: what transferred examples say is not to be trusted, only attacks on its own gradient"
+    def trustworthy(self) -> bool:
+        return not self.failed
+
+    @property
+    def verdict(self) -> str:
+        """Whether the evaluation can be trusted, in one line."""
+        if masked := [name for name in self.failed if name != NO_LEAK]:
+            return f"not trustworthy, the gradient may be masked. These checks failed: {'; '.join(masked)}"
+        if self.failed:
+            return "label leaking: trust attacks on the network's own gradient, not transferred examples"
         return "trustworthy"
+
+    def report(self, source: str | None) -> DiagnosisReport:
+        """What a report says of it. source: path of the checkpoint on which transferred examples were crafted."""
+        return DiagnosisReport(
+            epsilon=self.strongest.epsilon,
+            source=source,
+            verdict=self.verdict,
+            trustworthy=self.trustworthy,
+            robust_accuracy=self.strongest.accuracy,
+            confidence_interval=self.strongest.confidence_interval,
+            checks=self.checks,
+        )
 
 
 def diagnose(
-    network,
-    split,
+    network: Model,
+    split: Split,
     *,
-    epsilon=8 / 255,
-    source=None,
-    queries=5000,
-    seed=0,
-    batch_size=EVALUATION_BATCH,
-    notes=None,
-    progress=False,
-):
-    """Run every check at L-infinity radius `epsilon` on a Split; returns a Diagnosis.
+    epsilon: float = RADIUS,
+    source: Model | None = None,
+    queries: int = 5000,
+    seed: int = 0,
+    batch_size: int = EVALUATION_BATCH,
+    notes: Notes | None = None,
+    progress: bool = False,
+) -> Diagnosis:
+    """Attack a network on a split in all the ways that Evidence lists, and judge the results.
 
-    source: another network, for what transfers from it; without it, two checks cannot be run. The gradient-free attack
-    is Square, of the package pyautoattack, with so many `queries` an image. notes: as for `evaluate`.
+    epsilon: L-inf radius in pixel units.
+    source: another network, on which transferred examples are crafted. Without it, two checks cannot be run.
+    queries: how many each image allows to the gradient-free attack, Square of the package pyautoattack.
+    seed: of the attacks' random numbers. notes, progress: as for `evaluate`.
     """
-    common = {"batch_size": batch_size, "progress": progress}
 
-    def attacked(attack="pgd", radius=epsilon, source=None, **options):
+    def attacked(
+        attack: str = "pgd", radius: float = epsilon, source: Model | None = None, **options: object
+    ) -> Result:
         options = options if attack == "fgsm" else {"seed": seed, **options}
         return evaluate(network, split, attack, radius, options=options, source=source, notes=notes, **common)
 
-    clean, again = (evaluate(network, split, "fgsm", 0.0, **common) for _ in range(2))
-    fgsm = attacked("fgsm")
-    pgd = attacked(steps=STEPS)
-    weaker = [attacked(radius=factor * epsilon, steps=STEPS) for factor in (0.25, 0.5)]
-    growing = [*weaker, pgd, attacked(radius=2 * epsilon, steps=STEPS)]
-    unbounded = attacked(radius=1.0, steps=MANY_STEPS)
-    longer = attacked(steps=MANY_STEPS, restarts=RESTARTS)
-    margin = attacked(steps=MANY_STEPS, restarts=RESTARTS, loss="margin")
-    square = attacked("autoattack", attacks=["square"], queries=queries)
-    transferred = [attacked("fgsm", source=source), attacked(steps=STEPS, source=source)] if source else []
-    flat = _zero_gradients(network, split, batch_size)
+    def clean() -> Result:  # without notes, which would answer the second time what they heard the first time
+        return evaluate(network, split, "fgsm", 0.0, **common)
 
-    many = f"PGD-{MANY_STEPS} with {RESTARTS} restarts"
-    low, high = pgd.confidence_interval
-    checks = [
-        Check(
-            "the same image gets the same answer",
-            torch.equal(clean.mask, again.mask),
-            f"{(clean.mask != again.mask).sum()} of {len(split)} change",
-        ),
-        Check(
-            "the gradient is seldom zero",
-            flat <= TOLERANCE,
-            f"in most pixels for {flat:.1%} of the correctly classified images",
-        ),
-        Check(
-            "iterative beats single-step",
-            pgd.correct <= fgsm.correct,
-            f"PGD-{STEPS} {pgd.accuracy:.1%}, FGSM {fgsm.accuracy:.1%}",
-        ),
-        Check(
-            "an unbounded attack reaches 0 %",
-            unbounded.correct == 0,
-            f"PGD-{MANY_STEPS} at epsilon 1 {unbounded.accuracy:.1%}",
-        ),
-        Check(
-            "accuracy falls as epsilon grows",
-            all(weak.confidence_interval[1] >= strong.accuracy for weak, strong in combinations(growing, 2))
-            and (growing[-1].correct < growing[0].correct or growing[0].correct == 0),
-            f"PGD-{STEPS} " + ", ".join(f"{r.accuracy:.1%} at {255 * r.epsilon:.3g}/255" for r in growing),
-        ),
-        Check(
-            "white-box is at least as strong as transfer",
-            pgd.correct <= min(result.correct for result in transferred) if source else None,
-            f"PGD-{STEPS} on its own gradient {pgd.accuracy:.1%}, FGSM and PGD-{STEPS} on the source's "
-            + " and ".join(f"{result.accuracy:.1%}" for result in transferred)
-            if source
-            else NO_SOURCE,
-        ),
-        Check(
-            "more steps and restarts change little",
-            min(pgd.accuracy - TOLERANCE, low) <= longer.accuracy <= max(pgd.accuracy + TOLERANCE, high),
-            f"PGD-{STEPS} {pgd.accuracy:.1%}, {many} {longer.accuracy:.1%}",
-        ),
-        Check(
-            "a gradient-free attack is not stronger",
-            square.accuracy >= min(longer.accuracy, margin.accuracy) - TOLERANCE,
-            f"Square {square.accuracy:.1%}, {many} {longer.accuracy:.1%}, on the margin {margin.accuracy:.1%}",
-        ),
-    ]
-    together = clean.mask
-    for result in (fgsm, *weaker, pgd, longer, margin, square, *transferred):
-        together = together & result.mask
-    return Diagnosis(
-        checks,
-        _leak(network, split, clean, source, common),
-        Result(epsilon, together.sum().item(), len(split), 0.0, "all attacks above together"),
+    common: dict = {"batch_size": batch_size, "progress": progress}
+    long: dict = {"steps": MANY_STEPS, "restarts": RESTARTS}
+    return judge(
+        Evidence(
+            clean=clean(),
+            clean_again=clean(),
+            fgsm=attacked("fgsm"),
+            pgd=attacked(steps=STEPS),
+            smaller=[attacked(radius=factor * epsilon, steps=STEPS) for factor in (0.25, 0.5)],
+            larger=attacked(radius=2 * epsilon, steps=STEPS),
+            unbounded=attacked(radius=1.0, steps=MANY_STEPS),
+            longer=attacked(**long),
+            margin=attacked(**long, loss="margin"),
+            square=attacked("autoattack", attacks=["square"], queries=queries),
+            transferred=[attacked("fgsm", source=source), attacked(steps=STEPS, source=source)] if source else [],
+            flat=flat_fraction(network, split, batch_size),
+            leaking=evaluate_fgsm(network, split, LEAK_RADII, source=source, **common)[1:] if source else [],
+        )
     )
 
 
-def _zero_gradients(network, split, batch_size):
-    """Of the correctly classified images, the part whose gradient is exactly 0 in most pixels.
+def judge(found: Evidence) -> Diagnosis:
+    """Run every check, and join all attacks within the radius: an image counts if it withstands all of them."""
+    within = [found.clean, found.fgsm, *found.smaller, found.pgd, found.longer, found.margin, found.square]
+    together = torch.stack([result.mask for result in (*within, *found.transferred)]).all(0)
+    strongest = Result(found.pgd.epsilon, int(together.sum()), len(together), 0.0, "all attacks above together")
+    return Diagnosis([check(found) for check in CHECKS], strongest)
 
-    As cross-entropy's is where logits lie so far apart that the probability of the label rounds to 1.
+
+def flat_fraction(network: Model, split: Split, batch_size: int = EVALUATION_BATCH) -> float:
+    """The fraction of the correctly classified images whose gradient is exactly 0 in most pixels.
+
+    The gradient of cross-entropy is 0 where the logits lie so far apart that the label's probability rounds to 1.
     """
     flat = right = 0
     with attacking(network, split.device):
         for images, labels in batches(split, batch_size):
             logits, _, gradient = input_gradient(network, images, labels)
             correct = logits.argmax(1) == labels
-            flat += (correct & ((gradient == 0).flatten(1).float().mean(1) > 0.5)).sum().item()
-            right += correct.sum().item()
+            flat += int((correct & ((gradient == 0).flatten(1).float().mean(1) > 0.5)).sum())
+            right += int(correct.sum())
     return flat / max(right, 1)
 
 
-def _leak(network, split, clean, source, common):
-    name = "transferred FGSM examples are not easier than images"
-    if source is None:
-        return Check(name, None, NO_SOURCE)
-    _, *transferred = evaluate_fgsm(network, split, [0.02, 0.1, 0.2, 0.3], source=source, **common)
-    easiest = max(transferred, key=lambda result: result.accuracy)
-    figures = f"clean {clean.accuracy:.1%}, FGSM at {easiest.epsilon:g} through the source {easiest.accuracy:.1%}"
-    return Check(name, easiest.confidence_interval[0] <= clean.accuracy, figures)
+# ---- the checks: each takes the evidence, and says what is expected, whether it is so, and the figures ----
+
+
+def same_answer(found: Evidence) -> Check:
+    """With another answer in each pass, an attack follows the gradient of a draw that does not judge it."""
+    changed = int((found.clean.mask != found.clean_again.mask).sum())
+    return Check(
+        name="the same image gets the same answer",
+        passed=changed == 0,
+        figures=f"{changed} of {found.clean.examples} change",
+    )
+
+
+def gradient_seldom_zero(found: Evidence) -> Check:
+    """Where the gradient is 0, an attack that follows it stands still."""
+    return Check(
+        name="the gradient is seldom zero",
+        passed=found.flat <= TOLERANCE,
+        figures=f"in most pixels for {found.flat:.1%} of the correctly classified images",
+    )
+
+
+def iterative_beats_single_step(found: Evidence) -> Check:
+    """Several small steps find more than a single step, unless the gradient changes from pixel value to pixel value."""
+    return Check(
+        name="iterative beats single-step",
+        passed=found.pgd.correct <= found.fgsm.correct,
+        figures=f"PGD-{STEPS} {found.pgd.accuracy:.1%}, FGSM {found.fgsm.accuracy:.1%}",
+    )
+
+
+def unbounded_reaches_zero(found: Evidence) -> Check:
+    """At radius 1 an attack may replace the image by another, so whatever survives was not attacked well."""
+    return Check(
+        name="an unbounded attack reaches 0 %",
+        passed=found.unbounded.correct == 0,
+        figures=f"PGD-{MANY_STEPS} at epsilon 1 {found.unbounded.accuracy:.1%}",
+    )
+
+
+def accuracy_falls(found: Evidence) -> Check:
+    """A larger ball contains the smaller one. Accuracies may rise by chance, but not beyond the interval."""
+    growing = [*found.smaller, found.pgd, found.larger]
+    first, last = growing[0], growing[-1]
+    never_rises = all(weak.confidence_interval[1] >= strong.accuracy for weak, strong in combinations(growing, 2))
+    return Check(
+        name="accuracy falls as epsilon grows",
+        passed=never_rises and (last.correct < first.correct or first.correct == 0),
+        figures=f"PGD-{STEPS} " + ", ".join(f"{r.accuracy:.1%} at {255 * r.epsilon:.3g}/255" for r in growing),
+    )
+
+
+def white_box_beats_transfer(found: Evidence) -> Check:
+    """An attack that knows the network is at least as strong as one that does not, if its gradient is right."""
+    name = "white-box is at least as strong as transfer"
+    if not found.transferred:
+        return Check(name=name, passed=None, figures=NO_SOURCE)
+    own = f"PGD-{STEPS} on its own gradient {found.pgd.accuracy:.1%}"
+    left = " and ".join(f"{result.accuracy:.1%}" for result in found.transferred)
+    return Check(
+        name=name,
+        passed=found.pgd.correct <= min(result.correct for result in found.transferred),
+        figures=f"{own}, FGSM and PGD-{STEPS} on the source's {left}",
+    )
+
+
+def more_steps_change_little(found: Evidence) -> Check:
+    """If more steps still find more, PGD-20 has not converged, and its figure flatters the network."""
+    low, high = found.pgd.confidence_interval
+    expected = found.pgd.accuracy
+    return Check(
+        name="more steps and restarts change little",
+        passed=min(expected - TOLERANCE, low) <= found.longer.accuracy <= max(expected + TOLERANCE, high),
+        figures=f"PGD-{STEPS} {expected:.1%}, {MANY} {found.longer.accuracy:.1%}",
+    )
+
+
+def gradient_free_not_stronger(found: Evidence) -> Check:
+    """An attack without gradients knows less, so it finds more only if the gradient misleads the others."""
+    square, longer, margin = (result.accuracy for result in (found.square, found.longer, found.margin))
+    return Check(
+        name="a gradient-free attack is not stronger",
+        passed=square >= min(longer, margin) - TOLERANCE,
+        figures=f"Square {square:.1%}, {MANY} {longer:.1%}, on the margin {margin:.1%}",
+    )
+
+
+def no_label_leaking(found: Evidence) -> Check:
+    """FGSM's examples can only be easier than clean images if the perturbation tells the label."""
+    if not found.leaking:
+        return Check(name=NO_LEAK, passed=None, figures=NO_SOURCE)
+    clean, easiest = found.clean.accuracy, max(found.leaking, key=lambda result: result.accuracy)
+    return Check(
+        name=NO_LEAK,
+        passed=easiest.confidence_interval[0] <= clean,
+        figures=f"clean {clean:.1%}, FGSM at {easiest.epsilon:g} through the source {easiest.accuracy:.1%}",
+    )
+
+
+CHECKS: tuple[Callable[[Evidence], Check], ...] = (
+    same_answer,
+    gradient_seldom_zero,
+    iterative_beats_single_step,
+    unbounded_reaches_zero,
+    accuracy_falls,
+    white_box_beats_transfer,
+    more_steps_change_little,
+    gradient_free_not_stronger,
+    no_label_leaking,
+)

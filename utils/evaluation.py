@@ -40,7 +40,8 @@ class Result:
     seconds: float
     attack: str = "fgsm"
     options: dict[str, Any] = field(default_factory=dict)  # the attack's other arguments
-    mask: Tensor | None = field(default=None, compare=False, repr=False)  # bool (examples,): which ones are correct
+    # Which images are correct, bool (examples,); empty if only their number is known.
+    mask: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool), compare=False, repr=False)
 
     @property
     def accuracy(self) -> float:
