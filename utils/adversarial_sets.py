@@ -75,7 +75,7 @@ def adversarial_set(
     }
     if path.exists():
         try:
-            return _read(path, wanted, split.images.shape)
+            return read_set(path, wanted, split.images.shape)
         except CheckpointError as error:
             print(f"{error}: building it again", file=sys.stderr)
 
@@ -112,8 +112,12 @@ def _build(
     return AdversarialSet(direction, manifest)
 
 
-def _read(path: Path, wanted: dict[str, Any], shape: torch.Size) -> AdversarialSet:
-    """The AdversarialSet in the file; CheckpointError with the reason if it is damaged or made from something else."""
+def read_set(path: Path, wanted: dict[str, Any], shape: torch.Size) -> AdversarialSet:
+    """The AdversarialSet in a file.
+
+    wanted: the fields of its manifest, all but sha256 and seconds. shape: of the direction, (N, C, H, W).
+    Raises CheckpointError, with the reason, if the file is damaged or was made from something else.
+    """
 
     def check(manifest: SetManifest, declared: Declared) -> None:
         for key, value in wanted.items():

@@ -21,14 +21,11 @@ class Notes:
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Read the file at `path`, if there is one. Lines after the first damaged line are dropped.
-
-        A killed writer leaves a damaged last line. Raises OSError if the file cannot be read.
-        """
+        """Read the file at `path`, if there is one, and drop damaged lines. Raises OSError if it cannot be read."""
         self.path = Path(path)
         self.rows: dict[str, list[Row]] = {}
         if self.path.exists():
-            for note in _intact(read_bytes(self.path, longest=None)):
+            for note in read_notes(self.path):
                 self.rows.setdefault(note.key, []).append((note.hits, note.seconds))
             write_atomically(self.path, self._lines(self.rows))
 
@@ -65,10 +62,10 @@ class Notes:
         self.path.unlink(missing_ok=True)
 
 
-def _intact(data: bytes) -> list[Note]:
-    """The notes before the first line that is not a note."""
+def read_notes(path: Path) -> list[Note]:
+    """The notes in a file, up to the first damaged line: a killed writer leaves one. Raises OSError."""
     notes = []
-    for line in data.splitlines():
+    for line in read_bytes(path, longest=None).splitlines():
         try:
             notes.append(decode(line, Note))
         except ValueError:

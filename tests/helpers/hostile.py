@@ -1,9 +1,9 @@
-"""Hostile files, by the thousand: what our readers make of mutated checkpoints, adversarial sets and reports.
+"""Thousands of hostile files: do our readers read or refuse mutated checkpoints, adversarial sets, logs and reports?
 
     python -m tests.helpers.hostile checkpoints 2000
 
-prints a Tally as JSON: each file is either read as something valid or refused in one line, within two seconds; the
-process grows by less than 1 GiB meanwhile; and audit hooks see no code run and nothing written.
+prints a Tally as JSON. A file survives if it is read as something valid or refused in one line, within two seconds.
+The process may grow by 1 GiB at most, and audit hooks watch that no code runs and nothing is written.
 """
 
 import contextlib
@@ -28,11 +28,13 @@ from networks import CNN
 from study import tables
 from study.formats import read_robustness, read_whole_study
 from tests.helpers.project import ROOT
-from utils import adversarial_sets, plotting, training
-from utils.checkpoints import CheckpointError, load_checkpoint, save_checkpoint, write_tensors
+from utils import plotting
+from utils.adversarial_sets import read_set
+from utils.checkpoints import CheckpointError, load_checkpoint, read_metadata, save_checkpoint, write_tensors
 from utils.constants import UserError
 from utils.data import tensor_digest
-from utils.files import LARGEST
+from utils.formats import LONGEST_LOG, LONGEST_TEXT, SetManifest, TestReport, read_document
+from utils.runs import read_log
 
 SECONDS, MEBIBYTES = 2, 1024
 HOLE = 2**36  # bytes, most of which are nowhere on the disk
@@ -275,7 +277,7 @@ def other_text(draw, data):
 
 
 def too_long(draw, data):
-    return data, draw(st.sampled_from([LARGEST + 1, HOLE]))
+    return data, draw(st.sampled_from([LONGEST_TEXT + 1, LONGEST_LOG + 1, HOLE]))
 
 
 def other_line(draw, data):
@@ -309,8 +311,9 @@ def checkpoints(folder):
     """A checkpoint, its mutations, and a function that reads one."""
     path = folder / "cnn.safetensors"
     torch.manual_seed(0)
-    about = {"dataset": "digits", "class_names": list("0123456789"), "training": {"seed": 0}, "epochs": 3}
-    save_checkpoint(path, CNN(width=4), {**about, "precision": "float32", "validation_accuracy": 0.5})
+    training = read_metadata(ROOT / "models" / "cnn-robust.safetensors").training
+    about = {"dataset": "digits", "class_names": list("0123456789"), "training": training, "epochs": 3}
+    save_checkpoint(path, CNN(width=4), {**about, "precision": "bfloat16", "validation_accuracy": 0.5})
 
     def read():
         network = load_checkpoint(path)
@@ -325,22 +328,30 @@ def checkpoints(folder):
 
 def sets(folder):
     path, shape = folder / "set.safetensors", torch.Size((5, 3, 32, 32))
-    wanted = {"attack": "fgsm", "source_sha256": "0" * 64, "versions": {"torch": "2"}}
+    wanted = {
+        "attack": "fgsm",
+        "source_sha256": "0" * 64,
+        "dataset": "digits",
+        "split": "test",
+        "split_sha256": "1" * 64,
+        "batch_size": 250,
+        "versions": {"torch": "2"},
+    }
     plane = torch.arange(-(-shape.numel() // 8)).to(torch.uint8)
     planes = {"positive": plane, "negative": ~plane}
     digest = tensor_digest(planes["positive"], planes["negative"])
-    write_tensors(path, planes, {**wanted, "sha256": digest, "seconds": 1.0})
-    expected = adversarial_sets._read(path, wanted, shape).direction
+    write_tensors(path, planes, SetManifest(**wanted, sha256=digest, seconds=1.0))
+    expected = read_set(path, wanted, shape).direction
 
     def read():
-        assert torch.equal(adversarial_sets._read(path, wanted, shape).direction, expected)
+        assert torch.equal(read_set(path, wanted, shape).direction, expected)
 
     return path, SAFETENSORS, read, CheckpointError
 
 
 def report(folder, name, read):
-    """A shipped report, to be read and made into the tables that notebooks show."""
-    path = folder / name
+    """A copy of a shipped report, its mutations, and a function that reads it and makes what notebooks show."""
+    path = folder / Path(name).name
     shutil.copy(ROOT / "results" / name, path)
     return path, JSON, read, UserError
 
@@ -367,20 +378,37 @@ def robustness_reports(folder):
     return report(folder, "robustness.json", read)
 
 
+def test_reports(folder):
+    path = folder / "cnn.json"
+
+    def read():
+        found = read_document(path, TestReport, "a test report")
+        plotting.plt.close(plotting.accuracy_against_epsilon(found))
+
+    return report(folder, "diagnosis/cnn.json", read)
+
+
 def logs(folder):
     path, network = folder / "cnn-robust.jsonl", CNN(width=4)
     head, *epochs = (ROOT / "models" / path.name).read_text(encoding="utf-8").splitlines()
     path.write_text("\n".join([head, *epochs[:2]]) + "\n", encoding="utf-8")
 
     def read():
-        log = training.read_log(path)
+        log = read_log(path)
         plotting.plt.close(plotting.training_curve(log, "a log"))
         tables.cost_table({"a network": (network, log)})
 
     return path, LINES, read, UserError
 
 
-KINDS = {"checkpoints": checkpoints, "sets": sets, "studies": studies, "robustness": robustness_reports, "logs": logs}
+KINDS = {
+    "checkpoints": checkpoints,
+    "sets": sets,
+    "studies": studies,
+    "robustness": robustness_reports,
+    "logs": logs,
+    "tests": test_reports,
+}
 
 
 def fuzz(kind, examples):

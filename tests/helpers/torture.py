@@ -4,7 +4,7 @@
 
 prints a line for each experiment, writes results/torture.json and its table in docs/reliability.md, and ends with
 status 1 if anything was lost or executed.
-All is drawn from one seed, but for where in its work a process is when it is killed.
+One seed gives all random numbers; only how far a process has come when it is killed differs from run to run.
 """
 
 import argparse
@@ -26,10 +26,11 @@ from pathlib import Path
 from tests.helpers.hostile import SECONDS, Tally, Watch
 from tests.helpers.project import ROOT, command
 from utils.adversarial_sets import FOLDER
-from utils.checkpoints import load_checkpoint, read_tensors, versions
+from utils.checkpoints import load_checkpoint, read_header, read_tensors, versions
 from utils.data import DataError, load_split, tensor_digest
 from utils.files import write_atomically
-from utils.formats import read_json_lines
+from utils.formats import RunState, SetManifest
+from utils.notes import read_notes
 from utils.tables import markdown
 
 PAGE = Path("docs") / "reliability.md"
@@ -184,7 +185,7 @@ def epochs(folder):
     """How many of the training that is interrupted there are finished, and can be read; infinity if all are."""
     output = folder / "broken" / OUTPUT
     state = output.with_suffix(".partial.safetensors")
-    count = len(read_tensors(state)[0]["epochs"]) if state.exists() else 0
+    count = len(read_header(state, RunState).epochs) if state.exists() else 0
     if output.exists():
         load_checkpoint(output)
         return math.inf
@@ -249,8 +250,8 @@ def killed_in_building_a_set(tries, draw, folder):
 
     def intact():
         if kept.exists():
-            metadata, planes = read_tensors(kept)
-            if metadata["sha256"] != tensor_digest(planes["positive"], planes["negative"]):
+            manifest, planes = read_tensors(kept, SetManifest)
+            if manifest.sha256 != tensor_digest(planes["positive"], planes["negative"]):
                 raise ValueError(f"{kept.name} does not fit its checksum")
         return epochs(folder)
 
@@ -283,7 +284,7 @@ def killed_in_an_evaluation(tries, draw, folder):
         if (folder / "broken" / report).exists():
             (folder / "broken" / report).unlink()
             return math.inf
-        return len(read_json_lines(notes)) if notes.exists() else 0
+        return len(read_notes(notes)) if notes.exists() else 0
 
     arguments = (*TESTING, "--epsilon", 0.05, 0.1, "--checkpoint", "source.safetensors", "--json", report)
     return interrupted(tries, arguments, folder, report, moment, kept)
@@ -395,6 +396,7 @@ EXPERIMENTS = [
     ("mutated reports of a study", mutated("studies"), 2000),
     ("mutated reports on robustness", mutated("robustness"), 2000),
     ("mutated logs of trainings", mutated("logs"), 2000),
+    ("mutated test reports", mutated("tests"), 2000),
     ("damaged CIFAR-10 files", hostile_data, 30),
 ]
 

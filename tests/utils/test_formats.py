@@ -392,7 +392,8 @@ def test_errors_quote_in_short_and_print_no_escapes():
 
 @pytest.mark.skipif(os.name == "nt", reason="memory is measured as Unix does")
 @pytest.mark.parametrize(
-    ("kind", "mutations"), [("checkpoints", 2000), ("sets", 500), ("studies", 500), ("robustness", 500), ("logs", 300)]
+    ("kind", "mutations"),
+    [("checkpoints", 2000), ("sets", 500), ("studies", 500), ("robustness", 500), ("logs", 300), ("tests", 200)],
 )
 def test_mutated_files_are_read_or_refused(kind, mutations):
     """In a process of its own, so that its memory can be measured."""
