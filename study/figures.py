@@ -202,8 +202,10 @@ def robustness_figures(
     figures = {"pgd": robust_accuracy(report)}
     if logs.defenses:
         first = logs.defenses[0].arguments
-        title = f"Defences at {epsilon_text(first.defense_epsilon)}, {title_of(first.network)} of width {first.width}"
-        by_name = {title_of(log.arguments.defense_name): log for log in logs.defenses}
+        title = (
+            f"Defences at {epsilon_text(first.defense_epsilon or 0)}, {title_of(first.network)} of width {first.width}"
+        )
+        by_name = {title_of(log.arguments.defense_name or ""): log for log in logs.defenses}
         figures["defenses"] = trainings_compared(by_name, title)
     if logs.overfitting:
         by_settings = {_settings(log, "epsilon", "width"): log for log in logs.overfitting}
@@ -238,7 +240,7 @@ def robust_accuracy(report: RobustnessReport) -> Figure:
     for axes, name in zip(panels[0], names, strict=True):
         for entry in (entry for entry in report.entries if entry.architecture == name):
             color, marker, label = looks[entry.defense]
-            rows = [entry.find("fgsm", 0.0), *(entry.find("pgd", radius, **PGD_20) for radius in RADII)]
+            rows = [entry.find("fgsm", 0.0), *(entry.find("pgd", radius, "white_box", **PGD_20) for radius in RADII)]
             line_with_interval(axes, rows, {"color": color, "marker": marker, "markersize": 4, "label": label})
             strongest = 100 * entry.find("autoattack", RADIUS).accuracy
             axes.plot(RADIUS, strongest, "*", color=color, markersize=13, markeredgecolor="white")
@@ -290,7 +292,10 @@ def _settings(log: Log, *names: str) -> str:
         "average": f"average {arguments.average:g}" if arguments.average else "last weights",
         "crafting": "crafted in evaluation mode" if crafted_in_evaluation_mode(log) else "",
     }
-    named = [f"{title_of(arguments.network)}, {title_of(arguments.defense_name)}", *(words[name] for name in names)]
+    named = [
+        f"{title_of(arguments.network)}, {title_of(arguments.defense_name or '')}",
+        *(words[name] for name in names),
+    ]
     return ", ".join(filter(None, named))
 
 

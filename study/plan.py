@@ -62,7 +62,8 @@ def lines(dataset: str, models: Path, scratch: Path, epochs: int | None = None) 
     ) -> Line:
         """stem: of the baseline's file. baseline: its recipe's name. retrained: radius -> recipe's name."""
         folder = models if part == "study" else scratch
-        named = {None: recipes[baseline], **{e: recipes[name].with_defense() for e, name in retrained.items()}}
+        named: dict[float | None, Recipe] = {None: recipes[baseline]}
+        named |= {epsilon: recipes[name].with_defense() for epsilon, name in retrained.items()}
         paths = {e: folder / f"{checkpoint_stem(stem, e)}.safetensors" for e in named}
         return tuple(Planned(part, architecture, e, named[e], seed, paths[e], paths[None]) for e in named)
 

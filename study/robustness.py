@@ -98,7 +98,7 @@ class Results:
         baseline = self.baselines.setdefault(header.network, path)
         return RobustnessEntry(
             name=path.stem,
-            architecture=header.network,
+            architecture=header.network,  # type: ignore[arg-type]  # the schema checks it when the report is written
             sha256=file_digest(path),
             source_sha256=file_digest(baseline),
             parameters=sum(parameter.numel() for parameter in network.parameters()),
@@ -116,7 +116,11 @@ class Results:
             replace(entry, results=[row for rows in done for row in rows])
             for entry, done in zip(self.entries, self.done, strict=True)
         ]
-        return RobustnessReport(dataset=split.dataset, split=split.name, entries=entries)
+        return RobustnessReport(
+            dataset=split.dataset,  # type: ignore[arg-type]  # the schema checks it when the report is written
+            split=split.name,  # type: ignore[arg-type]
+            entries=entries,
+        )
 
 
 def _results_of(entry: RobustnessEntry, earlier: Sequence[RobustnessEntry]) -> list[AttackRow]:

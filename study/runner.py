@@ -118,8 +118,13 @@ class Study:
 
     def _write(self) -> None:
         tested = [self.entries[planned.name] for line in self.plan for planned in line if self.state.is_tested(planned)]
-        about = {"dataset": self.dataset, "split": "test", "examples": len(self.splits["test"])}
-        write_document(self.report, StudyReport(**about, entries=tested))
+        report = StudyReport(
+            dataset=self.dataset,  # type: ignore[arg-type]  # the schema checks it when the report is written
+            split="test",
+            examples=len(self.splits["test"]),
+            entries=tested,
+        )
+        write_document(self.report, report)
 
     def _adversarial_set(self, planned: Planned, split: str) -> AdversarialSet:
         """The FGSM directions of one split, crafted on the network's baseline."""
@@ -169,7 +174,7 @@ class Study:
         return StudyEntry(
             part=planned.part,
             name=planned.name,
-            architecture=planned.architecture,
+            architecture=planned.architecture,  # type: ignore[arg-type]  # the schema checks it when the report is written
             training_epsilon=planned.epsilon,
             seed=planned.seed,
             sha256=file_digest(planned.path),

@@ -27,7 +27,7 @@ from utils.evaluation import evaluate, evaluate_fgsm
 from utils.formats import AttackRow, TestReport
 from utils.runs import Log
 from utils.statistics import difference_interval
-from utils.tables import Point, epsilon_text, images_text, markdown, percent, under_headings, with_interval
+from utils.tables import Measured, Point, epsilon_text, images_text, markdown, percent, under_headings, with_interval
 
 
 def document(report: WholeStudy) -> str:
@@ -239,21 +239,18 @@ def conclusion_table(report: WholeStudy, robustness: RobustnessReport | None = N
     baselines, *_, largest = report.pairs()
     at = f"FGSM at {EPSILONS[-1]:g}"
     radius = largest[0].training_epsilon
-    claims = [  # claim, the CNN's accuracy, the CNN-LSTM's, images
-        ("more accurate: baselines, clean", *(e.transfer[0].accuracy for e in baselines), report.examples),
-        (
+    table = [
+        _claim("more accurate: baselines, clean", [entry.transfer[0] for entry in baselines], report.examples),
+        _claim(
             f"more robust: retrained on {radius:g}, transferred {at}",
-            *(entry.transfer[-1].accuracy for entry in largest),
+            [entry.transfer[-1] for entry in largest],
             report.examples,
         ),
-        (f"more robust: the same, white-box {at}", *(e.white_box[-1].accuracy for e in largest), report.examples),
+        _claim(f"more robust: the same, white-box {at}", [entry.white_box[-1] for entry in largest], report.examples),
     ]
     if robustness:
         rows = [robustness.entry(f"{name}-robust").find("autoattack", RADIUS) for name in ARCHITECTURES]
-        claims.append(
-            ("more robust: adversarially trained, AutoAttack", *(row.accuracy for row in rows), examples_of(rows))
-        )
-    table = [_claim(*claim) for claim in claims]
+        table.append(_claim("more robust: adversarially trained, AutoAttack", rows, examples_of(rows)))
     ours, other = (entry.training_seconds for entry in baselines)
     if ours and other:
         slower = f"{100 * (ours / other - 1):+.0f} %"
@@ -263,8 +260,9 @@ def conclusion_table(report: WholeStudy, robustness: RobustnessReport | None = N
     return markdown([f"the {first} is …", first, second, "difference (95 %)", "so?"], table)
 
 
-def _claim(claim: str, first: float, second: float, examples: int) -> list[str]:
-    """A row: does it hold that the first accuracy is higher, by more than the 95 % interval?"""
+def _claim(claim: str, pair: Sequence[Measured], examples: int) -> list[str]:
+    """A row: whether the first accuracy of the pair is higher, by more than the 95 % interval."""
+    first, second = (measured.accuracy for measured in pair)
     low, high = difference_interval(first, second, examples)
     verdict = "holds" if low > 0 else "the other way round" if high < 0 else "open"
     difference = f"{100 * (first - second):+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
@@ -308,7 +306,7 @@ def robustness_table(report: RobustnessReport) -> str:
             entry.find("fgsm", 0.0),
             entry.find("fgsm", 0.1, "transfer"),
             entry.find("fgsm", RADIUS),
-            entry.find("pgd", RADIUS, **PGD_50),
+            entry.find("pgd", RADIUS, "white_box", **PGD_50),
             entry.find("autoattack", RADIUS),
         ]
 

@@ -65,7 +65,7 @@ def accuracy_against_epsilon(report: TestReport) -> Figure:
     figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
     for name, color, marker in zip(names, (BLUE, ORANGE, GREEN), "osD", strict=False):
         rows = [attack for attack in report.attacks if attack.name == name]
-        points = [clean, *sorted((row for row in rows if row.epsilon), key=lambda row: row.epsilon)]
+        points: list[MeasuredAt] = [clean, *sorted((row for row in rows if row.epsilon), key=lambda row: row.epsilon)]
         label = f"{rows[0].setting.replace('_', '-')} {title_of(name)}"
         line_with_interval(axes, points, {"color": color, "marker": marker, "label": label})
     axes.fill_between([], [], color=GREY, alpha=0.2, linewidth=0, label="95 % Wilson interval")
@@ -397,7 +397,7 @@ def _draw_attacked(
     axes[3].set(yticks=places, yticklabels=split.class_names, xlim=(0, 100), xlabel="probability (%)")
     axes[3].tick_params(axis="y", labelsize="small")
     axes[3].invert_yaxis()
-    above = {"loc": "lower right", "bbox_to_anchor": (1, 0.99), "ncols": 2, "borderaxespad": 0}
+    above: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 0.99), "ncols": 2, "borderaxespad": 0}
     axes[3].legend(frameon=False, fontsize="small", **above)
 
 
