@@ -201,11 +201,9 @@ def robustness_figures(
     """
     figures = {"pgd": robust_accuracy(report)}
     if logs.defenses:
-        first = logs.defenses[0].arguments
-        title = (
-            f"Defences at {epsilon_text(first.defense_epsilon or 0)}, {title_of(first.network)} of width {first.width}"
-        )
-        by_name = {title_of(log.arguments.defense_name or ""): log for log in logs.defenses}
+        first, (_, epsilon) = logs.defenses[0].arguments, _defense(logs.defenses[0])
+        title = f"Defences at {epsilon_text(epsilon)}, {title_of(first.network)} of width {first.width}"
+        by_name = {_defense(log)[0]: log for log in logs.defenses}
         figures["defenses"] = trainings_compared(by_name, title)
     if logs.overfitting:
         by_settings = {_settings(log, "epsilon", "width"): log for log in logs.overfitting}
@@ -284,19 +282,21 @@ def trainings_compared(logs: Mapping[str, Log], title: str, against: str = "time
 
 def _settings(log: Log, *names: str) -> str:
     """The architecture and the defence of a training in words, and its settings of these names."""
-    arguments = log.arguments
+    arguments, (defense, epsilon) = log.arguments, _defense(log)
     words = {
-        "epsilon": f"epsilon {epsilon_text(arguments.defense_epsilon or 0)}",
+        "epsilon": f"epsilon {epsilon_text(epsilon)}",
         "width": f"width {arguments.width}",
         "epochs": f"{arguments.epochs} epochs",
         "average": f"average {arguments.average:g}" if arguments.average else "last weights",
         "crafting": "crafted in evaluation mode" if crafted_in_evaluation_mode(log) else "",
     }
-    named = [
-        f"{title_of(arguments.network)}, {title_of(arguments.defense_name or '')}",
-        *(words[name] for name in names),
-    ]
+    named = [f"{title_of(arguments.network)}, {defense}", *(words[name] for name in names)]
     return ", ".join(filter(None, named))
+
+
+def _defense(log: Log) -> tuple[str, float]:
+    """The title and the radius of a training's defence. `training_logs` returns only trainings that have one."""
+    return title_of(log.arguments.defense_name or ""), log.arguments.defense_epsilon or 0.0
 
 
 # ---- words and legends that several figures use ----
