@@ -102,7 +102,7 @@ def study_command(args: Namespace) -> None:
         data_dir=args.data_dir,
         width=args.width,
         epochs=args.epochs,
-        device=pick_device(args.device),
+        device=str(pick_device(args.device)),
         precision=args.precision,
         overwrite=args.overwrite,
         quiet=args.quiet,

@@ -11,6 +11,7 @@ import io
 import os
 import sys
 import tempfile
+import textwrap
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -43,7 +44,7 @@ class Parser(argparse.ArgumentParser):
         command = prog if prog.startswith("python ") else f"python {prog}"
         super().__init__(
             prog=prog,
-            description=description,
+            description=textwrap.fill(description, 80, break_on_hyphens=False),
             epilog="\n".join(["examples:", *(f"  {command} {example}" for example in examples)]),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )

@@ -22,7 +22,7 @@ from utils.commands.parser import (
     seed,
 )
 from utils.constants import ARCHITECTURES, DATASETS, EPSILONS, EVALUATION_BATCH, RADIUS, SPLITS, UserError
-from utils.formats import AttackRow, CheckRow, DiagnosisReport, TestReport
+from utils.formats import AttackRow, DiagnosisReport, TestReport
 from utils.quoting import shown
 
 if TYPE_CHECKING:
@@ -261,9 +261,8 @@ def print_diagnosis(subject: Subject, args: Namespace) -> DiagnosisReport:
         notes=subject.notes,
         progress=True,
     )
-    checks = (*diagnosis.checks, diagnosis.leak)
     signs = {True: "yes", False: "NO", None: "?"}
-    for check in checks:
+    for check in diagnosis.checks:
         print(f"{signs[check.passed]:5}{check.name}: {check.figures}")
     strongest = diagnosis.strongest
     low, high = strongest.confidence_interval
@@ -272,15 +271,7 @@ def print_diagnosis(subject: Subject, args: Namespace) -> DiagnosisReport:
         f"robust accuracy under the strongest attack: {strongest.accuracy:.2%} ({low:.2%} - {high:.2%}; "
         f"{strongest.attack}, epsilon {radius:.4g})"
     )
-    return DiagnosisReport(
-        epsilon=radius,
-        source=str(path) if path else None,
-        verdict=diagnosis.verdict,
-        trustworthy=diagnosis.trustworthy,
-        robust_accuracy=strongest.accuracy,
-        confidence_interval=strongest.confidence_interval,
-        checks=[CheckRow(name=check.name, passed=check.passed, figures=check.figures) for check in checks],
-    )
+    return diagnosis.report(str(path) if path else None)
 
 
 def write_report(report: TestReport, subject: Subject, args: Namespace) -> None:
