@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,10 @@ class Settings:
     precision: Precision = "float32"
     resume: bool = False  # continue an interrupted run, if there is one, after its last finished epoch
     quiet: bool = False  # print warnings only
+
+    def __post_init__(self) -> None:
+        if self.precision not in get_args(Precision):
+            raise ValueError(f"precision must be one of {get_args(Precision)}, not {self.precision!r}")
 
 
 def train(

@@ -1,26 +1,43 @@
 """The training loop: it learns, repeats itself bit for bit, and loses nothing when it is interrupted."""
 
+import dataclasses
 import functools
+import itertools
 import json
+import os
 
 import pytest
 import torch
 import torch.nn.functional as F
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
+from defenses.losses import FGSM, PGD
+from networks import NETWORKS
 from utils.checkpoints import CheckpointError, load_checkpoint, read_metadata, read_tensors, write_tensors
-from utils.data import load_split
+from utils.constants import UserError
+from utils.data import load_split, training_batches
 from utils.evaluation import accuracy
+from utils.formats import CheckpointHeader, RunState, TrainingArguments
 from utils.recipes import RECIPES, Recipe
-from utils.runs import TrainingError, argument_differences, training_arguments
+from utils.runs import (
+    Interrupted,
+    PartialRun,
+    TrainingError,
+    argument_differences,
+    described,
+    read_epochs,
+    read_log,
+    training_arguments,
+)
 from utils.training import cross_entropy, train
+from utils.validation import RobustValidation
 
-RECIPE = replace(RECIPES["one-cycle"], epochs=3, lr=0.05)
+RECIPE = replace(RECIPES["one-cycle"], epochs=3, batch_size=40, lr=0.05)  # of run's 120 images: three steps an epoch
 
 
 def run(digits, output, name="cnn", recipe=RECIPE, **options):
-    training = digits["train"].first(300)
-    return train(name, training, digits["validation"], recipe, output=output, width=4, quiet=True, **options)
+    training, validation = digits["train"].first(120), digits["validation"].first(60)
+    return train(name, training, validation, recipe, output=output, **{"width": 4, "quiet": True, **options})
 
 
 def interrupted_after(steps, loss=cross_entropy):
@@ -47,31 +64,31 @@ def log(path):
 @pytest.mark.parametrize("name", ["cnn", "cnn-lstm", "small-cnn"])
 def test_it_learns(name, digits, trained):
     metadata = read_metadata(trained(name))
-    assert metadata["validation_accuracy"] > 0.85
+    assert metadata.validation_accuracy > 0.85
     network = load_checkpoint(trained(name))
     validation = digits["validation"]
     with torch.no_grad():
         predicted = network(validation.images / 255).argmax(1)
-    assert (predicted == validation.labels).float().mean().item() == pytest.approx(metadata["validation_accuracy"])
+    assert (predicted == validation.labels).float().mean().item() == pytest.approx(metadata.validation_accuracy)
 
 
 def test_checkpoint_says_how_it_was_made(digits, tmp_path):
     run(digits, tmp_path / "a.safetensors", seed=5)
     metadata = read_metadata(tmp_path / "a.safetensors")
     lines = log(tmp_path / "a.jsonl")
-    assert metadata["dataset"] == "digits"
-    assert metadata["class_names"] == list("0123456789")
-    assert metadata["training"]["seed"] == 5
-    assert metadata["training"]["lr"] == 0.05
-    assert metadata["epochs"] == 3
-    assert metadata["validation_accuracy"] == lines[-1]["validation_accuracy"]
-    assert lines[0].items() >= metadata["training"].items()
+    assert metadata.dataset == "digits"
+    assert metadata.class_names == list("0123456789")
+    assert metadata.training.seed == 5
+    assert metadata.training.lr == 0.05
+    assert metadata.epochs == 3
+    assert metadata.validation_accuracy == lines[-1]["validation_accuracy"]
+    assert lines[0].items() >= asdict(metadata.training).items()
     assert [line["epoch"] for line in lines[1:]] == [1, 2, 3]
 
 
 def test_normalisation_comes_from_the_training_images(digits, tmp_path):
     network = run(digits, tmp_path / "a.safetensors", recipe=replace(RECIPE, epochs=1))
-    mean, std = digits["train"].first(300).channel_statistics()
+    mean, std = digits["train"].first(120).channel_statistics()
     torch.testing.assert_close(network.normalize.mean.flatten(), torch.tensor(mean))
     torch.testing.assert_close(network.normalize.std.flatten(), torch.tensor(std))
 
@@ -91,11 +108,18 @@ def noisy(model, images, labels):
     return cross_entropy(model, images + 0.1 * torch.rand_like(images), labels)
 
 
-@pytest.mark.parametrize("name", ["cnn", "cnn-lstm"])
-@pytest.mark.parametrize(("recipe", "average"), [("one-cycle", 0.0), ("paper", 0.9)])
-@pytest.mark.parametrize("steps", [1, 5, 8])  # in the first epoch, in the second, in the third
+@pytest.mark.parametrize(
+    ("name", "recipe", "average", "steps"),  # steps: in the first epoch, in the second, in the third
+    [
+        ("cnn", "one-cycle", 0.0, 1),
+        ("cnn", "one-cycle", 0.9, 5),
+        ("cnn", "paper", 0.9, 8),
+        ("cnn-lstm", "paper", 0.0, 5),
+        ("cnn-lstm", "one-cycle", 0.9, 8),
+    ],
+)
 def test_resumed_run_ends_bit_identical(name, recipe, average, steps, digits, tmp_path):
-    recipe = replace(RECIPES[recipe], epochs=3, batch_size=100, average=average)
+    recipe = replace(RECIPES[recipe], epochs=3, batch_size=40, average=average)
     whole, halves = tmp_path / "whole.safetensors", tmp_path / "halves.safetensors"
     run(digits, whole, name, recipe, defense=noisy)
     with pytest.raises(KeyboardInterrupt):
@@ -121,7 +145,7 @@ def test_moving_average_of_the_weights_is_what_is_kept(digits, tmp_path):
         steps.append(model.classifier.bias.detach().clone())  # as the step before left it
         return cross_entropy(model, images, labels)
 
-    recipe = replace(RECIPES["paper"], epochs=2, batch_size=60, lr=0.01)
+    recipe = replace(RECIPES["paper"], epochs=2, batch_size=30, lr=0.01)
     last = run(digits, tmp_path / "last.safetensors", recipe=recipe, defense=watched)
     expected = steps[1]
     for count, bias in enumerate([*steps[2:], last.classifier.bias], start=2):
@@ -132,15 +156,16 @@ def test_moving_average_of_the_weights_is_what_is_kept(digits, tmp_path):
     kept = run(digits, output, recipe=replace(recipe, average=0.75), defense=watched)
     torch.testing.assert_close(kept.classifier.bias, expected)
     assert torch.equal(load_checkpoint(output).classifier.bias, kept.classifier.bias)
-    assert read_metadata(output)["validation_accuracy"] == accuracy(kept, digits["validation"])
-    assert accuracy(kept, digits["validation"]) != accuracy(last, digits["validation"])  # else that would say nothing
+    validation = digits["validation"].first(60)
+    assert read_metadata(output).validation_accuracy == accuracy(kept, validation)
+    assert accuracy(kept, validation) != accuracy(last, validation)  # otherwise the line above would prove nothing
     for name, averaged in kept.state_dict().items():
         if name.endswith("running_mean"):  # batch norm's, averaged likewise
             assert not torch.allclose(averaged, last.state_dict()[name], rtol=1e-3)
 
 
 def test_bfloat16_is_for_the_training_steps_alone(digits, tmp_path):
-    """It learns, is logged and resumed bit for bit; the loss, the weights and what is stored stay in float32."""
+    """It is logged and resumed bit for bit; the loss, the weights and what is stored stay in float32."""
     seen = set()
 
     def defense(model, images, labels):
@@ -151,18 +176,22 @@ def test_bfloat16_is_for_the_training_steps_alone(digits, tmp_path):
     whole, halves = tmp_path / "whole.safetensors", tmp_path / "halves.safetensors"
     run(digits, whole, precision="bfloat16", defense=defense)
     assert seen == {(torch.bfloat16, torch.float32)}
-    assert {tensor.dtype for tensor in read_tensors(whole)[1].values()} == {torch.float32, torch.int64}
-    assert [line["precision"] for line in log(whole.with_suffix(".jsonl"))[1:]] == ["bfloat16"] * 3
-    assert read_metadata(whole)["precision"] == "bfloat16"
-    assert read_metadata(whole)["validation_accuracy"] > 0.5
+    assert {tensor.dtype for tensor in read_tensors(whole, CheckpointHeader)[1].values()} == {
+        torch.float32,
+        torch.int64,
+    }
+    assert [epoch.precision for epoch in read_log(whole.with_suffix(".jsonl")).epochs] == ["bfloat16"] * 3
+    assert read_metadata(whole).precision == "bfloat16"
 
     with pytest.raises(KeyboardInterrupt):
         run(digits, tmp_path / "single.safetensors", defense=interrupted_after(8, defense))
     with pytest.raises(TrainingError, match=r"single.*was begun in float32, not in bfloat16: --precision"):
         run(digits, tmp_path / "single.safetensors", precision="bfloat16", defense=defense, resume=True)
     run(digits, tmp_path / "single.safetensors", defense=defense, resume=True)
-    assert read_metadata(tmp_path / "single.safetensors")["precision"] == "float32"
-    assert not torch.equal(*(read_tensors(p)[1]["classifier.bias"] for p in (whole, tmp_path / "single.safetensors")))
+    assert read_metadata(tmp_path / "single.safetensors").precision == "float32"
+    assert not torch.equal(
+        *(read_tensors(p, CheckpointHeader)[1]["classifier.bias"] for p in (whole, tmp_path / "single.safetensors"))
+    )
 
     with pytest.raises(KeyboardInterrupt):
         run(digits, halves, precision="bfloat16", defense=interrupted_after(8, defense))
@@ -174,8 +203,8 @@ def test_run_of_other_processes_is_not_resumed(digits, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(digits, tmp_path / "a.safetensors", defense=interrupted_after(8, cross_entropy))
     state = tmp_path / "a.partial.safetensors"
-    metadata, tensors = read_tensors(state)
-    write_tensors(state, tensors, {**metadata, "processes": 8})
+    header, tensors = read_tensors(state, RunState)
+    write_tensors(state, tensors, replace(header, processes=8))
     with pytest.raises(
         TrainingError, match=r"a\.partial\.safetensors was begun by 8 processes: 1 cannot go on with it"
     ):
@@ -218,7 +247,8 @@ def test_earlier_checkpoint_stays_until_the_new_one_is_finished(digits, tmp_path
 def test_another_run_is_not_resumed(digits, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(digits, tmp_path / "a.safetensors", defense=interrupted_after(4, noisy))
-    with pytest.raises(TrainingError, match=r"defense 'noisy', not None; lr 0\.05, not 0\.1; seed 0, not 1"):
+    different = r"defense 'noisy', not None; label_smoothing 0\.0, not 0\.1; lr 0\.05, not 0\.1; seed 0, not 1"
+    with pytest.raises(TrainingError, match=different):
         run(digits, tmp_path / "a.safetensors", recipe=replace(RECIPE, lr=0.1), seed=1, resume=True)
 
 
@@ -227,8 +257,8 @@ def test_state_that_lacks_something_is_named(lost, digits, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(digits, tmp_path / "a.safetensors", defense=interrupted_after(4, noisy))
     state = tmp_path / "a.partial.safetensors"
-    metadata, tensors = read_tensors(state)
-    write_tensors(state, {name: t for name, t in tensors.items() if not name.startswith(lost)}, metadata)
+    header, tensors = read_tensors(state, RunState)
+    write_tensors(state, {name: t for name, t in tensors.items() if not name.startswith(lost)}, header)
     with pytest.raises(CheckpointError, match=r"a\.partial\.safetensors does not hold the state"):
         run(digits, tmp_path / "a.safetensors", defense=noisy, resume=True)
 
@@ -242,19 +272,20 @@ def test_defence_is_a_loss(digits, tmp_path):
         calls.append((model.training, images.dtype, in_range, labels.dtype, len(images)))
         return F.cross_entropy(model(images), (labels + 1) % 10)
 
-    network = run(digits, tmp_path / "a.safetensors", recipe=replace(RECIPES["paper"], epochs=8), defense=defense)
+    recipe = replace(RECIPES["paper"], epochs=8, batch_size=30, lr=0.005)
+    network = run(digits, tmp_path / "a.safetensors", recipe=recipe, defense=defense)
     assert {call[:4] for call in calls} == {(True, torch.float32, True, torch.int64)}
-    assert sum(call[4] for call in calls) == 8 * 300
+    assert sum(call[4] for call in calls) == 8 * 120
     with torch.no_grad():
-        predicted = network(digits["train"].images[:300] / 255).argmax(1)
-    assert (predicted == (digits["train"].labels[:300] + 1) % 10).float().mean() > 0.8
+        predicted = network(digits["train"].images[:120] / 255).argmax(1)
+    assert (predicted == (digits["train"].labels[:120] + 1) % 10).float().mean() > 0.8
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("batch_size", [128, 5])  # noticed at the epoch's end, and after the twenty steps that are read
+@pytest.mark.parametrize("batch_size", [40, 5])  # noticed at the epoch's end, and when twenty losses are read
 def test_loss_that_is_not_finite_stops_the_training_and_keeps_the_last_epoch(bad, batch_size, digits, tmp_path):
     output, done, recipe = tmp_path / "a.safetensors", 0, replace(RECIPE, batch_size=batch_size)
-    steps = -(-300 // batch_size)
+    steps = 120 // batch_size
 
     def defense(model, images, labels):
         nonlocal done
@@ -269,7 +300,7 @@ def test_loss_that_is_not_finite_stops_the_training_and_keeps_the_last_epoch(bad
     assert done == steps + min(steps, 20)
     assert not output.exists()
     assert [line["epoch"] for line in log(output.with_suffix(".partial.jsonl"))[1:]] == [1]
-    assert all(t.isfinite().all() for t in read_tensors(tmp_path / "a.partial.safetensors")[1].values())
+    assert all(t.isfinite().all() for t in read_tensors(tmp_path / "a.partial.safetensors", RunState)[1].values())
 
 
 def test_weights_that_are_not_finite_are_not_saved(digits, tmp_path):
@@ -286,11 +317,11 @@ def test_weights_that_are_not_finite_are_not_saved(digits, tmp_path):
 
     with pytest.raises(TrainingError, match=r"the weights became NaN or infinite in epoch 2; a lower --lr"):
         run(digits, tmp_path / "a.safetensors", defense=defense)
-    assert all(t.isfinite().all() for t in read_tensors(tmp_path / "a.partial.safetensors")[1].values())
+    assert all(t.isfinite().all() for t in read_tensors(tmp_path / "a.partial.safetensors", RunState)[1].values())
 
 
 def test_one_cycle_rises_then_falls():
-    recipe = Recipe("sgd", 0.4, 0.25, 1, 1, 0, 0, 0)
+    recipe = replace(RECIPES["one-cycle"], lr=0.4, warmup=0.25)
     assert [recipe.lr_at(x) for x in (0, 0.125, 0.25, 0.625, 1)] == pytest.approx([0, 0.2, 0.4, 0.2, 0])
     assert {RECIPES["paper"].lr_at(x) for x in (0, 0.5, 0.999)} == {0.001}
 
@@ -313,10 +344,339 @@ def test_validation_images_are_not_learnt_from(digits, tmp_path):
 
 def test_a_training_from_before_a_field_of_the_recipe_was_made_with_its_default(digits):
     wanted = training_arguments("cnn", digits["train"], RECIPE, width=4, seed=0)
-    older = {name: value for name, value in wanted.items() if name != "contrast"}
-    assert argument_differences(older, wanted) == []
-    assert argument_differences(older, {**wanted, "contrast": 0.5}) == ["contrast 1.0, not 0.5"]
+    fields = {name: value for name, value in asdict(wanted).items() if name not in ("contrast", "average")}
+    assert argument_differences(TrainingArguments(**fields), wanted) == []
+    assert argument_differences(TrainingArguments(**fields), replace(wanted, contrast=0.5)) == ["contrast 1.0, not 0.5"]
     assert argument_differences(None, wanted)
-    defended = {**wanted, "defense": {"name": "n-fgsm", "epsilon": 0.1, "noise": 2.0, "crafting": "training"}}
-    older = {**wanted, "defense": {"name": "n-fgsm", "epsilon": 0.1, "noise": 2.0}}
-    assert argument_differences(older, defended) == []
+    older = {"name": "n-fgsm", "epsilon": 0.1, "noise": 2.0}
+    newer = replace(wanted, defense={**older, "crafting": "training"})
+    assert argument_differences(replace(wanted, defense=older), newer) == []
+    assert argument_differences(
+        replace(wanted, defense=older), replace(newer, defense={**older, "crafting": "evaluation"})
+    )
+
+
+# ---- the loop against a plain one ----
+
+
+def plain_loop(network, training, recipe, seed):
+    """The weights and the epochs' mean losses of a training that is written with torch alone, step by step."""
+    generator, losses, average, step = torch.Generator().manual_seed(seed), [], None, 0
+    steps = recipe.epochs * -(-len(training) // recipe.batch_size)
+    options = {"lr": 1.0, "weight_decay": recipe.weight_decay}
+    if recipe.optimizer == "sgd":
+        optimizer = torch.optim.SGD(network.parameters(), momentum=0.9, nesterov=True, **options)
+    else:
+        optimizer = torch.optim.Adam(network.parameters(), **options)
+    flip = training.dataset == "cifar10"
+    network.train()
+    for _ in range(recipe.epochs):
+        total = 0.0
+        for images, labels in training_batches(
+            training, recipe.batch_size, generator, flip=flip, shift=recipe.shift, contrast=recipe.contrast
+        ):
+            done = step / steps
+            rising, falling = (
+                (1, 1) if recipe.warmup is None else (done / recipe.warmup, (1 - done) / (1 - recipe.warmup))
+            )
+            optimizer.param_groups[0]["lr"] = recipe.lr * min(rising, falling)
+            loss = F.cross_entropy(network(images), labels, label_smoothing=recipe.label_smoothing)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            weights = torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
+            step += 1
+            average = weights if average is None else average.lerp(weights, max(1 - recipe.average, 1 / step))
+            total += loss.item() * len(labels)
+        losses.append(total / len(training))
+    return average, losses
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("dataset", ["digits", "cifar10"])  # only CIFAR-10's images are mirrored
+def test_training_takes_the_steps_of_a_plain_loop(dataset, optimizer, seed, digits, tmp_path):
+    """Every number of the recipe matters here; the last batch is smaller than the others."""
+    training = dataclasses.replace(digits["train"].first(50), dataset=dataset)
+    recipe = Recipe(
+        optimizer=optimizer,
+        lr=0.05,
+        warmup=0.4 if optimizer == "sgd" else None,
+        epochs=2,
+        batch_size=20,
+        weight_decay=0.1,
+        label_smoothing=0.3,
+        shift=3,
+        contrast=0.4,
+        average=0.6 if optimizer == "adam" else 0.0,
+    )
+    output = tmp_path / "a.safetensors"
+    options = {"width": 2, "seed": seed, "quiet": True}
+    kept = train("small-cnn", training, digits["validation"].first(10), recipe, output=output, **options)
+    torch.manual_seed(seed)
+    network = NETWORKS["small-cnn"](2, 10, *training.channel_statistics())
+    expected, losses = plain_loop(network.to(memory_format=torch.channels_last), training, recipe, seed)
+    weights = torch.cat([parameter.flatten() for parameter in kept.parameters()])
+    torch.testing.assert_close(weights, expected, rtol=1e-4, atol=1e-6)
+    assert [epoch.loss for epoch in read_log(tmp_path / "a.jsonl").epochs] == pytest.approx(losses, rel=1e-5)
+
+
+def test_best_epoch_is_kept(digits, tmp_path, monkeypatch):
+    """That of the highest accuracy on the images that choose, whatever the others say."""
+    seen = []
+
+    def validated(self, network):
+        seen.append(network.classifier.bias.detach().clone())
+        return {"robust_accuracy": 0.1 * len(seen), "choosing_accuracy": (0.3, 0.5, 0.4)[len(seen) - 1]}
+
+    def defense(model, images, labels):
+        return cross_entropy(model, images, labels)
+
+    defense.epsilon = 0.1
+    monkeypatch.setattr(RobustValidation, "__call__", validated)
+    kept = run(digits, tmp_path / "a.safetensors", defense=defense)
+    assert torch.equal(kept.classifier.bias, seen[1])
+    assert not torch.equal(kept.classifier.bias, seen[2])
+    metadata = read_metadata(tmp_path / "a.safetensors")
+    assert (metadata.epochs, metadata.robust_accuracy, metadata.choosing_accuracy) == (2, 0.2, 0.5)
+
+
+# ---- Ctrl-C ----
+
+
+@pytest.mark.parametrize(("steps", "epochs"), [(0, 0), (2, 0), (3, 1), (8, 2)])
+def test_interrupt_says_how_many_epochs_are_saved(steps, epochs, digits, tmp_path):
+    with pytest.raises(Interrupted) as interrupt:
+        run(digits, tmp_path / "a.safetensors", defense=interrupted_after(steps))
+    assert interrupt.value.saved_epochs == epochs
+    assert ("are saved" in str(interrupt.value)) == (epochs > 0)
+    assert PartialRun(tmp_path / "a.safetensors").exists() == (epochs > 0)
+    if epochs:
+        with pytest.raises(Interrupted) as interrupt:
+            run(digits, tmp_path / "a.safetensors", defense=interrupted_after(1), resume=True)
+        assert interrupt.value.saved_epochs == epochs
+
+
+@pytest.mark.parametrize("write", range(1, 7))  # two an epoch, of the state and of the log
+def test_interrupt_in_a_write_loses_no_saved_epoch(write, digits, tmp_path, monkeypatch):
+    replaced, writes = os.replace, []
+
+    def interrupted(*paths):
+        writes.append(paths)
+        if len(writes) == write:
+            raise KeyboardInterrupt
+        replaced(*paths)
+
+    run(digits, tmp_path / "whole.safetensors", defense=noisy)
+    monkeypatch.setattr("os.replace", interrupted)
+    with pytest.raises(Interrupted) as interrupt:
+        run(digits, tmp_path / "a.safetensors", defense=noisy)
+    monkeypatch.undo()
+    run_of_a = PartialRun(tmp_path / "a.safetensors")
+    saved = len(run_of_a.header().epochs) if run_of_a.exists() else 0
+    assert saved == interrupt.value.saved_epochs == write // 2
+    assert not list(tmp_path.glob(".*"))
+    run(digits, tmp_path / "a.safetensors", defense=noisy, resume=True)
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+# ---- what is recorded ----
+
+
+@dataclasses.dataclass
+class Weighted:
+    """A defence of somebody else: it has no name, and a field that no file can hold."""
+
+    strength: float
+    network: object = None
+
+    def __call__(self, model, images, labels):
+        return self.strength * cross_entropy(model, images, labels)
+
+
+class Module(torch.nn.Module):
+    def forward(self, model, images, labels):
+        return cross_entropy(model, images, labels)
+
+
+class Plain:
+    name = 3  # not a name
+
+    def __call__(self, model, images, labels):
+        return cross_entropy(model, images, labels)
+
+
+DEFENSES = {
+    "function": (noisy, "noisy"),
+    "lambda": (lambda *arguments: cross_entropy(*arguments), "<lambda>"),
+    "partial": (
+        functools.partial(cross_entropy, label_smoothing=0.2),
+        {"name": "cross_entropy", "label_smoothing": 0.2},
+    ),
+    "partial without keywords": (functools.partial(noisy), "noisy"),
+    "module": (Module(), "Module"),
+    "instance": (Plain(), "Plain"),
+    "dataclass": (Weighted(0.5, Module()), {"name": "Weighted", "strength": 0.5, "network": "Module"}),
+    "dataclass with a name": (
+        PGD(0.1, steps=2),
+        {"name": "pgd", "epsilon": 0.1, "steps": 2, "crafting": "training"},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DEFENSES)
+def test_any_callable_is_a_defence_and_described(kind, digits, tmp_path):
+    defense, expected = DEFENSES[kind]
+    assert described(defense) == expected
+    run(digits, tmp_path / "a.safetensors", recipe=replace(RECIPE, epochs=1), defense=defense)
+    metadata = read_metadata(tmp_path / "a.safetensors")
+    assert metadata.training.defense == expected
+    assert metadata.training.label_smoothing == 0  # the recipe's is 0.1, and the defence ignores it
+
+
+@pytest.mark.parametrize("strength", [float("nan"), float("inf")])
+def test_defence_whose_numbers_no_file_can_hold_is_described(strength):
+    assert described(Weighted(strength)) == {"name": "Weighted", "strength": "float", "network": None}
+
+
+def test_outputs_whose_names_end_in_numbers_do_not_share_files(digits, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(digits, tmp_path / "net-0.2", defense=interrupted_after(4))
+    with pytest.raises(KeyboardInterrupt):
+        run(digits, tmp_path / "net-0.3", defense=interrupted_after(7))
+    assert [len(PartialRun(tmp_path / name).header().epochs) for name in ("net-0.2", "net-0.3")] == [1, 2]
+    run(digits, tmp_path / "net-0.2", defense=cross_entropy, resume=True)
+    assert read_log(tmp_path / "net-0.2.jsonl").arguments.defense == "cross_entropy"
+    assert PartialRun(tmp_path / "net-0.3").exists()
+
+
+@pytest.mark.parametrize("factor", [1e300, 1e38, -1e12])
+def test_mean_loss_that_no_log_can_hold_is_one_error_and_nothing_is_written(factor, digits, tmp_path):
+    """Each loss is finite; of 1e38, the float32 sum over the images is not."""
+
+    def defense(model, images, labels):
+        loss = cross_entropy(model, images, labels)
+        return loss + loss.detach().double().mul(0).add(factor).to(torch.float64 if factor == 1e300 else torch.float32)
+
+    with pytest.raises(TrainingError, match=r"^the mean loss of epoch 1 became -?(inf|1e\+12), beyond 1e\+09; .* --lr"):
+        run(digits, tmp_path / "a.safetensors", defense=defense)
+    assert not list(tmp_path.iterdir())
+
+
+def test_clock_that_is_set_back_does_not_stop_a_training(digits, tmp_path, monkeypatch):
+    times = itertools.count(1000, -1)
+    monkeypatch.setattr("utils.training.time.perf_counter", lambda: next(times))
+    run(digits, tmp_path / "a.safetensors")
+    assert all(epoch.seconds == 0 for epoch in read_log(tmp_path / "a.jsonl").epochs)
+
+
+@pytest.mark.parametrize(
+    ("class_names", "message"),
+    [
+        (tuple(map(str, range(20_000))), "20000|20,000|class_names"),
+        (tuple(range(10)), "class_names"),
+        (("",) * 10, "class_names"),
+    ],
+)
+def test_classes_that_no_checkpoint_can_hold_are_refused_before_the_first_step(class_names, message, digits, tmp_path):
+    training = dataclasses.replace(digits["train"].first(40), class_names=class_names)
+    with pytest.raises(UserError, match=message) as error:
+        train(
+            "cnn", training, training, RECIPE, output=tmp_path / "a", width=1, defense=lambda *_: pytest.fail("a step")
+        )
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_network_of_many_classes_trains_saves_and_loads(digits, tmp_path):
+    names = tuple(f"class {i}" for i in range(257))
+    training = dataclasses.replace(digits["train"].first(40), class_names=names)
+    train("cnn", training, training, replace(RECIPE, epochs=1), output=tmp_path / "a.safetensors", width=1, quiet=True)
+    assert load_checkpoint(tmp_path / "a.safetensors").classifier.bias.shape == (257,)
+
+
+@pytest.fixture
+def double_by_default():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("double_by_default")
+def test_default_dtype_of_float64_is_refused_in_one_line(digits, tmp_path):
+    with pytest.raises(UserError, match="float64") as error:
+        run(digits, tmp_path / "a.safetensors")
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"), [({"epochs": 0}, "epochs"), ({"lr": float("nan")}, ""), ({"batch_size": 0}, "batch_size")]
+)
+def test_recipe_out_of_bounds_is_refused(changes, named, digits, tmp_path):
+    with pytest.raises(TrainingError, match=f"these training arguments are not valid: .*{named}"):
+        run(digits, tmp_path / "a.safetensors", recipe=replace(RECIPE, **changes))
+
+
+def test_run_of_thousands_of_epochs_is_resumed(digits, tmp_path):
+    recipe = replace(RECIPE, epochs=5001)
+    with pytest.raises(KeyboardInterrupt):
+        run(digits, tmp_path / "a.safetensors", recipe=recipe, defense=interrupted_after(3, cross_entropy))
+    partial = PartialRun(tmp_path / "a.safetensors")
+    header, tensors = read_tensors(partial.state, RunState)
+    epochs = [replace(header.epochs[0], epoch=epoch) for epoch in range(1, 5001)]
+    write_tensors(partial.state, tensors, replace(header, epochs=epochs))
+    assert len(partial.header().epochs) == 5000
+    run(digits, tmp_path / "a.safetensors", recipe=recipe, defense=cross_entropy, resume=True)
+    assert len(read_log(tmp_path / "a.jsonl").epochs) == 5001
+
+
+# ---- small splits ----
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_validation_split_of_a_few_images_serves_a_defended_training(count, digits, tmp_path):
+    validation = digits["validation"].first(count)
+    splits = RobustValidation(validation, 0.1)
+    assert len(splits.watched) == 1
+    assert len(splits.choosing) == max(1, count - 1)
+    options = {"output": tmp_path / "a.safetensors", "width": 2, "quiet": True, "defense": FGSM(0.1)}
+    train("cnn", digits["train"].first(40), validation, replace(RECIPE, epochs=1), **options)
+    assert read_metadata(tmp_path / "a.safetensors").choosing_accuracy in {
+        i / max(1, count - 1) for i in range(count + 1)
+    }
+
+
+@pytest.mark.parametrize("empty", ["training", "validation"])
+@pytest.mark.parametrize("defense", [None, FGSM(0.1)])
+def test_empty_split_is_one_clear_line(empty, defense, digits, tmp_path):
+    splits = [digits[name].first(0 if name.startswith(empty[:5]) else 40) for name in ("train", "validation")]
+    with pytest.raises(TrainingError, match=f"^the {empty} split has no images$"):
+        train("cnn", *splits, RECIPE, output=tmp_path / "a.safetensors", defense=defense)
+    assert not list(tmp_path.iterdir())
+
+
+def test_precision_is_one_of_two(digits, tmp_path):
+    with pytest.raises(ValueError, match="precision"):
+        run(digits, tmp_path / "a.safetensors", precision="float16")
+    with pytest.raises(TypeError, match="learning_rate"):
+        run(digits, tmp_path / "a.safetensors", learning_rate=1)
+
+
+# ---- logs ----
+
+
+def test_log_is_read_as_it_was_written_and_anything_else_is_refused(digits, tmp_path):
+    run(digits, tmp_path / "a.safetensors", seed=4)
+    path = tmp_path / "a.jsonl"
+    arguments, epochs = read_log(path)
+    assert (arguments.seed, arguments.network, arguments.processes) == (4, "cnn", 1)
+    assert [epoch.epoch for epoch in epochs] == [1, 2, 3]
+    with pytest.raises(TrainingError, match=r"a\.jsonl is not a training log \(an epoch lacks robust_accuracy\)"):
+        read_log(path, "robust_accuracy")
+    first, *lines = path.read_text().splitlines()
+    for content in ("", "nonsense", first, "\n".join([first, *lines, lines[0][:-5]])):
+        path.write_text(content)
+        with pytest.raises(TrainingError, match=r"a\.jsonl is not a training log"):
+            read_log(path)
+        assert read_epochs(tmp_path / "a.safetensors") == []
