@@ -1,8 +1,21 @@
-"""Attacks: functions `attack(model, images, labels, *, epsilon, ...) -> images` that know only PyTorch."""
+"""Attacks: functions `attack(model, images, labels, *, epsilon, ...) -> images`. They need only PyTorch.
+
+`autoattack` also needs its authors' package, pyautoattack.
+"""
 
 from attacks.autoattack import autoattack
-from attacks.core import AttackError, step
+from attacks.core import AttackError, Model, step
 from attacks.fgsm import fgsm, fgsm_direction
-from attacks.pgd import default_step_size, pgd
+from attacks.pgd import default_step_size, pgd, pgd_iterates
 
-__all__ = ["AttackError", "autoattack", "default_step_size", "fgsm", "fgsm_direction", "pgd", "step"]
+__all__ = [
+    "AttackError",
+    "Model",
+    "autoattack",
+    "default_step_size",
+    "fgsm",
+    "fgsm_direction",
+    "pgd",
+    "pgd_iterates",
+    "step",
+]

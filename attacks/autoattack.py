@@ -1,48 +1,62 @@
-"""AutoAttack: the standard ensemble, by its authors' package."""
+"""AutoAttack: the standard ensemble of four attacks, run by its authors' package."""
 
 import contextlib
 import logging
 import sys
 import warnings
+from collections.abc import Iterator, Sequence
 
 import torch
+from torch import Tensor
 
 from attacks.core import (
+    Model,
     attacking,
     check_epsilon,
     check_images_and_labels,
-    cross_entropy,
     forward,
     input_gradient,
     margin,
-    no_gradient,
-    warn_of_no_gradient,
+    per_image_cross_entropy,
+    warn_of_zero_gradient,
+    zero_gradient,
 )
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 
 
-def autoattack(model, images, labels, *, epsilon, attacks=STANDARD, queries=5000, seed=0):
+def autoattack(
+    model: Model,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: float,
+    attacks: Sequence[str] = STANDARD,
+    queries: int = 5000,
+    seed: int = 0,
+) -> Tensor:
     """AutoAttack on the L-infinity ball (Croce and Hein, 2020, arXiv:2003.01690), by the authors' `pyautoattack`.
 
-    Four attacks without parameters, one after the other, each on the images that are left: APGD on cross-entropy,
-    targeted APGD on the difference of logits ratio, targeted FAB, and Square, which asks for no gradient.
+    Four attacks without parameters run one after the other, each on the images that the network still classifies
+    correctly: APGD on cross-entropy, targeted APGD on the difference of logits ratio, targeted FAB, and Square, which
+    needs no gradient.
 
-    model, images, labels, epsilon: as for `fgsm`, in float32; the network needs at least 4 classes, and with fewer than
-    10 the targeted attacks try those that there are. attacks: some of the four, for a part of the ensemble.
-    queries: that Square may ask of the network for an image, 5,000 in the standard ensemble.
-    seed: of all random numbers; torch's own generators are left as they were.
+    model, images, labels, epsilon: as for `fgsm`, but in float32. The network needs at least 4 classes. The targeted
+        attacks try 9 classes, or all the other classes if there are fewer.
+    attacks: some of STANDARD, for a part of the ensemble. The package decides the order.
+    queries: how often Square may ask the network about an image; 5,000 in the standard ensemble.
+    seed: of all random numbers. torch's own generators are afterwards as they were before.
 
     Returns images of the same shape, dtype, device and memory format, within epsilon of the originals (to one rounding
-    unit) and inside [0, 1]: misclassified ones where an attack succeeded, else the originals. What the package says of
-    a network that it may not be the right attack for (a random or dynamic defence, probabilities for logits) comes as a
-    RuntimeWarning, and so does that it withstands them where the gradients of cross-entropy and margin are zero. Raises
-    what `fgsm` raises, ValueError for unknown attacks, and ImportError without the package.
+    unit) and inside [0, 1]: a misclassified image where an attack succeeded, otherwise the original.
+    Raises what `fgsm` raises, ValueError for unknown attacks, and ImportError without the package. Warns
+    (RuntimeWarning) where the package warns that it may be the wrong attack for a network (a random or dynamic defence,
+    or probabilities in place of logits), and if an image withstands the attack and its gradient is zero in every pixel.
     """
     check_epsilon(epsilon)
     check_images_and_labels(images, labels)
     if images.dtype != torch.float32:
-        raise TypeError(f"AutoAttack is for float32 images, not {images.dtype}")
+        raise TypeError(f"AutoAttack needs float32 images, not {images.dtype}")
     if not attacks or set(attacks) - set(STANDARD):
         raise ValueError(f"attacks must be some of {', '.join(STANDARD)}, not {attacks!r}")
     if len(images) == 0 or epsilon == 0:
@@ -52,42 +66,52 @@ def autoattack(model, images, labels, *, epsilon, attacks=STANDARD, queries=5000
     except ImportError as error:
         raise ImportError("AutoAttack needs the package pyautoattack: pip install pyautoattack") from error
 
-    with attacking(model, images.device), _random_numbers_of_its_own(images.device), _warnings_shown():
+    with attacking(model, images.device), _random_state_kept(images.device), _log_as_warnings():
         originals, labels = images.detach().clone(memory_format=torch.contiguous_format), labels.clone()
-        if set(attacks) == {"square"}:
-            (logits, _), flat = forward(model, originals, labels, cross_entropy), torch.zeros_like(labels).bool()
-        else:  # the package would go where a gradient of NaN leads, and does not always say that one is zero
-            logits, _, gradient = input_gradient(model, originals, labels)
-            flat = no_gradient(gradient) & (logits.argmax(1) == labels)
-            if flat.any():  # not all of its attacks follow the gradient of cross-entropy
-                flat &= no_gradient(input_gradient(model, originals, labels, margin)[2])
+        classes, flat = _classes_and_flat(model, originals, labels, gradients=set(attacks) != {"square"})
         ensemble = AutoAttack(model, eps=min(float(epsilon), 1.0), seed=seed, device=images.device)
         ensemble.attacks_to_run = list(attacks)
         ensemble.square.n_queries = queries
-        ensemble.apgd_targeted.n_target_classes = ensemble.fab.n_target_classes = min(9, logits.shape[1] - 1)
-        checks.funcs.update(dict.fromkeys(checks.funcs, 0))  # counted for the model before this one, if any
+        ensemble.apgd_targeted.n_target_classes = ensemble.fab.n_target_classes = min(9, classes - 1)
+        checks.funcs.update(dict.fromkeys(checks.funcs, 0))  # the package still counts calls of earlier models
         tracing = sys.gettrace()
         try:
             adversarial, _ = ensemble.run_standard_evaluation(originals, labels, batch_size=len(originals))
         finally:
-            sys.settrace(tracing)  # which the package's search for dynamic defences switches off
+            sys.settrace(tracing)  # the package switches tracing off when it looks for dynamic defences
     if (flat & (adversarial == originals).flatten(1).all(1)).any():
-        warn_of_no_gradient()
+        warn_of_zero_gradient()
     return torch.empty_like(images).copy_(adversarial)
 
 
+def _classes_and_flat(model: Model, images: Tensor, labels: Tensor, gradients: bool) -> tuple[int, Tensor]:
+    """The number of classes, and which images (N,) are classified correctly but have gradients of zero in every pixel.
+
+    The package itself would follow a gradient of NaN, and does not always report a gradient of zero: here, the first
+    raises AttackError. gradients: False if no attack needs them; then they are not computed and nothing is flat.
+    """
+    if not gradients:
+        logits, _ = forward(model, images, labels, per_image_cross_entropy)
+        return logits.shape[1], torch.zeros_like(labels, dtype=torch.bool)
+    logits, _, gradient = input_gradient(model, images, labels)
+    flat = zero_gradient(gradient) & (logits.argmax(1) == labels)
+    if flat.any():  # some attacks of the ensemble follow another gradient, so cross-entropy alone does not decide
+        flat &= zero_gradient(input_gradient(model, images, labels, margin)[2])
+    return logits.shape[1], flat
+
+
 @contextlib.contextmanager
-def _random_numbers_of_its_own(device):
-    """The package seeds torch's generators: afterwards they are as they were."""
+def _random_state_kept(device: torch.device) -> Iterator[None]:
+    """Afterwards, torch's generators, which the package seeds, are as they were before."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield
 
 
 @contextlib.contextmanager
-def _warnings_shown():
-    """What the package logs as a warning becomes a RuntimeWarning."""
+def _log_as_warnings() -> Iterator[None]:
+    """Each warning that the package writes to its log becomes a RuntimeWarning."""
     handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: warnings.warn(  # type: ignore[method-assign]  # of this one alone
+    handler.emit = lambda record: warnings.warn(  # type: ignore[method-assign]  # for this handler only
         f"AutoAttack: {record.getMessage()}", RuntimeWarning, stacklevel=2
     )
     logger = logging.getLogger("auto-attack")

@@ -1,115 +1,187 @@
-"""Projected Gradient Descent: FGSM's step, smaller and many times, each time back into the ball around the image."""
+"""Projected Gradient Descent: many small steps of FGSM, each followed by a return into the ball around the image."""
 
 import math
-from itertools import chain, repeat
+from collections.abc import Callable, Iterator
 
 import torch
+from torch import Tensor
 
 from attacks.core import (
     LOSSES,
+    Model,
     attacking,
     check_epsilon,
     check_images_and_labels,
-    folded,
+    faster_equivalent,
     forward,
     input_gradient,
-    no_gradient,
     step,
-    warn_of_no_gradient,
+    warn_of_zero_gradient,
+    zero_gradient,
 )
 
 
 def pgd(
-    model,
-    images,
-    labels,
+    model: Model,
+    images: Tensor,
+    labels: Tensor,
     *,
-    epsilon,
-    steps=20,
-    step_size=None,
-    restarts=1,
-    random_start=True,
-    loss="cross_entropy",
-    targeted=False,
-    seed=0,
-):
+    epsilon: float,
+    steps: int = 20,
+    step_size: float | None = None,
+    restarts: int = 1,
+    random_start: bool = True,
+    loss: str = "cross_entropy",
+    targeted: bool = False,
+    early_stop: bool = True,
+    seed: int = 0,
+) -> Tensor:
     """Projected Gradient Descent on the L-infinity ball (Madry et al., 2018, arXiv:1706.06083, section 2.1).
 
-    x_0 = x, or x + uniform noise in [-epsilon, epsilon]; x_{k+1} = x_k + step_size * sign(grad loss(model(x_k), y)),
-    brought back each time to within epsilon of x and into [0, 1]. The image itself counts as the first iterate. An
-    image that an iterate gets misclassified leaves the batch, so that what is left costs less with every step.
+    The steps are those of `pgd_iterates`, from x_0 = x or from x_0 = x + uniform noise in [-epsilon, epsilon]. The
+    image itself counts as the first iterate.
 
-    model, images, labels, epsilon: as for `fgsm`. steps, restarts: at least 1. step_size: in pixel units; by default
-        `default_step_size`.
-    random_start: the noise; without it, there is nothing to restart.
-    loss: "cross_entropy", or "margin", the largest wrong logit less the label's (Carlini and Wagner, 2017), which
-        does not flatten where the network is sure.
-    targeted: labels are the classes to be reached, and an iterate has succeeded once it is classified so.
-    seed: of the noise, which is drawn on the CPU and so is the same on every device.
+    model, images, labels, epsilon: as for `fgsm`.
+    steps, restarts: at least 1. Each restart takes `steps` steps from new noise.
+    step_size: in pixel units, at least 0; None means `default_step_size`.
+    random_start: whether to start from noise. Without noise, restarts must be 1.
+    loss: "cross_entropy", or "margin", the largest logit of the other classes minus the label's (Carlini and Wagner,
+        2017, arXiv:1608.04644). The margin keeps its gradient where a network is so sure that cross-entropy loses it.
+    targeted: `labels` are the classes to reach. An iterate succeeds if the model assigns it that class, and a lower
+        loss is better.
+    early_stop: an image stops at the first iterate that succeeds, so later steps cost less, and that iterate is
+        returned. Without early_stop, every image runs to the end, and its iterate of highest loss (targeted: lowest)
+        is returned. Switch it off if the examples are meant for another network: an iterate that only just fools this
+        network is a weak attack on another, and an image that this network misclassifies anyway would not move at all.
+    seed: of the noise. The noise is drawn on the CPU and so is the same on every device.
 
     Returns images of the same shape, dtype, device and memory format, within epsilon of the originals (to one rounding
-    unit) and inside [0, 1]: of each the first iterate that succeeds, else the one of highest loss (targeted: lowest).
-    (On a network that is folded, attacks.core.folded, where two logits agree to rounding either may count as higher.)
-    Raises what `fgsm` raises, and ValueError for steps, step_size, restarts or loss that are none. Warns
-    (RuntimeWarning) if an image withstands it whose gradient was zero in every pixel at every step.
+    unit) and inside [0, 1]. With early_stop, an image's result is its first iterate that succeeds; if none does, it is
+    the iterate of highest loss (targeted: lowest). Where two losses are equal, the earlier iterate counts. (A network
+    that offers a faster equivalent, see attacks.core.faster_equivalent, is judged by its equivalent. Where two logits
+    are equal up to rounding, either may count as the larger.)
+    Raises what `fgsm` raises, and ValueError if steps, step_size, restarts or loss is invalid. Warns (RuntimeWarning)
+    if an image withstands the attack and its gradient was zero in every pixel at every step.
     """
-    check_epsilon(epsilon)
     check_images_and_labels(images, labels)
+    _check_options(epsilon, steps, step_size, restarts, random_start, loss)
+    if len(images) == 0:
+        return images.detach().clone()
+    radius = min(float(epsilon), 1.0)
+    size = default_step_size(epsilon, steps) if step_size is None else step_size
+    generator = torch.Generator().manual_seed(seed)
+    model = faster_equivalent(model)
+    with attacking(model, images.device):
+        images = images.detach().clone()
+        search = _Search(model, images, labels.clone(), loss, targeted, early_stop)
+        if random_start:
+            search.look_at(images)
+        for _ in range(restarts):
+            start = images
+            if random_start:
+                # Drawn for the whole batch: an image's noise must not depend on which images have stopped.
+                noise = torch.rand(images.shape, generator=generator).mul_(2 * radius).sub_(radius)
+                start = (images + noise.to(images)).clamp_(0, 1)
+            iterates = pgd_iterates(images, start, search.gradient, epsilon=epsilon, steps=steps, size=size)
+            for index, iterate in enumerate(iterates):
+                if search.finished():
+                    return search.best
+                if index == steps:  # the last iterate, whose gradient `pgd_iterates` does not ask for
+                    search.look_at(iterate)
+    if (search.withstands & search.flat).any():
+        warn_of_zero_gradient()
+    return search.best
+
+
+def pgd_iterates(
+    images: Tensor, start: Tensor, gradient: Callable[[Tensor], Tensor], *, epsilon: float, steps: int, size: float
+) -> Iterator[Tensor]:
+    """The iterates x_0, ..., x_steps of Projected Gradient Descent, one after the other.
+
+    x_0 = start, x_{k+1} = clip(x_k + size * sign(gradient(x_k))), where clip brings each pixel back to within epsilon
+    of its value in `images` and into [0, 1] (Madry et al., 2018, arXiv:1706.06083, section 2.1).
+
+    images, start, and each iterate: float (N, C, H, W) in [0, 1]. gradient: from such a tensor to the gradient of the
+    loss, of the same shape. It is called once for each iterate but the last, when the next iterate is asked for.
+    epsilon, size: at least 0, in pixel units.
+    """
+    radius = min(float(epsilon), 1.0)
+    low, high = (images - radius).clamp_(0, 1), (images + radius).clamp_(0, 1)
+    iterate = start
+    yield iterate
+    for _ in range(steps):
+        iterate = step(iterate, gradient(iterate).sign(), size, low, high)
+        yield iterate
+
+
+def default_step_size(epsilon: float, steps: int) -> float:
+    """2.5 * epsilon / steps, the choice of Madry et al. (2018, section 5): large enough to cross the ball.
+
+    epsilon: at least 0, in pixel units; above 1, it counts as 1. steps: at least 1.
+    """
+    return 2.5 * min(float(epsilon), 1.0) / steps
+
+
+class _Search:
+    """Keeps the best iterate of each image so far, and which images still withstand the attack."""
+
+    def __init__(
+        self, model: Model, images: Tensor, labels: Tensor, loss: str, targeted: bool, early_stop: bool
+    ) -> None:
+        self.model, self.labels, self.loss = model, labels, LOSSES[loss]
+        self.targeted, self.early_stop = targeted, early_stop
+        self.best = images.clone()
+        dtype = torch.promote_types(images.dtype, torch.float32)
+        self.best_values = torch.full(labels.shape, -math.inf, dtype=dtype, device=images.device)
+        self.withstands = torch.ones_like(labels, dtype=torch.bool)  # no iterate has succeeded
+        self.flat = torch.ones_like(self.withstands)  # every gradient has been zero in every pixel
+
+    def finished(self) -> bool:
+        return self.early_stop and not self.withstands.any()
+
+    def look_at(self, iterate: Tensor) -> None:
+        """Keep this iterate of each running image on which it is the best so far."""
+        running = self._running()
+        logits, values = forward(self.model, iterate[running], self.labels[running], self._objective)
+        self._keep(iterate, running, logits, values)
+
+    def gradient(self, iterate: Tensor) -> Tensor:
+        """Do as `look_at`. Return the objective's gradient, (N, C, H, W), with zeros for images that have stopped."""
+        running = self._running()
+        labels = self.labels[running]
+        logits, values, found = input_gradient(self.model, iterate[running], labels, self._objective)
+        self._keep(iterate, running, logits, values)
+        self.flat[running] &= zero_gradient(found)
+        gradient = torch.zeros_like(iterate)
+        gradient[running] = found
+        return gradient
+
+    def _objective(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return -self.loss(logits, labels) if self.targeted else self.loss(logits, labels)
+
+    def _running(self) -> Tensor:
+        """The indices of the images that have not stopped."""
+        return (self.withstands if self.early_stop else torch.ones_like(self.withstands)).nonzero().flatten()
+
+    def _keep(self, iterate: Tensor, running: Tensor, logits: Tensor, values: Tensor) -> None:
+        success = (logits.argmax(1) == self.labels[running]) == self.targeted
+        better = values > self.best_values[running]
+        if self.early_stop:
+            better |= success
+        kept = running[better]
+        self.best[kept], self.best_values[kept] = iterate[kept], values[better].to(self.best_values)
+        self.withstands[running] &= ~success
+
+
+def _check_options(
+    epsilon: float, steps: int, step_size: float | None, restarts: int, random_start: bool, loss: str
+) -> None:
+    check_epsilon(epsilon)
     if not (steps >= 1 and restarts >= 1):
         raise ValueError(f"steps and restarts must be at least 1, not {steps} and {restarts}")
-    step_size = default_step_size(epsilon, steps) if step_size is None else step_size
-    if not (math.isfinite(step_size) and step_size >= 0):
+    if step_size is not None and not (math.isfinite(step_size) and step_size >= 0):
         raise ValueError(f"step_size must be finite and at least 0, not {step_size}")
     if restarts > 1 and not random_start:
         raise ValueError("without random_start every restart would be the same")
     if loss not in LOSSES:
         raise ValueError(f"loss must be one of {', '.join(LOSSES)}, not {loss!r}")
-    if len(images) == 0:
-        return images.detach().clone()
-
-    def objective(logits, labels):
-        return -LOSSES[loss](logits, labels) if targeted else LOSSES[loss](logits, labels)
-
-    radius = min(float(epsilon), 1.0)
-    generator = torch.Generator().manual_seed(seed)
-    # With a random start, the image itself is an iterate too: no noise and no steps, for its loss alone.
-    starts = chain([(False, 0)] * random_start, repeat((random_start, steps), restarts))
-    model = folded(model)
-    with attacking(model, images.device):
-        images, labels = images.detach().clone(), labels.clone()
-        low, high = (images - radius).clamp_(0, 1), (images + radius).clamp_(0, 1)
-        result = images.clone()
-        best = torch.full(labels.shape, -math.inf, device=images.device)  # the objective of `result`
-        left = torch.arange(len(images), device=images.device)  # the images on which no iterate has succeeded yet
-        flat = torch.ones_like(left, dtype=torch.bool)  # the images whose gradient has been zero so far
-        first = True
-        for noisy, moves in starts:
-            iterates = images[left]
-            if noisy:
-                # Drawn for the whole batch, so that an image's noise does not depend on which others are left.
-                noise = torch.rand(images.shape, generator=generator).mul_(2 * radius).sub_(radius)
-                iterates = (iterates + noise.to(images)[left]).clamp_(0, 1)
-            for move in range(moves + 1):
-                if move < moves:
-                    logits, losses, gradient = input_gradient(model, iterates, labels[left], objective, first=first)
-                    flat[left] &= no_gradient(gradient)
-                else:  # nowhere to go from here: no gradient
-                    logits, losses = forward(model, iterates, labels[left], objective, first=first)
-                first = False
-                success = (logits.argmax(1) == labels[left]) == targeted
-                better = success | (losses > best[left])
-                result[left[better]], best[left[better]] = iterates[better], losses[better].to(best)
-                left = left[~success]
-                if len(left) == 0:
-                    return result
-                if move < moves:
-                    direction = gradient[~success].sign()
-                    iterates = step(iterates[~success], direction, step_size, low[left], high[left])
-    if flat[left].any():
-        warn_of_no_gradient()
-    return result
-
-
-def default_step_size(epsilon, steps):
-    """2.5 * epsilon / steps, Madry et al.'s choice, with which an iterate can cross the ball."""
-    return 2.5 * min(float(epsilon), 1.0) / steps

@@ -1,51 +1,65 @@
-"""TODO: defenses.crafting."""
+"""What the defences share: the gradient of the network in training, and PGD's last iterate along it."""
 
 import contextlib
+from collections.abc import Callable, Iterator
 
 import torch
-import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from attacks import default_step_size, step
-
-
-def ascend(images, epsilon, steps, gradient):
-    """PGD's iterate after `steps` steps from a random start: attacks.pgd without its choices."""
-    low, high = (images - epsilon).clamp_(0, 1), (images + epsilon).clamp_(0, 1)
-    iterates = (images + torch.empty_like(images).uniform_(-epsilon, epsilon)).clamp_(0, 1)
-    for _ in range(steps):
-        iterates = step(iterates, gradient(iterates).sign(), default_step_size(epsilon, steps), low, high)
-    return iterates
+from attacks import default_step_size, pgd_iterates
 
 
-def crafting_gradient(model, images, targets, mode, loss=F.cross_entropy):
-    """The gradient of loss(logits, targets, reduction="sum") for the images."""
+def last_iterate(images: Tensor, gradient: Callable[[Tensor], Tensor], *, epsilon: float, steps: int) -> Tensor:
+    """PGD's last iterate, (N, C, H, W), within epsilon of images and in [0, 1] (Madry et al., 2018, arXiv:1706.06083).
+
+    The first iterate is the images plus uniform noise in [-epsilon, epsilon], drawn from torch's own generator, and the
+    step size is attacks.default_step_size. images: float (N, C, H, W) in [0, 1]; gradient: of the loss to raise, as for
+    attacks.pgd_iterates; epsilon: in pixel units; steps: at least 1.
+    """
+    start = (images + torch.empty_like(images).uniform_(-epsilon, epsilon)).clamp_(0, 1)
+    size = default_step_size(epsilon, steps)
+    for iterate in pgd_iterates(images, start, gradient, epsilon=epsilon, steps=steps, size=size):
+        last = iterate
+    return last
+
+
+def crafting_gradient(model: nn.Module, images: Tensor, loss: Callable[[Tensor], Tensor], mode: str) -> Tensor:
+    """The gradient of loss(logits) with respect to images, (N, C, H, W).
+
+    loss: from logits, float32 (N, K), to a sum over the images, so that an image's gradient does not depend on the size
+    of its batch. mode: as for `crafting_state`.
+    """
     inputs = images.detach().requires_grad_()
-    with crafting(model, mode):
-        value = loss(model(inputs).float(), targets, reduction="sum")
+    with crafting_state(model, mode):
+        value = loss(model(inputs).float())
     return torch.autograd.grad(value, inputs)[0]
 
 
 @contextlib.contextmanager
-def crafting(model, mode):
-    """Parameters frozen, because the input's gradient is wanted alone, and batch-norm statistics left alone.
+def crafting_state(model: nn.Module, mode: str) -> Iterator[None]:
+    """The state in which a network in training crafts examples. Afterwards the network is as it was before.
 
-    mode: "training" normalises by the batch, "evaluation" by the statistics so far.
+    Parameters are frozen, because only the gradient with respect to the images is needed. Batch-norm statistics do not
+    change. mode: "training" normalises by the batch, "evaluation" by the statistics so far. Every other layer, such as
+    dropout, stays in the mode it is in.
+    Raises ValueError for another mode.
     """
+    if mode not in ("training", "evaluation"):
+        raise ValueError(f"crafting must be training or evaluation, not {mode!r}")
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    found = [(norm.training, norm.track_running_stats) for norm in norms]
+    before = [(norm.training, norm.track_running_stats) for norm in norms]
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         for parameter in parameters:
             parameter.requires_grad_(False)
         for norm in norms:
             if mode == "training":
-                norm.track_running_stats = False  # so that the batch leaves no trace in the averages
+                norm.track_running_stats = False  # the averages must not include this batch
             else:
                 norm.eval()
         yield
     finally:
-        for norm, (training, tracked) in zip(norms, found, strict=True):
+        for norm, (training, tracked) in zip(norms, before, strict=True):
             norm.training, norm.track_running_stats = training, tracked
         for parameter in parameters:
             parameter.requires_grad_(True)

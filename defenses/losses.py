@@ -1,106 +1,129 @@
-"""Defences as losses, defense(model, images, labels) -> scalar: cross-entropy on examples crafted in every step anew.
+"""Defences as losses: each crafts adversarial examples in every training step and returns the loss on them.
 
-The examples are crafted on the network in training, through its own gradient, with its parameters frozen and its
-batch-norm statistics left alone. By default its batch norm is in training mode meanwhile, as in the step that follows;
-`crafting="evaluation"` normalises by the statistics learnt so far, and did no better on validation (models/README.md).
+A defence is called like any loss, defense(model, images, labels) -> scalar: model is the network in training, images
+are float (N, C, H, W) in [0, 1], labels are int64 (N,). The scalar is float32, and its gradient reaches the parameters.
+
+All defences here craft on the network in training, through its own gradient. Meanwhile its parameters are frozen and
+its batch-norm statistics do not change. `epsilon` is the L-infinity radius in pixel units, such as 8/255. `crafting`
+says how batch norm normalises meanwhile: "training" by the batch, as in the step that follows, or "evaluation" by the
+statistics so far, which did no better on validation (models/README.md).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 from attacks import step
-from defenses.crafting import ascend, crafting, crafting_gradient
+from defenses.crafting import crafting_gradient, crafting_state, last_iterate
+
+# From a network in training, images (N, C, H, W) in [0, 1] and int64 labels (N,) to a scalar.
+Defense = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class FGSM:
-    """Adversarial training with one FGSM step from the image (Goodfellow et al., 2015, arXiv:1412.6572, section 6).
+    """Cross-entropy on one FGSM step from each image (Goodfellow et al., 2015, arXiv:1412.6572, section 6).
 
-    Kept because it overfits catastrophically: it learns to withstand the single step and nothing else.
+    It is here to be studied: it overfits catastrophically, which means that the network learns to withstand the single
+    step and nothing else. (Goodfellow et al. average this loss with that of the clean images.)
     """
 
     epsilon: float
     crafting: str = "training"
-    name: ClassVar = "fgsm"
+    name: ClassVar[str] = "fgsm"
 
-    def __call__(self, model, images, labels):
-        gradient = crafting_gradient(model, images, labels, self.crafting)
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        gradient = crafting_gradient(model, images, _summed_cross_entropy(labels), self.crafting)
         return cross_entropy(model, step(images, gradient.sign(), self.epsilon), labels)
 
 
 @dataclass(frozen=True)
 class NFGSM:
-    """N-FGSM (de Jorge et al., 2022, arXiv:2202.01181, algorithm 1): noise of up to 2 epsilon, a step of epsilon.
+    """N-FGSM: cross-entropy on a step of epsilon from a noisy image (de Jorge et al., 2022, arXiv:2202.01181).
 
-    The noise is part of the training image: nothing is clipped, neither to the ball nor to [0, 1].
+    As in the paper's algorithm 1, the noise is part of the training image and nothing is clipped: an example may lie
+    farther than epsilon from its image, and outside [0, 1]. The authors' code clamps the examples to [0, 1].
+    noise: the largest noise of a pixel, in units of epsilon.
     """
 
     epsilon: float
-    noise: float = 2.0  # in units of epsilon
+    noise: float = 2.0
     crafting: str = "training"
-    name: ClassVar = "n-fgsm"
+    name: ClassVar[str] = "n-fgsm"
 
-    def __call__(self, model, images, labels):
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         noisy = images + torch.empty_like(images).uniform_(-1, 1) * (self.noise * self.epsilon)
-        gradient = crafting_gradient(model, noisy, labels, self.crafting)
+        gradient = crafting_gradient(model, noisy, _summed_cross_entropy(labels), self.crafting)
         return cross_entropy(model, noisy + self.epsilon * gradient.sign(), labels)
 
 
 @dataclass(frozen=True)
 class PGD:
-    """Adversarial training on PGD's examples, from a random start (Madry et al., 2018, arXiv:1706.06083)."""
+    """Cross-entropy on PGD's last iterate, from a random start (Madry et al., 2018, arXiv:1706.06083, section 2.1).
+
+    steps: at least 1.
+    """
 
     epsilon: float
     steps: int = 7
     crafting: str = "training"
-    name: ClassVar = "pgd"
+    name: ClassVar[str] = "pgd"
 
-    def __call__(self, model, images, labels):
-        def gradient(iterates):
-            return crafting_gradient(model, iterates, labels, self.crafting)
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        def gradient(iterate: Tensor) -> Tensor:
+            return crafting_gradient(model, iterate, _summed_cross_entropy(labels), self.crafting)
 
-        adversarial = ascend(images, self.epsilon, self.steps, gradient)
+        adversarial = last_iterate(images, gradient, epsilon=self.epsilon, steps=self.steps)
         return cross_entropy(model, adversarial, labels)
 
 
 @dataclass(frozen=True)
 class TRADES:
-    """TRADES (Zhang et al., 2019, arXiv:1901.08573, eq. 5): clean cross-entropy plus beta times a divergence.
+    """Clean cross-entropy plus beta times a divergence (TRADES, Zhang et al., 2019, arXiv:1901.08573, eq. 5).
 
-    The divergence is that of Kullback and Leibler from the network's answer for the image to its answer for the
-    example, which is crafted to make it large.
+    The divergence is the Kullback-Leibler divergence from the network's answer for an image to its answer for the
+    adversarial example. PGD crafts the example to make this divergence large. steps: at least 1.
     """
 
     epsilon: float
     steps: int = 7
     beta: float = 6.0
     crafting: str = "training"
-    name: ClassVar = "trades"
+    name: ClassVar[str] = "trades"
 
-    def __call__(self, model, images, labels):
-        with crafting(model, self.crafting), torch.no_grad():
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        with crafting_state(model, self.crafting), torch.no_grad():
             clean = model(images).float().softmax(1)
 
-        def divergence(logits, clean, reduction):
-            return F.kl_div(logits.log_softmax(1), clean, reduction=reduction)
+        def divergence(logits: Tensor) -> Tensor:
+            return F.kl_div(logits.log_softmax(1), clean, reduction="sum")
 
-        def gradient(iterates):
-            return crafting_gradient(model, iterates, clean, self.crafting, divergence)
+        def gradient(iterate: Tensor) -> Tensor:
+            return crafting_gradient(model, iterate, divergence, self.crafting)
 
-        adversarial = ascend(images, self.epsilon, self.steps, gradient)
-        # One after the other: normalised in one batch, each half would give the other away.
+        adversarial = last_iterate(images, gradient, epsilon=self.epsilon, steps=self.steps)
+        # In two passes: in one batch, batch norm would mix the statistics of the images with those of the examples.
         natural, attacked = model(images).float(), model(adversarial).float()
-        robust = divergence(attacked, natural.softmax(1), "batchmean")
+        robust = F.kl_div(attacked.log_softmax(1), natural.softmax(1), reduction="batchmean")
         return F.cross_entropy(natural, labels) + self.beta * robust
 
 
-DEFENSES = {defense.name: defense for defense in (FGSM, NFGSM, PGD, TRADES)}
+# By the names of `--defense`. Each is made with its epsilon: DEFENSES["pgd"](8 / 255).
+DEFENSES: dict[str, Callable[..., Defense]] = {defense.name: defense for defense in (FGSM, NFGSM, PGD, TRADES)}
 
 
-def cross_entropy(model, images, labels, label_smoothing=0.0):
-    """The loss without a defence, and on what most defences have crafted."""
-    logits = model(images).float()  # under autocast they come in bfloat16, which has three digits
+def cross_entropy(model: nn.Module, images: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """The loss of a training without a defence, and of most defences on their examples: a scalar, the batch's mean.
+
+    model, images, labels: as for a defence. label_smoothing: in [0, 1), as for torch's cross_entropy.
+    """
+    logits = model(images).float()  # under autocast, logits come in bfloat16, which has only three digits
     return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+
+
+def _summed_cross_entropy(labels: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda logits: F.cross_entropy(logits, labels, reduction="sum")

@@ -1,64 +1,71 @@
 """The study's convolutional network, and the smaller one that the introduction uses."""
 
-from torch import nn
+from torch import Tensor, nn
 
-from networks.folding import Normalize, folded
+from networks.folding import Normalize, PerChannel, fold
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
 
 
-def convolution(channels_in, channels_out, stride=1):
+def convolutions(width: int) -> nn.Sequential:
+    """The six convolutions that the CNN and the CNN-LSTM share: float (N, 3, 32, 32) to (N, 4 width, 4, 4)."""
+    return nn.Sequential(
+        _convolution(3, width),
+        _convolution(width, width, stride=2),
+        _convolution(width, 2 * width),
+        _convolution(2 * width, 2 * width, stride=2),
+        _convolution(2 * width, 2 * width),
+        _convolution(2 * width, 4 * width, stride=2),
+    )
+
+
+def _convolution(channels_in: int, channels_out: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(channels_in, channels_out, 3, stride, padding=1), nn.ReLU(), nn.BatchNorm2d(channels_out)
     )
 
 
-def convolutions(width):
-    """The six convolutions that both of the study's networks share: (N, 3, 32, 32) to (N, 4 width, 4, 4)."""
-    return nn.Sequential(
-        convolution(3, width),
-        convolution(width, width, stride=2),
-        convolution(width, 2 * width),
-        convolution(2 * width, 2 * width, stride=2),
-        convolution(2 * width, 2 * width),
-        convolution(2 * width, 4 * width, stride=2),
-    )
-
-
 class CNN(nn.Module):
-    """Six 3x3 convolutions, each with ReLU and batch norm, and a linear layer; stride 2 in place of pooling.
+    """Six 3x3 convolutions, each with ReLU and batch norm, then a linear layer. Stride 2 takes the place of pooling.
 
     images: float (N, 3, 32, 32) in [0, 1]. Returns logits (N, num_classes).
-    197,610 parameters at width 32 with 10 classes (the study's 308,256 are those of a last layer with 64 outputs).
+    197,610 parameters at width 32 with 10 classes. (The study counts 308,256, because its last layer has 64 outputs.)
+    mean, std: of each channel of the training images, in pixel units.
     """
 
-    def __init__(self, width=32, num_classes=10, mean=CIFAR10_MEAN, std=CIFAR10_STD):
+    def __init__(
+        self, width: int = 32, num_classes: int = 10, mean: PerChannel = CIFAR10_MEAN, std: PerChannel = CIFAR10_STD
+    ) -> None:
         super().__init__()
-        self.arguments = {"width": width, "num_classes": num_classes}
+        self.arguments = {"width": width, "num_classes": num_classes}  # a checkpoint stores them to build the network
         self.normalize = Normalize(mean, std)
         self.features = convolutions(width)
         self.classifier = nn.Linear(4 * width * 4 * 4, num_classes)
 
-    def forward(self, images):
+    def forward(self, images: Tensor) -> Tensor:
         return self.head(self.features(self.normalize(images)))
 
-    def head(self, features):
+    def head(self, features: Tensor) -> Tensor:
+        """Logits (N, num_classes) of the convolutions' output (N, 4 width, 4, 4)."""
         return self.classifier(features.flatten(1))
 
-    def folded_for_attacks(self):
-        """See networks/folding.py. Of a subclass, whose forward may do more, the network itself."""
-        return folded(self) if type(self) is CNN else self
+    def folded_for_attacks(self) -> nn.Module:
+        """See networks/folding.py. A subclass may compute more in its forward pass, so it is returned unchanged."""
+        return fold(self) if type(self) is CNN else self
 
 
 class SmallCNN(nn.Module):
-    """Three 3x3 convolutions with ReLU and stride 2, no batch norm, and a linear layer: older and shallower.
+    """Three 3x3 convolutions with ReLU and stride 2, then a linear layer. It is older and shallower: no batch norm.
 
     images: float (N, 3, 32, 32) in [0, 1]. Returns logits (N, num_classes).
     113,738 parameters at width 32 with 10 classes.
+    mean, std: as for `CNN`.
     """
 
-    def __init__(self, width=32, num_classes=10, mean=CIFAR10_MEAN, std=CIFAR10_STD):
+    def __init__(
+        self, width: int = 32, num_classes: int = 10, mean: PerChannel = CIFAR10_MEAN, std: PerChannel = CIFAR10_STD
+    ) -> None:
         super().__init__()
         self.arguments = {"width": width, "num_classes": num_classes}
         self.normalize = Normalize(mean, std)
@@ -72,5 +79,5 @@ class SmallCNN(nn.Module):
         )
         self.classifier = nn.Linear(4 * width * 4 * 4, num_classes)
 
-    def forward(self, images):
+    def forward(self, images: Tensor) -> Tensor:
         return self.classifier(self.features(self.normalize(images)).flatten(1))

@@ -1,22 +1,26 @@
-"""The study's hybrid: the CNN's convolutions, read as a sequence by an LSTM."""
+"""The study's hybrid: an LSTM reads the output of the CNN's convolutions as a sequence."""
 
-from torch import nn
+from torch import Tensor, nn
 
 from networks.cnn import CIFAR10_MEAN, CIFAR10_STD, convolutions
-from networks.folding import Normalize, folded
+from networks.folding import Normalize, PerChannel, fold
 
 
 class CNNLSTM(nn.Module):
-    """The CNN's six convolutions, then the 4 x 4 map as 16 positions through a three-layer LSTM.
+    """The CNN's six convolutions, then a three-layer LSTM that reads their 4 x 4 map as a sequence of 16 positions.
 
-    Position by position, row after row, the LSTM reads a vector of 4 width channels: the map is transposed, where the
-    study reshaped it and so mixed channels with positions. The last time step goes to a linear layer.
+    The LSTM reads the positions row after row, a vector of 4 width channels for each. For this, the map is transposed.
+    (The study reshaped it, which mixed channels with positions.) The output of the last position goes to a linear
+    layer.
 
     images: float (N, 3, 32, 32) in [0, 1]. Returns logits (N, num_classes).
     293,994 parameters at width 32 with 10 classes, as in the study.
+    mean, std: as for `CNN`.
     """
 
-    def __init__(self, width=32, num_classes=10, mean=CIFAR10_MEAN, std=CIFAR10_STD):
+    def __init__(
+        self, width: int = 32, num_classes: int = 10, mean: PerChannel = CIFAR10_MEAN, std: PerChannel = CIFAR10_STD
+    ) -> None:
         super().__init__()
         self.arguments = {"width": width, "num_classes": num_classes}
         self.normalize = Normalize(mean, std)
@@ -24,21 +28,23 @@ class CNNLSTM(nn.Module):
         self.lstm = nn.LSTM(4 * width, 2 * width, num_layers=3, batch_first=True)
         self.classifier = nn.Linear(2 * width, num_classes)
 
-    def forward(self, images):
+    def forward(self, images: Tensor) -> Tensor:
         return self.head(self.features(self.normalize(images)))
 
-    def sequence(self, images):
-        """What the LSTM reads of images (N, 3, 32, 32): (N, 16, 4 width), the positions of the map row after row."""
-        return positions(self.features(self.normalize(images)))
+    def sequence(self, images: Tensor) -> Tensor:
+        """What the LSTM reads of images (N, 3, 32, 32): (N, 16, 4 width), the map's positions row after row."""
+        return _positions(self.features(self.normalize(images)))
 
-    def head(self, features):
-        hidden, _ = self.lstm(positions(features))
+    def head(self, features: Tensor) -> Tensor:
+        """Logits (N, num_classes) of the convolutions' output (N, 4 width, 4, 4)."""
+        hidden, _ = self.lstm(_positions(features))
         return self.classifier(hidden[:, -1])
 
-    def folded_for_attacks(self):
+    def folded_for_attacks(self) -> nn.Module:
         """As `CNN.folded_for_attacks`."""
-        return folded(self) if type(self) is CNNLSTM else self
+        return fold(self) if type(self) is CNNLSTM else self
 
 
-def positions(features):
+def _positions(features: Tensor) -> Tensor:
+    """A map (N, channels, height, width) as a sequence (N, height * width, channels)."""
     return features.flatten(2).transpose(1, 2)

@@ -1,82 +1,101 @@
-"""Normalisation and batch norm folded into convolutions: the same function of the images, in less time."""
+"""Folding: normalisation and batch norm move into the convolutions, which then compute the same in less time.
+
+An attack asks a network for thousands of gradients while the weights stay the same, so this pays. `fold` makes such a
+network from a CNN or CNNLSTM.
+"""
 
 import weakref
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-# network.features: (settings and tensors they were folded from, what came of them)
-_KEPT: weakref.WeakKeyDictionary[nn.Module, tuple] = weakref.WeakKeyDictionary()
+PerChannel = Sequence[float]  # one number for each channel of an image
+
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class Normalize(nn.Module):
-    """(x - mean) / std for each channel, inside the network: outside, images and epsilon are always in pixel units.
+    """(x - mean) / std for each channel. Networks normalise inside, so that images and epsilon stay in pixel units.
 
-    Raises ValueError for images of other channels: grey ones would be broadcast to three, and pass for colours.
+    mean, std: one number for each channel, in pixel units. images: float (N, C, H, W); returns the same shape.
+    Raises ValueError if images have another number of channels. (Otherwise PyTorch would repeat a grey channel.)
     """
 
-    mean: torch.Tensor
-    std: torch.Tensor
+    mean: Tensor
+    std: Tensor
 
-    def __init__(self, mean, std):
+    def __init__(self, mean: PerChannel, std: PerChannel) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
 
-    def forward(self, images):
+    def forward(self, images: Tensor) -> Tensor:
         self.check(images)
         return (images - self.mean) / self.std
 
-    def check(self, images):
+    def check(self, images: Tensor) -> None:
+        """Raise ValueError unless images are (N, C, H, W) with as many channels as `mean`."""
         if images.ndim != 4 or images.shape[1] != len(self.mean):
             raise ValueError(f"images must be (N, {len(self.mean)}, H, W), not {tuple(images.shape)}")
 
 
 @torch.no_grad()
 @torch.inference_mode(False)
-def folded(network):
-    """A module that computes what `network` (CNN or CNNLSTM) does in evaluation mode, to rounding, with its weights as
-    they are now: for attacks, whose gradient passes take a sixth less time.
+def fold(network: nn.Module) -> nn.Module:
+    """A module that computes what `network` computes in evaluation mode, up to rounding, a sixth faster in attacks.
 
-    It is the network itself where that might be another function: where parts were replaced by other kinds, patched, or
-    given hooks, or the precision is so low that another order of rounding tells.
+    network: a CNN or CNNLSTM, with `normalize`, `features` and `head`. The result has the network's present weights:
+    call `fold` again after each change. If nothing has changed, the call returns the same convolutions as before.
+    Returns the network itself if folding might change the function: if parts were replaced by other kinds, were
+    patched or have hooks, or if the precision is so low that another order of rounding would show.
     """
-    if not _foldable(network):
+    if not _can_fold(network):
         return network
-    settings, tensors = _origin(network)
-    kept = _KEPT.get(network.features)
-    if kept is None or kept[0] != settings or not all(map(torch.equal, kept[1], tensors)):
-        kept = settings, [tensor.clone() for tensor in tensors], _Convolutions(network)
-        _KEPT[network.features] = kept
-    return _Folded(network.head, kept[2], dict(network.named_children()))
+    settings, tensors = _ingredients(network)
+    features = network.get_submodule("features")
+    known = _known.get(features)
+    if known is None or known[0] != settings or not all(map(torch.equal, known[1], tensors)):
+        known = settings, [tensor.clone() for tensor in tensors], _FoldedConvolutions(network)
+        _known[features] = known
+    return _FoldedNetwork(network, known[2])
 
 
-class _Folded(nn.Module):
-    # On a CPU. Of more, a layer takes so much memory that malloc returns it to the kernel and asks anew, page by page.
+class _FoldedNetwork(nn.Module):
+    # On a CPU. With more images, a layer needs so much memory that malloc gives it back to the kernel after each use
+    # and asks for it again, page by page.
     images_at_once = 64
 
-    def __init__(self, head, convolutions, parts):
+    def __init__(self, network: Any, convolutions: "_FoldedConvolutions") -> None:
         super().__init__()
-        self.head, self.convolutions = head, convolutions
-        self._modules = {name: part for name, part in parts.items() if name not in ("normalize", "features")}
+        self.head, self.convolutions = network.head, convolutions
+        # So that `modules()` finds what the head runs, such as an LSTM.
+        self._modules = {name: part for name, part in network.named_children() if name not in ("normalize", "features")}
 
-    def forward(self, images):
+    def forward(self, images: Tensor) -> Tensor:
         return self.head(self.convolutions(images))
 
 
-class _Convolutions:
-    """Of scale * relu(convolution) + shift, `scale` goes into the next convolution's weights, and what that makes of
-    `shift`, a map because the border is padded with zeros, into the place of its bias.
+class _FoldedConvolutions:
+    """Computes network.features(network.normalize(images)) without a layer for normalisation or batch norm.
+
+    Normalisation and batch norm multiply each channel by a scale and add a shift. The scale goes into the weights of
+    the next convolution. The shift becomes part of that convolution's bias, which is then a map, not a number, because
+    the zeros that pad the border are not shifted. Only the last batch norm has no convolution after it and remains.
     """
 
-    def __init__(self, network):
-        features, self.weights, self.shifts, self._biases = network.features, [], [], {}
-        self.normalize, self.originals = network.normalize, [block[0] for block in features]
+    def __init__(self, network: Any) -> None:
+        self.normalize: Normalize = network.normalize
+        self.originals: list[nn.Conv2d] = [block[0] for block in network.features]
+        self.weights: list[Tensor] = []
+        self.shifts: list[Tensor] = []
+        self._size: tuple[int, ...] = ()
+        self._biases: list[Tensor] = []
         scale = (1 / network.normalize.std)[None]
         shift = -network.normalize.mean * scale
-        for convolution, _, norm in features:
+        for convolution, _, norm in network.features:
             weight = convolution.weight * scale
             self.weights.append(weight.contiguous(memory_format=torch.channels_last))
             self.shifts.append(shift.expand(1, weight.shape[1], 1, 1))
@@ -84,28 +103,33 @@ class _Convolutions:
             shift = norm.bias.view(1, -1, 1, 1) - norm.running_mean.view(1, -1, 1, 1) * scale
         self.scale, self.shift = scale, shift
 
-    def __call__(self, images):
+    def __call__(self, images: Tensor) -> Tensor:
         self.normalize.check(images)
         images = images.to(torch.promote_types(images.dtype, self.weights[0].dtype))  # as normalisation does
-        biases = self._biases.get(images.shape[2:]) or self._biases_for(images.shape[2:])
-        for convolution, weight, bias in zip(self.originals, self.weights, biases, strict=True):
+        if self._size != images.shape[2:]:  # kept for one size, because nobody attacks images of several sizes
+            self._size, self._biases = images.shape[2:], self._bias_maps(images.shape[2:])
+        for convolution, weight, bias in zip(self.originals, self.weights, self._biases, strict=True):
             images = F.conv2d(images, weight, None, convolution.stride, convolution.padding).add_(bias).relu_()
         return torch.addcmul(self.shift, images, self.scale)
 
     @torch.no_grad()
-    def _biases_for(self, size):
-        """A map for each convolution, (1, channels, height, width), of images of that height and width."""
-        biases, height_and_width = [], size
+    def _bias_maps(self, size: Sequence[int]) -> list[Tensor]:
+        """Each convolution's bias, (1, channels, height, width), for images of this height and width."""
+        biases = []
         for convolution, shift in zip(self.originals, self.shifts, strict=True):
-            bias = convolution(shift.expand(-1, -1, *height_and_width))
+            bias = convolution(shift.expand(-1, -1, *size))
             biases.append(bias.contiguous(memory_format=torch.channels_last))
-            height_and_width = bias.shape[2:]
-        self._biases = {size: biases}  # of one size, for more is more than anybody uses
+            size = bias.shape[2:]
         return biases
 
 
-def _origin(network):
-    """All that the folded weights depend on: settings, and tensors."""
+# From network.features to the settings and tensors it had when it was folded, and the result.
+_known: weakref.WeakKeyDictionary[nn.Module, tuple[list, list[Tensor], _FoldedConvolutions]]
+_known = weakref.WeakKeyDictionary()
+
+
+def _ingredients(network: Any) -> tuple[list, list[Tensor]]:
+    """Everything that the folded weights depend on: settings and tensors."""
     settings, tensors = [], [network.normalize.mean, network.normalize.std]
     for convolution, _, norm in network.features:
         weight = convolution.weight
@@ -114,8 +138,8 @@ def _origin(network):
     return settings, tensors
 
 
-def _foldable(network):
-    """Whether network.normalize and network.features are such that `_Convolutions` can stand in for them."""
+def _can_fold(network: Any) -> bool:
+    """Whether `_FoldedConvolutions` computes the same as network.normalize and network.features."""
     if type(network.normalize) is not Normalize or type(network.features) is not nn.Sequential:
         return False
     for block in network.features:
@@ -123,8 +147,8 @@ def _foldable(network):
             return False
         convolution, _, norm = block
         plain = (convolution.padding_mode, convolution.dilation, convolution.groups) == ("zeros", (1, 1), 1)
-        whole = all(tensor is not None for tensor in (convolution.bias, norm.bias, norm.running_mean))
-        if not (plain and whole) or convolution.weight.dtype not in (torch.float32, torch.float64):
+        complete = all(tensor is not None for tensor in (convolution.bias, norm.bias, norm.running_mean))
+        if not (plain and complete) or convolution.weight.dtype not in (torch.float32, torch.float64):
             return False
     modules = list(network.modules())
     return not any("forward" in vars(module) or any(getattr(module, kind) for kind in _HOOKS) for module in modules)
