@@ -26,15 +26,15 @@ from utils.evaluation import Result
 from utils.files import write_atomically
 from utils.formats import TestReport
 from utils.runs import Log
-from utils.tables import Measured, MeasuredAt, Point, epsilon_text, images_text
+from utils.tables import Measured, MeasuredAt, Point, epsilon_text, images_text, printable
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, SKY, GREY = "#0072B2", "#D55E00", "#009E73", "#56B4E9", "#666666"
 
 
 def plain_text(text: str) -> str:
-    """A text from a file, so that matplotlib draws it as it is and does not take "$" for the start of a formula."""
-    return text.replace("$", r"\$")
+    """A text that may come from anyone, as matplotlib can draw it: "$" does not start a formula."""
+    return printable(text).replace("$", r"\$")
 
 
 def title_of(name: str) -> str:

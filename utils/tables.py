@@ -65,4 +65,9 @@ def under_headings(opening: str, titled: Mapping[str, str]) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").splitlines())
+    return printable(text).replace("|", "\\|")
+
+
+def printable(text: str) -> str:
+    """The text without line breaks and other characters that cannot be printed; a file may come from anyone."""
+    return "".join(character if character.isprintable() else " " for character in text)

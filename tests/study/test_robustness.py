@@ -1,32 +1,45 @@
-"""The report on robustness: it measures what it says, skips what is done, and its tables and figures are the JSON's."""
+"""The report on robustness: it measures what it says, skips what is done, and its tables and figures show it."""
 
-import copy
 import json
 
 import matplotlib.pyplot as plt
 import pytest
+from msgspec.structs import asdict, replace
 
 from study import figures, robustness, tables
-from study.formats import find
-from study.formats import read_robustness as read_report
+from study.formats import RobustnessEntry, read_robustness
 from study.robustness import RADII, measure
 from utils import evaluation, plotting
 from utils.checkpoints import load_checkpoint
 from utils.constants import PGD_20, RADIUS, UserError
 from utils.evaluation import evaluate, evaluate_fgsm
+from utils.recipes import RECIPES
 from utils.tables import with_interval
+from utils.training import train
+
+LOG_HEADER = {
+    **asdict(replace(RECIPES["one-cycle"], epochs=2)),
+    "network": "cnn",
+    "width": 32,
+    "dataset": "cifar10",
+    "seed": 0,
+    "threads": 2,
+    "versions": {},
+}
 
 
 @pytest.fixture(scope="module")
-def networks(trained):
-    """Those of a report, {path: (architecture, network)}: there is a baseline and another CNN."""
-    paths = {"cnn": trained("cnn"), "cnn-lstm": trained("cnn-lstm")}
-    return {path: ("cnn", load_checkpoint(path)) for path in paths.values()}
+def networks(trained, digits, tmp_path_factory):
+    """The networks of a report, by path: a baseline and another CNN."""
+    other = tmp_path_factory.mktemp("other") / "cnn-other.safetensors"
+    recipe = replace(RECIPES["paper"], epochs=3)
+    train("cnn", digits["train"], digits["validation"], recipe, output=other, width=8, seed=1, quiet=True)
+    return {path: load_checkpoint(path) for path in (trained("cnn"), other)}
 
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Attacks of a second, for what does not depend on their strength."""
+    """Attacks that take a second, for tests that do not depend on their strength."""
     monkeypatch.setattr(robustness, "PGD_50", {"steps": 2, "restarts": 2, "seed": 0})
     monkeypatch.setattr(robustness, "AUTOATTACK", {"seed": 0, "attacks": ["apgd-ce"]})
 
@@ -39,28 +52,26 @@ def measured(networks, digits, tmp_path_factory):
 
 def test_it_measures_what_it_says(measured, networks, digits):
     report, path = measured
-    assert json.loads(path.read_text()) == report
+    assert read_robustness(path) == report
     assert [path.name for path in path.parent.iterdir()] == ["robustness.json"]
     split = digits["test"].first(40)
-    (_, source), (_, other) = networks.values()
+    source, other = networks.values()
+    baseline, entry = report.entries
     transferred = evaluate_fgsm(other, split, RADII, source=source)
     white_box = evaluate_fgsm(other, split, RADII)
-    name = report["networks"][1]["name"]
     for setting, results in (("transfer", transferred), ("white_box", white_box)):
         for result in results:
-            row = find(report, name, "fgsm", result.epsilon, setting)
-            assert (row["accuracy"], row["examples"]) == (result.accuracy, 40)
+            row = entry.find("fgsm", result.epsilon, setting)
+            assert (row.accuracy, row.examples) == (result.accuracy, 40)
     for options in (PGD_20, {"steps": 50, "restarts": 10, "seed": 0}):
         result = evaluate(other, split.first(8), "pgd", RADIUS, options=options)
-        row = find(report, name, "pgd", RADIUS, **options)
-        assert (row["accuracy"], row["examples"]) == (result.accuracy, 8)
-    (_, baseline_transfer), (_, baseline) = [
-        (setting, [find(report, "cnn", "fgsm", radius, setting)["accuracy"] for radius in RADII])
-        for setting in ("transfer", "white_box")
-    ]
-    assert baseline == baseline_transfer  # crafted on itself
-    strongest = find(report, name, "autoattack", RADIUS)["accuracy"]
-    assert strongest <= find(report, name, "pgd", RADIUS, steps=50)["accuracy"]
+        row = entry.find("pgd", RADIUS, **options)
+        assert (row.accuracy, row.examples) == (result.accuracy, 8)
+    on_itself, on_the_baseline = (
+        [baseline.find("fgsm", radius, setting).accuracy for radius in RADII] for setting in ("white_box", "transfer")
+    )
+    assert on_itself == on_the_baseline  # which is the same network
+    assert entry.find("autoattack", RADIUS).accuracy <= entry.find("pgd", RADIUS, steps=50).accuracy
 
 
 def test_what_is_done_is_skipped_and_what_changed_is_not(measured, networks, digits, tmp_path, quick, monkeypatch):
@@ -69,15 +80,15 @@ def test_what_is_done_is_skipped_and_what_changed_is_not(measured, networks, dig
     first = measure(networks, split, path, examples=4, quiet=True)
     runs = []
     run = robustness.Test.run
-    monkeypatch.setattr(robustness.Test, "run", lambda self, *rest: runs.append(self.attack) or run(self, *rest))
+    monkeypatch.setattr(robustness.Test, "run", lambda self, *a, **k: runs.append(self.attack) or run(self, *a, **k))
     assert measure(networks, split, path, examples=4, quiet=True) == first
     assert runs == []
 
-    holed = copy.deepcopy(first)
-    entry = holed["networks"][1]
+    holed = json.loads(path.read_text())
+    baseline, entry = holed["networks"]
     entry["results"] = [row for row in entry["results"] if row["name"] != "autoattack"]
-    holed["networks"][0]["sha256"] = "0" * 64  # another baseline
-    holed["networks"][1]["threads"] = 99  # which change no figure
+    entry["threads"] = 99  # the number of threads changes no figure
+    baseline["sha256"] = "0" * 64  # another baseline
     path.write_text(json.dumps(holed))
     with pytest.raises(UserError, match=r"of other checkpoints.*would be lost.*--overwrite"):
         measure(networks, split, path, examples=4, quiet=True)
@@ -88,12 +99,12 @@ def test_what_is_done_is_skipped_and_what_changed_is_not(measured, networks, dig
     assert len(runs) == 2 + len(RADII) + 1 + 1 + 1
 
     def accuracies(report):
-        return [[row["accuracy"] for row in entry["results"]] for entry in report["networks"]]
+        return [[row.accuracy for row in entry.results] for entry in report.entries]
 
     assert accuracies(again) == accuracies(first)
     with pytest.raises(UserError, match="numbers of images"):
         measure(networks, split, path, examples=5, quiet=True)
-    assert read_report(path) == again
+    assert read_robustness(path) == again
     measure(networks, split, path, examples=5, overwrite=True, quiet=True)
     assert runs.count("pgd") == (len(RADII) + 1) * 3  # other images, for both networks
 
@@ -111,11 +122,11 @@ def test_an_interruption_loses_nothing(networks, digits, tmp_path, quick, monkey
     monkeypatch.setitem(evaluation.ATTACKS, "pgd", interrupted)
     with pytest.raises(KeyboardInterrupt):
         measure(networks, split, path, examples=4, quiet=True)
-    assert len(read_report(path)["networks"]) == 2
+    assert len(read_robustness(path).entries) == 2
     assert path.with_suffix(".partial.jsonl").exists()
     report = measure(networks, split, path, examples=4, quiet=True)
     assert len(calls) == 1 + 2 * (len(RADII) + 1)
-    assert [len(entry["results"]) for entry in report["networks"]] == [2 * (len(RADII) + 1) + len(RADII) + 2] * 2
+    assert [len(entry.results) for entry in report.entries] == [2 * (len(RADII) + 1) + len(RADII) + 2] * 2
     assert [path.name for path in tmp_path.iterdir()] == ["robustness.json"]
 
 
@@ -133,71 +144,84 @@ def test_an_interruption_loses_nothing(networks, digits, tmp_path, quick, monkey
 def test_a_damaged_report_is_one_line(damage, measured, tmp_path):
     path = tmp_path / "robustness.json"
     path.write_text(damage(measured[1].read_text()))
-    with pytest.raises(UserError, match="is no report on robustness") as raised:
-        read_report(path)
+    with pytest.raises(UserError, match="is not a report on robustness") as raised:
+        read_robustness(path)
     assert "\n" not in str(raised.value)
 
 
 def test_tables_are_the_reports(measured):
     report, _ = measured
-    text = tables.robustness_document(report, {"defenses": [], "overfitting": [], "tried": []})
+    text = tables.robustness_document(report, robustness.Logs([], [], []))
     assert "on the 40 digits test images, under PGD and AutoAttack on the first 8" in text
-    for entry in report["networks"]:
+    for entry in report.entries:
         cells = [
-            find(report, entry["name"], "fgsm", 0.0),
-            find(report, entry["name"], "fgsm", 0.1, "transfer"),
-            find(report, entry["name"], "fgsm", RADIUS),
-            find(report, entry["name"], "pgd", RADIUS, steps=50),
-            find(report, entry["name"], "autoattack", RADIUS),
+            entry.find("fgsm", 0.0),
+            entry.find("fgsm", 0.1, "transfer"),
+            entry.find("fgsm", RADIUS),
+            entry.find("pgd", RADIUS, steps=50),
+            entry.find("autoattack", RADIUS),
         ]
         row = " | ".join([tables.defended(entry), *map(with_interval, cells)])
         assert f"| {row} |" in tables.robustness_table(report)
-        curve = [find(report, entry["name"], "pgd", radius, **PGD_20) for radius in RADII]
+        curve = [entry.find("pgd", radius, **PGD_20) for radius in RADII]
         assert " | ".join(map(with_interval, curve)) in text
 
 
-def test_rows_say_how_a_network_was_defended():
-    def row(defense, name="cnn"):
-        return tables.defended({"network": name, "training": {"defense": defense, "width": 64}})
+def trained_with(entry: RobustnessEntry, defense: object, name: str) -> RobustnessEntry:
+    """The entry, as if its network had been trained with this defence."""
+    return replace(entry, name=name, training=replace(entry.training, defense=defense))
 
-    assert row(None) == "CNN, none (baseline)"
-    assert row({"name": "fgsm-augment", "epsilon": 0.2}, "cnn-lstm") == "CNN-LSTM, the study's: FGSM examples of 0.2"
-    assert row({"name": "n-fgsm", "epsilon": 8 / 255}) == "CNN, **ours**: N-FGSM at 8/255, width 64"
+
+OURS = {"name": "n-fgsm", "epsilon": 8 / 255}
+THE_STUDYS = {"name": "fgsm-augment", "epsilon": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("defense", "heading"),
+    [
+        (None, "CNN, none (baseline)"),
+        (THE_STUDYS, "CNN, the study's: FGSM examples of 0.2"),
+        (OURS, "CNN, **ours**: N-FGSM at 8/255, width 8"),
+        ("my_loss", "CNN, my_loss"),
+        ({"name": "label-noise", "rate": 0.1}, "CNN, label-noise"),
+    ],
+)
+def test_rows_say_how_a_network_was_defended(defense, heading, measured):
+    assert tables.defended(trained_with(measured[0].entries[0], defense, "a")) == heading
 
 
 def test_accuracy_figure_draws_the_report(measured):
-    report, _ = measured
-    three = copy.deepcopy(report)
-    three["networks"].append({**three["networks"][1], "name": "robust"})
-    figure = figures.robust_accuracy(three)
-    for entry, line in zip(three["networks"], figure.axes[0].lines[::2], strict=True):
+    baseline, other = measured[0].entries
+    entries = [baseline, trained_with(other, THE_STUDYS, "retrained"), trained_with(other, OURS, "robust")]
+    figure = figures.robust_accuracy(replace(measured[0], entries=entries))
+    assert [line.get_label() for line in figure.axes[0].lines[::2]] == ["baseline", "the study's defence", "ours"]
+    for entry, line in zip(entries, figure.axes[0].lines[::2], strict=True):
         x, y = line.get_data()
         assert list(x) == pytest.approx([0, *RADII])
-        expected = [find(three, entry["name"], "fgsm", 0.0)]
-        expected += [find(three, entry["name"], "pgd", radius, **PGD_20) for radius in RADII]
-        assert list(y) == pytest.approx([100 * row["accuracy"] for row in expected])
+        rows = [entry.find("fgsm", 0.0), *(entry.find("pgd", radius, **PGD_20) for radius in RADII)]
+        assert list(y) == pytest.approx([100 * row.accuracy for row in rows])
     plt.close(figure)
 
 
 @pytest.fixture
 def logs(tmp_path):
-    """Two trainings' logs in folders as `training_logs` looks for them."""
+    """The logs of some trainings, in folders where `training_logs` looks for them."""
 
     def write(path, defense, *epochs, epsilon=8 / 255, **arguments):
-        first = {"network": "cnn", "width": 32, "epochs": 2, "average": 0.999, **arguments}
+        first = {**LOG_HEADER, "average": 0.999, **arguments}
         first["defense"] = {"name": defense, "epsilon": epsilon, "crafting": "training"}
         keys = ("seconds", "choosing_accuracy", "validation_accuracy", "robust_accuracy")
         lines = [{"epoch": i, **dict(zip(keys, epoch, strict=True))} for i, epoch in enumerate(epochs, start=1)]
         for line in lines:
-            line |= {"single_step_accuracy": 0.4, "loss": 2.0}
+            line |= {"single_step_accuracy": 0.4, "loss": 2.0, "images_per_second": 100}
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(json.dumps(line) + "\n" for line in [first, *lines]))
 
     write(tmp_path / "results/defenses/trades.jsonl", "trades", (120, 0.2, 0.4, 0.3), epochs=1)
     write(tmp_path / "results/defenses/fgsm.jsonl", "fgsm", (30, 0.3, 0.5, 0.35), (60, 0.0, 0.8, 0.1), average=0)
     write(tmp_path / "results/tried/cnn-n-fgsm-1.jsonl", "n-fgsm", (30, 0.3, 0.5, 0.35), width=64)
-    (tmp_path / "results/tried/cnn-20-epochs.jsonl").write_text("{}\n")  # of an undefended training
-    own = tmp_path / "results/defenses/own.jsonl"  # of somebody's own defence, of which only the name is known
+    # Somebody's own defence, of which only the name is known.
+    own = tmp_path / "results/defenses/own.jsonl"
     write(own, "own", (30, 0.3, 0.5, 0.35))
     head, epoch = own.read_text().splitlines()
     own.write_text(json.dumps({**json.loads(head), "defense": "my-epsilon"}) + "\n" + epoch + "\n")
@@ -208,7 +232,7 @@ def logs(tmp_path):
 
 
 def test_trainings_are_told_by_flags_and_kept_epoch(logs):
-    table = tables.training_table(logs["defenses"] + logs["tried"]).splitlines()
+    table = tables.training_table(logs.defenses + logs.tried).splitlines()
     assert table[2:] == [
         "| `train-cnn.py --defense fgsm --width 32 --epochs 2` | 1.5 | 50.00 | 35.00 | 30.00 |",
         "| `train-cnn.py --defense trades --width 32 --epochs 1 --average 0.999` | 2.0 | 40.00 | 30.00 | 20.00 |",
@@ -219,14 +243,14 @@ def test_trainings_are_told_by_flags_and_kept_epoch(logs):
 
 def test_overfitting_is_told_by_the_last_two_epochs(logs):
     training = "`train-cnn.py --defense fgsm --epsilon 16/255 --width 32 --epochs 2`"
-    assert tables.overfitting_table(logs["overfitting"]).splitlines()[2:] == [
+    assert tables.overfitting_table(logs.overfitting).splitlines()[2:] == [
         f"| {training} | 1 | 50.00 | 40.00 | 30.00 |",
         f"| {training} | 2 | 20.00 | 40.00 | 10.00 |",
     ]
 
 
 def test_trainings_figure_draws_the_logs(logs):
-    figure = figures.trainings_compared({"a": logs["defenses"][0], "b": logs["defenses"][1]}, "title")
+    figure = figures.trainings_compared({"a": logs.defenses[0], "b": logs.defenses[1]}, "title")
     robust, clean = ([line.get_data() for line in axes.lines] for axes in figure.axes)
     assert [list(x) for x, _ in robust] == [list(x) for x, _ in clean] == [[0.5, 1.5], [2.0]]
     assert [list(y) for _, y in robust] == [[30, 0], [20]]
@@ -235,15 +259,16 @@ def test_trainings_figure_draws_the_logs(logs):
 
 
 @pytest.mark.parametrize("text", ["", "[]\n", "{}\n", '{"network": "cnn", "width": 3, "defense": null}\n{}\n'])
-def test_a_log_that_is_none_is_one_line(text, tmp_path):
+def test_a_foreign_log_is_one_line(text, tmp_path):
     (tmp_path / "defenses").mkdir()
     (tmp_path / "defenses" / "a.jsonl").write_text(text)
-    with pytest.raises(UserError, match=r"a\.jsonl is no log"):
+    with pytest.raises(UserError, match=r"a\.jsonl is not a training log") as raised:
         robustness.training_logs(tmp_path, tmp_path)
+    assert "\n" not in str(raised.value)
 
 
 def test_gradient_and_targeted_figures_show_each_network(networks, digits):
-    tested = {"baseline": next(iter(networks.values()))[1], "robust": list(networks.values())[1][1]}
+    tested = dict(zip(("baseline", "robust"), networks.values(), strict=True))
     for draw in (plotting.input_gradients, plotting.targeted_examples):
         figure = draw(tested, digits["test"], "CNN", columns=3)
         assert len(figure.axes) == 9
@@ -255,10 +280,10 @@ def test_gradient_and_targeted_figures_show_each_network(networks, digits):
 
 
 def test_targeted_examples_reach_the_other_class_within_epsilon(networks, digits):
-    network = next(iter(networks.values()))[1]
+    network = next(iter(networks.values()))
     images, labels = digits["test"].take(slice(6))
     targets = (labels + 1) % 10
-    moved = plotting._towards(network, images, targets, 0.5, 20)
+    moved = plotting.towards(network, images, targets, epsilon=0.5, steps=20)
     assert (moved - images).abs().max() <= 0.5 + 1e-6
     assert 0 <= moved.min() <= moved.max() <= 1
     assert (network(moved).argmax(1) == targets).all()

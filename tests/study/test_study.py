@@ -1,6 +1,5 @@
-"""The study as one command: it does what remains, survives being killed, and its tables and figures are the JSON's."""
+"""The study as one command: it does what remains, survives being killed, and its tables and figures show its report."""
 
-import copy
 import json
 import os
 import random
@@ -10,6 +9,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,10 +18,11 @@ import torch
 from msgspec.structs import replace
 
 from study import figures, tables
-from study.formats import read_study as read_report
+from study.estimate import duration
+from study.formats import Measurement, StudyEntry, StudyReport, WholeStudy, read_study, read_whole_study
 from study.paper import PRINTED, REMEASURED, TRAINING_EPSILONS
 from study.plan import lines
-from study.runner import Study, duration
+from study.runner import Study
 from tests.helpers.project import QUICK, ROOT, command
 from utils import plotting
 from utils.checkpoints import load_checkpoint, read_metadata, save_checkpoint
@@ -30,21 +31,27 @@ from utils.data import training_batches
 from utils.evaluation import evaluate_fgsm
 from utils.recipes import RECIPES
 from utils.runs import PartialRun
-from utils.runs import read_epochs as read_log
 from utils.statistics import wilson_interval
 from utils.training import train
 
 
-def without_times(value):
-    """The JSON value without its time fields."""
-    if isinstance(value, dict):
-        return {key: without_times(v) for key, v in value.items() if not key.endswith("seconds")}
-    return [without_times(v) for v in value] if isinstance(value, list) else value
+def without_times(report: StudyReport) -> list[StudyEntry]:
+    """The report's entries, all times replaced by the same number."""
+    return [replace(e, training_seconds=0, adversarial_set_seconds=0, evaluation_seconds=0) for e in report.entries]
+
+
+def entry_of(report: StudyReport, name: str) -> StudyEntry:
+    """The entry of the network of that name."""
+    (found,) = (entry for entry in report.entries if entry.name == name)
+    return found
 
 
 @pytest.fixture(scope="module")
 def finished(quick_study, tmp_path_factory):
-    """A folder with a study of digits that is done, which a test may change as long as it undoes that; what it said."""
+    """A folder with a finished study of digits, and what the command printed.
+
+    A test may change the folder if it undoes the change.
+    """
     folder = tmp_path_factory.mktemp("finished") / "study"
     shutil.copytree(quick_study, folder)
     return folder, (folder / "stdout.txt").read_text(encoding="utf-8")
@@ -52,34 +59,33 @@ def finished(quick_study, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def report(finished):
-    return read_report(finished[0] / "results/demo/study.json")
+    return read_whole_study(finished[0] / "results/demo/study.json")
 
 
-def study(folder, monkeypatch, **options):
-    """The study of `finished`, ready to go on in this process."""
+def study(folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Study:
+    """The study of `finished`, ready to continue in this process."""
     monkeypatch.chdir(folder)
     demo = folder / "results" / "demo"
     arguments = {"models": demo, "scratch": demo, "report": demo / "study.json", "width": 4, "epochs": 2, "quiet": True}
     return Study("digits", **{**arguments, **options})
 
 
-def test_it_does_the_whole_of_it(finished, report):
-    trained = [(e["part"], e["network"], e["training_epsilon"], e["seed"]) for e in report["networks"]]
+def test_every_network_is_trained_on_its_baselines_examples_and_tested(finished, report):
+    trained = [(e.part, e.architecture, e.training_epsilon, e.seed) for e in report.entries]
     assert trained == [
         *(("study", name, epsilon, 0) for name in ("cnn", "cnn-lstm") for epsilon in (None, *TRAINING_EPSILONS)),
         *(("reproduction", name, epsilon, 0) for name in ("cnn", "cnn-lstm") for epsilon in (None, 0.2)),
         *(("spread", "cnn", epsilon, seed) for seed in (0, 1, 2) for epsilon in (None, 0.2)),
     ]
     demo = finished[0] / "results/demo"
-    for entry in report["networks"]:
-        training = read_metadata(demo / f"{entry['name']}.safetensors")["training"]
-        assert entry["training"] == training
-        assert training["examples"] == 1197 * (1 if entry["training_epsilon"] is None else 2)
-        if entry["training_epsilon"] is not None:
-            source = entry["name"].split("-fgsm-augment")[0]
-            (baseline,) = (e for e in report["networks"] if e["name"] == source)
-            assert training["defense"]["source_sha256"] == baseline["sha256"]
-            assert training["label_smoothing"] == 0  # which the baselines' recipes have
+    for entry in report.entries:
+        training = read_metadata(demo / f"{entry.name}.safetensors").training
+        assert entry.training == training
+        assert training.examples == 1197 * (1 if entry.training_epsilon is None else 2)
+        if entry.training_epsilon is not None:
+            baseline = entry_of(report, entry.name.split("-fgsm-augment")[0])
+            assert training.defense["source_sha256"] == baseline.sha256
+            assert training.label_smoothing == 0  # which the baselines' recipes have
     assert {path.suffix for path in demo.iterdir() if path.is_file()} == {".safetensors", ".jsonl", ".json", ".md"}
     assert len(list((demo / "study").iterdir())) == 9
 
@@ -95,20 +101,20 @@ def test_it_says_what_remains_and_for_how_long(finished):
 
 def test_figures_are_those_of_the_evaluation(finished, report, digits):
     demo = finished[0] / "results/demo"
-    (entry,) = (e for e in report["networks"] if e["name"] == "cnn-fgsm-augment-0.2")
-    network, baseline = (load_checkpoint(demo / f"{name}.safetensors") for name in (entry["name"], "cnn"))
-    for setting, source in (("transfer", baseline), ("white_box", None)):
+    entry = entry_of(report, "cnn-fgsm-augment-0.2")
+    network, baseline = (load_checkpoint(demo / f"{name}.safetensors") for name in (entry.name, "cnn"))
+    for measured, source in ((entry.transfer, baseline), (entry.white_box, None)):
         results = evaluate_fgsm(network, digits["test"], EPSILONS[1:], source=source)
-        assert [row["epsilon"] for row in entry[setting]] == list(EPSILONS)
-        assert [row["accuracy"] for row in entry[setting]] == pytest.approx([r.accuracy for r in results], abs=0.004)
-        for row in entry[setting]:
-            assert row["confidence_interval"] == pytest.approx(wilson_interval(round(row["accuracy"] * 300), 300))
+        assert [m.epsilon for m in measured] == list(EPSILONS)
+        assert [m.accuracy for m in measured] == pytest.approx([r.accuracy for r in results], abs=0.004)
+        for m in measured:
+            assert m.confidence_interval == pytest.approx(wilson_interval(round(m.accuracy * 300), 300))
 
 
 def test_baseline_is_its_own_source(report):
-    for entry in report["networks"]:
-        if entry["training_epsilon"] is None:
-            assert entry["transfer"] == entry["white_box"]
+    for entry in report.entries:
+        if entry.training_epsilon is None:
+            assert entry.transfer == entry.white_box
 
 
 def test_finished_study_has_nothing_left_to_do(finished, report, monkeypatch):
@@ -122,8 +128,8 @@ def test_lost_checkpoint_of_the_tables_is_made_again(finished, monkeypatch, tmp_
     path.rename(tmp_path / "lost")
     try:
         again = study(finished[0], monkeypatch)
-        assert [line.path(epsilon).stem for line, epsilon in again.todo] == [lost]
-        report_before = without_times(read_report(again.path))
+        assert [planned.name for planned in again.todo] == [lost]
+        report_before = without_times(read_study(again.report))
         assert without_times(again.run()) == report_before
         assert path.read_bytes() == before
     finally:
@@ -131,7 +137,7 @@ def test_lost_checkpoint_of_the_tables_is_made_again(finished, monkeypatch, tmp_
 
 
 def test_lost_baseline_is_not_replaced_by_another_unasked(finished, monkeypatch, tmp_path):
-    """The networks retrained on its examples would have to be trained again too, after hours on CIFAR-10."""
+    """Otherwise the networks retrained on its examples would be trained again too: hours on CIFAR-10."""
     path = finished[0] / "results/demo/cnn.safetensors"
     path.rename(tmp_path / "lost")
     try:
@@ -166,48 +172,47 @@ def test_what_was_trained_otherwise_is_refused_unless_told_to_overwrite(script, 
     assert f"{path.relative_to(folder)} is of another training: epochs 2, not 3; --overwrite" in refused.stderr
     assert path.read_bytes() == before
     todo = study(folder, monkeypatch, epochs=3, overwrite=True).todo
-    assert len(todo) == 18  # all but the two baselines, which are taken as they are
+    assert len(todo) == 18  # all except the two baselines, which are taken as they are
 
 
-def test_replaced_baseline_is_tested_again(finished, monkeypatch, tmp_path):
-    """One with the training arguments of the first, but other weights: the report's figures are not of this file."""
+def test_replaced_baseline_is_tested_again(finished, report, monkeypatch, tmp_path):
+    """The new baseline has the first one's training arguments and other weights, so the report's figures are stale."""
     shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
     demo = tmp_path / "results" / "demo"
     for path in demo.glob("cnn-fgsm-augment-*"):
         path.unlink()
-    network, metadata = load_checkpoint(demo / "cnn.safetensors"), read_metadata(demo / "cnn.safetensors")
+    network, header = load_checkpoint(demo / "cnn.safetensors"), read_metadata(demo / "cnn.safetensors")
     with torch.no_grad():
         network.classifier.weight.neg_()
-    given = {key: metadata[key] for key in ("dataset", "class_names", "training")}  # and no validation accuracy
-    save_checkpoint(demo / "cnn.safetensors", network, given)
+    about = {"dataset": header.dataset, "class_names": header.class_names, "training": header.training}
+    save_checkpoint(demo / "cnn.safetensors", network, about)  # without a validation accuracy
     (demo / "cnn.jsonl").unlink()
     again = study(tmp_path, monkeypatch)
-    assert [line.path(epsilon).stem for line, epsilon in again.todo][:2] == ["cnn", "cnn-fgsm-augment-0.005"]
+    assert [planned.name for planned in again.todo][:2] == ["cnn", "cnn-fgsm-augment-0.005"]
     again.todo = again.todo[:1]
-    report = again.run()
-    (entry,) = (e for e in report["networks"] if e["name"] == "cnn")
-    assert entry["transfer"][0]["accuracy"] < 0.1
-    assert entry["validation_accuracy"] < 0.1
-    assert entry["training_seconds"] is None
-    assert "| CNN | – | 0." in tables.times_table({**report, "networks": [entry]})
+    entry = entry_of(again.run(), "cnn")
+    assert entry.transfer[0].accuracy < 0.1
+    assert entry.validation_accuracy < 0.1
+    assert entry.training_seconds is None
+    assert "| CNN | – | 0." in tables.times_table(with_entry(report, entry))
 
 
 def test_earlier_figures_are_not_dropped_unasked(finished, monkeypatch, tmp_path):
-    """Figures of networks that are elsewhere now, and that these flags would train otherwise."""
-    report = tmp_path / "study.json"
-    shutil.copy(finished[0] / "results/demo/study.json", report)
-    before = report.read_bytes()
-    elsewhere = {"models": tmp_path / "m", "scratch": tmp_path / "s", "report": report}
+    """The networks are in other folders now, and these flags would train them otherwise."""
+    path = tmp_path / "study.json"
+    shutil.copy(finished[0] / "results/demo/study.json", path)
+    before = path.read_bytes()
+    elsewhere = {"models": tmp_path / "m", "scratch": tmp_path / "s", "report": path}
     with pytest.raises(UserError, match=r"study\.json has figures of .*cnn\.safetensors from another .*width 4, not 3"):
         study(tmp_path, monkeypatch, width=3, **elsewhere)
     with pytest.raises(UserError, match=r"epochs 2, not 1; --overwrite replaces them, --results names another folder"):
         study(tmp_path, monkeypatch, epochs=1, **elsewhere)
     assert len(study(tmp_path, monkeypatch, epochs=1, overwrite=True, **elsewhere).todo) == 20
-    assert report.read_bytes() == before
+    assert path.read_bytes() == before
 
 
 def test_baseline_killed_between_its_last_writes_is_finished(finished, monkeypatch, tmp_path):
-    """Its checkpoint was there and the files of the run not yet gone."""
+    """When it was killed, its checkpoint was there and the files of the run were not yet deleted."""
     monkeypatch.chdir(tmp_path)
     demo = tmp_path / "results" / "demo"
     demo.mkdir(parents=True)
@@ -227,7 +232,7 @@ def test_baseline_killed_between_its_last_writes_is_finished(finished, monkeypat
     monkeypatch.setattr(Path, "unlink", unlink)
     again = study(tmp_path, monkeypatch)
     again.todo = again.todo[:1]
-    assert again.run()["networks"][0]["training_seconds"] > 0
+    assert again.run().entries[0].training_seconds > 0
     assert not list(demo.glob("*.partial.*"))
     assert (demo / "cnn.safetensors").read_bytes() == (finished[0] / "results/demo/cnn.safetensors").read_bytes()
 
@@ -240,19 +245,19 @@ def test_baseline_that_is_there_is_taken_as_it_is(digits, monkeypatch, tmp_path)
     before = (demo / "cnn.safetensors").read_bytes()
     taken = study(tmp_path, monkeypatch)
     taken.todo = taken.todo[:2]
-    entries = taken.run()["networks"]
+    entries = taken.run().entries
     assert (demo / "cnn.safetensors").read_bytes() == before
-    assert [e["name"] for e in entries] == ["cnn", "cnn-fgsm-augment-0.005"]
-    assert entries[0]["training"]["lr"] == 0.005
+    assert [entry.name for entry in entries] == ["cnn", "cnn-fgsm-augment-0.005"]
+    assert entries[0].training.lr == 0.005
 
 
 def test_baseline_of_another_network_or_data_set_is_refused(finished, monkeypatch, tmp_path):
     demo = tmp_path / "results" / "demo"
     demo.mkdir(parents=True)
     (demo / "cnn.safetensors").write_bytes((finished[0] / "results/demo/cnn-lstm.safetensors").read_bytes())
-    with pytest.raises(UserError, match=r"cnn\.safetensors is no cnn of width 4 trained on digits"):
+    with pytest.raises(UserError, match=r"cnn\.safetensors is not a cnn of width 4 trained on digits"):
         study(tmp_path, monkeypatch)
-    with pytest.raises(UserError, match=r"cnn\.safetensors is no cnn of width 8 trained on digits"):
+    with pytest.raises(UserError, match=r"cnn\.safetensors is not a cnn of width 8 trained on digits"):
         study(finished[0], monkeypatch, width=8, overwrite=True)
 
 
@@ -267,13 +272,13 @@ def test_overwriting_trains_again_what_is_stale_or_damaged(finished, monkeypatch
     with pytest.raises(UserError, match=r"damaged.*--overwrite"):
         study(tmp_path, monkeypatch)
     again = study(tmp_path, monkeypatch, overwrite=True)
-    assert [line.path(epsilon) for line, epsilon in again.todo] == [damaged, stale]
+    assert [planned.path for planned in again.todo] == [damaged, stale]
     again.speeds = {"cnn": 1000}
     trained = 2 * 2 * 1197 * 2  # two networks, two epochs, clean and attacked images
-    assert again._seconds_left(0) == pytest.approx((trained + 2 * 5 * 300) / 1000)
+    assert again.seconds_left(0) == pytest.approx((trained + 2 * 5 * 300) / 1000)
     again.speeds = {}
-    assert 0 < again._seconds_left(0) < 600
-    assert without_times(again.run()) == without_times(read_report(finished[0] / "results/demo/study.json"))
+    assert 0 < again.seconds_left(0) < 600
+    assert without_times(again.run()) == without_times(read_study(finished[0] / "results/demo/study.json"))
     assert (damaged.read_bytes(), stale.read_bytes()) == before
 
 
@@ -289,35 +294,9 @@ def test_report_of_other_data_is_refused(finished, monkeypatch, tmp_path):
 
 def test_finished_study_leaves_the_report_as_it_is(finished, monkeypatch):
     again = study(finished[0], monkeypatch)
-    before = again.path.stat().st_mtime_ns
+    before = again.report.stat().st_mtime_ns
     again.run()
-    assert again.path.stat().st_mtime_ns == before
-
-
-@pytest.mark.parametrize("content", ["", "nonsense", '{"a": 1}\n{"epoch": 1}\n[]\n'])
-def test_foreign_log_counts_as_none(content, tmp_path):
-    (tmp_path / "a.jsonl").write_text(content)
-    assert read_log(tmp_path / "a.safetensors") == []
-
-
-@pytest.mark.parametrize(
-    "lost", ["training_seconds", "validation_accuracy", "evaluation_seconds", "adversarial_set_seconds", "epsilon"]
-)
-def test_report_without_a_figure_is_refused(lost, report, tmp_path):
-    report = copy.deepcopy(report)
-    entry = report["networks"][5]
-    del (entry["white_box"][2] if lost == "epsilon" else entry)[lost]
-    (tmp_path / "study.json").write_text(json.dumps(report))
-    with pytest.raises(UserError, match=rf"study\.json is no report of a study .*{lost}"):
-        read_report(tmp_path / "study.json")
-
-
-def test_report_at_other_epsilons_is_refused(report, tmp_path):
-    report = copy.deepcopy(report)
-    report["networks"][0]["transfer"].pop()
-    (tmp_path / "study.json").write_text(json.dumps(report))
-    with pytest.raises(UserError, match=r"cnn is not tested at the epsilons of the study"):
-        read_report(tmp_path / "study.json")
+    assert again.report.stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"networks": [1]}', b"\xff", b"[" * 100_000])
@@ -325,14 +304,14 @@ def test_foreign_report_is_refused(content, monkeypatch, tmp_path):
     demo = tmp_path / "results" / "demo"
     demo.mkdir(parents=True)
     (demo / "study.json").write_bytes(content)
-    with pytest.raises(UserError, match=r"study\.json is no report of a study"):
+    with pytest.raises(UserError, match=r"study\.json is not a report of the study"):
         study(tmp_path, monkeypatch)
     assert (demo / "study.json").read_bytes() == content
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 def test_study_killed_at_random_points_ends_with_the_same_report(finished, report, tmp_path):
-    """Each time after some more lines of its output: the first time halfway through a training, then at any moment."""
+    """It is killed after some more lines of its output: first halfway through a training, then at any moment."""
     draw = random.Random(0)
     study, environment = command("study", *QUICK), {**os.environ, "PYTHONPATH": str(ROOT)}
     resumed = []
@@ -351,13 +330,13 @@ def test_study_killed_at_random_points_ends_with_the_same_report(finished, repor
         resumed += (tmp_path / "results/demo").glob("*.partial.safetensors")
     subprocess.run(study, cwd=tmp_path, env=environment, check=True, capture_output=True, timeout=300)
     assert resumed, "no training was killed halfway"
-    assert without_times(read_report(tmp_path / "results/demo/study.json")) == without_times(report)
+    assert without_times(read_study(tmp_path / "results/demo/study.json")) == without_times(report)
     for path in (finished[0] / "results/demo").glob("*.safetensors"):
         assert (tmp_path / "results/demo" / path.name).read_bytes() == path.read_bytes()
     assert not list((tmp_path / "results/demo").glob("*.partial.*"))
 
 
-def test_interrupted_training_is_resumed_and_not_begun_again(finished, monkeypatch, tmp_path):
+def test_interrupted_training_is_resumed_and_not_started_again(finished, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     save = PartialRun.save
 
@@ -384,7 +363,7 @@ def test_interrupted_training_is_resumed_and_not_begun_again(finished, monkeypat
 
 def test_names_of_the_shipped_checkpoints(tmp_path):
     models, scratch = tmp_path / "models", tmp_path / "runs"
-    paths = [line.path(e) for line in lines("cifar10", models, scratch) for e in line.recipes]
+    paths = [planned.path for line in lines("cifar10", models, scratch) for planned in line]
     shipped = [path.name for path in paths if path.parent == models]
     assert len(shipped) == 10
     assert "cnn-fgsm-augment-0.2.safetensors" in shipped
@@ -400,32 +379,33 @@ def test_duration(seconds, text):
     assert duration(seconds) == text
 
 
-def fabricated(retrained=0.99):
-    """A report with the shape of the real one, for CIFAR-10: the study's accuracies, the retrained ones replaced."""
+def measured(accuracy: float) -> tuple[Measurement, ...]:
+    """The same accuracy at every testing radius, with an interval of a point to both sides."""
+    interval = (max(0.0, accuracy - 0.01), min(1.0, accuracy + 0.01))
+    return tuple(Measurement(epsilon=e, accuracy=accuracy, confidence_interval=interval) for e in EPSILONS)
 
-    def rows(accuracies):
-        return [
-            {"epsilon": e, "accuracy": a, "confidence_interval": [max(0, a - 0.01), min(1, a + 0.01)]}
-            for e, a in zip(EPSILONS, accuracies, strict=True)
-        ]
 
-    networks = [
-        {
-            "part": part,
-            "name": f"{name}-{part}-{epsilon}-{seed}",
-            "network": name,
-            "training_epsilon": epsilon,
-            "seed": seed,
-            "sha256": "",
-            "training": {},
-            "precision": "bfloat16",
-            "validation_accuracy": 0.875,
-            "training_seconds": 120.0,
-            "adversarial_set_seconds": 30.0,
-            "evaluation_seconds": 6.0,
-            "transfer": rows([0.5] * 6 if epsilon is None else [retrained] * 6),
-            "white_box": rows([0.25] * 6),
-        }
+def fabricated(dataset: str = "cifar10") -> WholeStudy:
+    """A report of the shape of the real one: 50 % transferred for baselines, 99 % for others; white-box 25 %."""
+    entries = [
+        StudyEntry(
+            part=part,
+            name=f"{name}-{part}-{epsilon}-{seed}",
+            architecture=name,
+            training_epsilon=epsilon,
+            seed=seed,
+            sha256="0" * 64,
+            training=None,
+            precision="bfloat16",
+            validation_accuracy=0.875,
+            training_seconds=120.0,
+            adversarial_set_seconds=30.0,
+            evaluation_seconds=6.0,
+            transfer=measured(0.5 if epsilon is None else 0.99),
+            white_box=measured(0.25),
+            versions={},
+            threads=2,
+        )
         for part, names, epsilons, seeds in [
             ("study", ("cnn", "cnn-lstm"), (None, *TRAINING_EPSILONS), (0,)),
             ("reproduction", ("cnn", "cnn-lstm"), (None, 0.2), (0,)),
@@ -435,7 +415,12 @@ def fabricated(retrained=0.99):
         for seed in seeds
         for epsilon in epsilons
     ]
-    return {"dataset": "cifar10", "split": "test", "examples": 10_000, "networks": networks}
+    return WholeStudy(dataset=dataset, split="test", examples=10_000, entries=entries)
+
+
+def with_entry(report: WholeStudy, entry: StudyEntry) -> WholeStudy:
+    """The report with another entry in place of the one of the same name."""
+    return replace(report, entries=[entry if old.name == entry.name else old for old in report.entries])
 
 
 def test_tables_hold_ours_the_printed_and_the_remeasured():
@@ -447,17 +432,15 @@ def test_tables_hold_ours_the_printed_and_the_remeasured():
             row = next(line for line in table.splitlines() if line.startswith(f"| {tables.trained_on(epsilon)} |"))
             ours = "50.00** (49.00–51.00)" if epsilon is None else "99.00** (98.00–100.00)"
             assert row.count(f"**{ours}") == 6
-            for printed, measured in zip(PRINTED[name][epsilon], REMEASURED[name][epsilon], strict=True):
-                assert f"<br>{printed:g} / {measured:g} |" in row
+            for printed, remeasured in zip(PRINTED[name][epsilon], REMEASURED[name][epsilon], strict=True):
+                assert f"<br>{printed:g} / {remeasured:g} |" in row
     assert tables.white_box_table(fabricated()).count("**25.00** (24.00–26.00)") == 60
 
 
 def test_spread_is_range_and_standard_deviation():
     report = fabricated()
-    for entry in report["networks"]:
-        if entry["part"] == "spread":
-            for row in entry["transfer"]:
-                row["accuracy"] = 0.80 + 0.01 * entry["seed"]
+    for entry in report.entries_of("spread"):
+        report = with_entry(report, replace(entry, transfer=measured(0.80 + 0.01 * entry.seed)))
     assert tables.spread_table(report).count("2.00 / 1.00") == 12
 
 
@@ -476,9 +459,10 @@ def test_summary_sentence_and_times():
 def test_cells_below_the_study_are_named():
     assert tables.misses(fabricated()) == []
     assert "None" in tables.misses_text(fabricated())
-    report = fabricated()
-    (entry,) = (e for e in report["networks"] if e["name"] == "cnn-study-0.2-0")
-    entry["transfer"][5]["accuracy"] = 0.76  # above the printed 75.488, below the re-measured 78.35
+    entry = entry_of(fabricated(), "cnn-study-0.2-0")
+    *higher, last = entry.transfer
+    last = replace(last, accuracy=0.76)  # above the printed 75.488, below the re-measured 78.35
+    report = with_entry(fabricated(), replace(entry, transfer=(*higher, last)))
     assert tables.misses_text(report) == "- CNN, epsilon 0.2, at 0.1: 76.00 against 78.35"
 
 
@@ -491,7 +475,7 @@ def test_paper_tables_are_whole():
 
 @pytest.mark.parametrize("dataset", ["cifar10", "digits"])
 def test_figures_draw_ours_solid_and_the_papers_dashed(dataset):
-    report = {**fabricated(), "dataset": dataset}
+    report = fabricated(dataset)
     figure = figures.transfer_accuracy(report, "cnn")
     drawn = figure.axes[0].get_lines()
     solid = [line for line in drawn if line.get_linestyle() == "-"]
@@ -522,13 +506,13 @@ def test_every_figure_has_titles_units_and_a_legend_beside_the_data(tmp_path):
 
 def test_side_by_side_shows_both_networks_on_both_attacks(digits, trained):
     baseline, retrained = (load_checkpoint(trained(name)) for name in ("cnn", "cnn-lstm"))
-    figure = plotting.side_by_side(baseline, retrained, digits["test"], 0.1, "CNN", columns=3)
+    figure = figures.side_by_side(baseline, retrained, digits["test"], 0.1, "CNN", columns=3)
     assert len(figure.axes) == 9
     texts = [text.get_text() for axes in figure.axes for text in axes.texts]
     assert [text.split(":")[0] for text in texts] == ["baseline", "retrained"] * 9
-    shown = np.array([axes.images[0].get_array() for axes in figure.axes])
-    for attacked in (shown[3:6], shown[6:]):
-        assert np.abs(attacked - shown[:3]).max() == pytest.approx(0.1, abs=1e-6)
+    drawn = np.array([axes.images[0].get_array() for axes in figure.axes])
+    for attacked in (drawn[3:6], drawn[6:]):
+        assert np.abs(attacked - drawn[:3]).max() == pytest.approx(0.1, abs=1e-6)
     plt.close(figure)
 
 
@@ -537,4 +521,4 @@ def test_report_is_json_with_final_newline(finished, report):
     assert text.endswith("}\n")
     assert all(entry["threads"] >= 1 for entry in json.loads(text)["networks"])
     markdown = (finished[0] / "results/demo/tables.md").read_text()
-    assert markdown == tables.document(report)  # as first read: other tests have trained one of the networks again
+    assert markdown == tables.document(report)  # as first read, because other tests train a network again
