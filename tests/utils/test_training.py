@@ -40,6 +40,10 @@ def run(digits, output, name="cnn", recipe=RECIPE, **options):
     return train(name, training, validation, recipe, output=output, **{"width": 4, "quiet": True, **options})
 
 
+def tensors_of(checkpoint):
+    return read_tensors(checkpoint, CheckpointHeader)[1]
+
+
 def interrupted_after(steps, loss=cross_entropy):
     """A defence that behaves like `loss` for so many steps, then like Ctrl-C."""
     done = 0
@@ -176,10 +180,7 @@ def test_bfloat16_is_for_the_training_steps_alone(digits, tmp_path):
     whole, halves = tmp_path / "whole.safetensors", tmp_path / "halves.safetensors"
     run(digits, whole, precision="bfloat16", defense=defense)
     assert seen == {(torch.bfloat16, torch.float32)}
-    assert {tensor.dtype for tensor in read_tensors(whole, CheckpointHeader)[1].values()} == {
-        torch.float32,
-        torch.int64,
-    }
+    assert {tensor.dtype for tensor in tensors_of(whole).values()} == {torch.float32, torch.int64}
     assert [epoch.precision for epoch in read_log(whole.with_suffix(".jsonl")).epochs] == ["bfloat16"] * 3
     assert read_metadata(whole).precision == "bfloat16"
 
@@ -189,9 +190,7 @@ def test_bfloat16_is_for_the_training_steps_alone(digits, tmp_path):
         run(digits, tmp_path / "single.safetensors", precision="bfloat16", defense=defense, resume=True)
     run(digits, tmp_path / "single.safetensors", defense=defense, resume=True)
     assert read_metadata(tmp_path / "single.safetensors").precision == "float32"
-    assert not torch.equal(
-        *(read_tensors(p, CheckpointHeader)[1]["classifier.bias"] for p in (whole, tmp_path / "single.safetensors"))
-    )
+    assert not torch.equal(*(tensors_of(path)["classifier.bias"] for path in (whole, tmp_path / "single.safetensors")))
 
     with pytest.raises(KeyboardInterrupt):
         run(digits, halves, precision="bfloat16", defense=interrupted_after(8, defense))
@@ -573,7 +572,7 @@ def test_clock_that_is_set_back_does_not_stop_a_training(digits, tmp_path, monke
 @pytest.mark.parametrize(
     ("class_names", "message"),
     [
-        (tuple(map(str, range(20_000))), "20000|20,000|class_names"),
+        (tuple(map(str, range(20_000))), "num_classes"),
         (tuple(range(10)), "class_names"),
         (("",) * 10, "class_names"),
     ],
@@ -619,16 +618,16 @@ def test_recipe_out_of_bounds_is_refused(changes, named, digits, tmp_path):
 
 
 def test_run_of_thousands_of_epochs_is_resumed(digits, tmp_path):
-    recipe = replace(RECIPE, epochs=5001)
+    recipe = replace(RECIPE, epochs=3001)
     with pytest.raises(KeyboardInterrupt):
         run(digits, tmp_path / "a.safetensors", recipe=recipe, defense=interrupted_after(3, cross_entropy))
     partial = PartialRun(tmp_path / "a.safetensors")
     header, tensors = read_tensors(partial.state, RunState)
-    epochs = [replace(header.epochs[0], epoch=epoch) for epoch in range(1, 5001)]
+    epochs = [replace(header.epochs[0], epoch=epoch) for epoch in range(1, 3001)]
     write_tensors(partial.state, tensors, replace(header, epochs=epochs))
-    assert len(partial.header().epochs) == 5000
+    assert len(partial.header().epochs) == 3000
     run(digits, tmp_path / "a.safetensors", recipe=recipe, defense=cross_entropy, resume=True)
-    assert len(read_log(tmp_path / "a.jsonl").epochs) == 5001
+    assert len(read_log(tmp_path / "a.jsonl").epochs) == 3001
 
 
 # ---- small splits ----
