@@ -1,7 +1,7 @@
-"""Training recipes: the numbers a training depends on, apart from network, data and seed.
+"""Training recipes: the numbers that a training depends on, apart from the network, the data and the seed.
 
-Each field states its type, its bounds and its meaning once. The flags of train-*.py, the training log and the
-checkpoint's header are all made from these fields.
+Each field states its type, its bounds and its meaning once. The flags of train-*.py, the training log and the header of
+a checkpoint are all made from these fields.
 """
 
 from typing import Annotated, Literal
@@ -11,14 +11,14 @@ from msgspec.structs import replace
 
 
 class Recipe(Struct, frozen=True, kw_only=True):
-    """The numbers of a training. Fields with a default came later: older trainings used that default."""
+    """The numbers of a training. A field with a default is newer than some trainings, which used its default."""
 
     optimizer: Literal["sgd", "adam"]  # "sgd" has Nesterov momentum 0.9
     lr: Annotated[float, Meta(gt=0, le=1e9, description="highest learning rate")]
-    # One-cycle: the part of the training in which the rate rises from 0. None keeps the rate constant.
+    # One-cycle schedule: the rate rises from 0 during this part of the training, then falls to 0. None: it is constant.
     warmup: Annotated[float, Meta(gt=0, lt=1)] | None
     epochs: Annotated[int, Meta(ge=1, le=10**9, description="passes over the training images")]
-    batch_size: Annotated[int, Meta(ge=1, le=10**9, description="images in a step")]
+    batch_size: Annotated[int, Meta(ge=1, le=10**9, description="images in each step")]
     weight_decay: Annotated[float, Meta(ge=0, le=1e9, description="L2 penalty")]
     label_smoothing: Annotated[float, Meta(ge=0, lt=1)]
     shift: Annotated[int, Meta(ge=0, le=31, description="augmentation: move images by up to this many pixels")]
@@ -26,21 +26,21 @@ class Recipe(Struct, frozen=True, kw_only=True):
         float, Meta(gt=0, le=1, description="augmentation: scale the contrast by a random factor from this to 1")
     ] = 1.0
     average: Annotated[
-        float, Meta(ge=0, lt=1, description="moving average of the weights: the part that stays in each step")
+        float, Meta(ge=0, lt=1, description="keep a moving average of the weights; this part of it stays in each step")
     ] = 0.0
 
-    def lr_at(self, progress: float) -> float:
-        """The learning rate when `progress`, in [0, 1), of the training is done: up from 0, then down to 0."""
+    def lr_at(self, done: float) -> float:
+        """The learning rate when the part `done` of the training, in [0, 1), lies behind."""
         if self.warmup is None:
             return self.lr
-        return self.lr * min(progress / self.warmup, (1 - progress) / (1 - self.warmup))
+        return self.lr * min(done / self.warmup, (1 - done) / (1 - self.warmup))
 
     def with_defense(self) -> "Recipe":
         """The same recipe without label smoothing, because a defence brings its own loss."""
         return replace(self, label_smoothing=0.0)
 
 
-# The peak rate was chosen on the validation images (models/README.md has what was tried); the rest is customary.
+# The highest rate was chosen on the validation images; models/README.md lists what was tried. The rest is customary.
 ONE_CYCLE = Recipe(
     optimizer="sgd",
     lr=0.2,
@@ -54,11 +54,11 @@ ONE_CYCLE = Recipe(
 
 RECIPES = {
     "one-cycle": ONE_CYCLE,
-    # The shipped baselines': four times as long, and so many epochs want more augmentation against overfitting.
+    # For the shipped baselines. It takes four times as long, and needs more augmentation against overfitting.
     "long": replace(ONE_CYCLE, epochs=80, shift=4),
-    # For fgsm-augment at small radii, whose epochs have twice as many images. No shift, because the examples to
-    # withstand are not shifted either. Adam, and an average of the weights: SGD's last weights do better on clean
-    # images, and far worse at testing radii well above the training one (models/README.md).
+    # For fgsm-augment at small radii; its epochs have twice as many images. There is no shift, because the examples to
+    # withstand are not shifted either. It uses Adam and an average of the weights, because SGD's last weights do better
+    # on clean images but far worse at testing radii well above the training radius (models/README.md).
     "retrain": Recipe(
         optimizer="adam",
         lr=0.002,
@@ -70,14 +70,15 @@ RECIPES = {
         shift=0,
         average=0.9995,
     ),
-    # For fgsm-augment with the CNN at 0.005, where the validation images preferred SGD.
+    # For fgsm-augment with the CNN at radius 0.005, where SGD did better on the validation images.
     "retrain-sgd": replace(ONE_CYCLE, epochs=6, shift=0),
-    # For fgsm-augment at a radius as large as 0.2, where longer trainings pay, but not any length: from 16 or 20
-    # epochs on, the network tells clean images and examples of 0.2 apart, and is lost at the radii between.
+    # For fgsm-augment at large radii such as 0.2, where longer trainings help, up to a point: after 16 or 20 epochs, the
+    # network tells clean images from examples at 0.2, and fails at the radii between them.
     "retrain-large": replace(ONE_CYCLE, epochs=12, shift=0),
-    # For a first impression: past the study's accuracy in four epochs. So few need less augmentation and more decay.
+    # For a first impression: it exceeds the study's accuracy in four epochs. Few epochs need less augmentation and more
+    # weight decay.
     "short": replace(ONE_CYCLE, lr=0.05, epochs=4, batch_size=64, weight_decay=2e-3, shift=1),
-    # The study's own, so that its figures can be reproduced.
+    # The study's own recipe, so that its figures can be reproduced.
     "paper": Recipe(
         optimizer="adam",
         lr=0.001,
