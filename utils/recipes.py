@@ -72,8 +72,8 @@ RECIPES = {
     ),
     # For fgsm-augment with the CNN at radius 0.005, where SGD did better on the validation images.
     "retrain-sgd": replace(ONE_CYCLE, epochs=6, shift=0),
-    # For fgsm-augment at large radii such as 0.2, where longer trainings help, up to a point: after 16 or 20 epochs, the
-    # network tells clean images from examples at 0.2, and fails at the radii between them.
+    # For fgsm-augment at large radii such as 0.2, where longer trainings help up to a point: after 16 or 20 epochs, the
+    # network tells clean images from examples at 0.2 and fails at the radii between them.
     "retrain-large": replace(ONE_CYCLE, epochs=12, shift=0),
     # For a first impression: it exceeds the study's accuracy in four epochs. Few epochs need less augmentation and more
     # weight decay.
