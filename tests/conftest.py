@@ -1,3 +1,5 @@
+"""Fixtures that several tests share: data, trained networks and a finished study."""
+
 import os
 import subprocess
 from pathlib import Path
@@ -14,31 +16,32 @@ SLOW = ("test_torture.py", "test_benchmarks.py", "test_study.py", "test_notebook
 
 
 def pytest_collection_modifyitems(items):
-    """What takes longest first, or the last of many processes ends it while the others have nothing left to do."""
+    """Start with the slowest tests, so that the processes that run tests finish at about the same time."""
     items.sort(key=lambda item: item.path.name not in SLOW)
 
 
 @pytest.fixture(scope="session")
 def cifar10_dir():
-    """The folder with CIFAR-10: $DATA_DIR, which must then hold it, or data/, if it does."""
+    """The folder with CIFAR-10: $DATA_DIR if it is set, else data/."""
     from torchvision.datasets import CIFAR10
 
     data_dir = Path(os.environ.get("DATA_DIR") or ROOT / "data")
     if not (ROOT / data_dir / CIFAR10.base_folder).is_dir():
         if os.environ.get("DATA_DIR"):
-            pytest.fail(f"DATA_DIR is {data_dir}, but there is no {CIFAR10.base_folder} in it")
+            pytest.fail(f"DATA_DIR is {data_dir}, which has no {CIFAR10.base_folder}")
         pytest.skip("CIFAR-10 is not here: set DATA_DIR to the folder that holds cifar-10-batches-py")
     return ROOT / data_dir
 
 
 @pytest.fixture(scope="session")
 def digits():
+    """The three splits of digits, by name."""
     return {split: load_split("digits", split) for split in ("train", "validation", "test")}
 
 
 @pytest.fixture(scope="session")
 def trained(digits, tmp_path_factory):
-    """A function from a network's name to the path of a checkpoint of it, trained on digits for a few seconds."""
+    """A function that returns the path of a checkpoint of the named network, trained on digits for a few seconds."""
     folder = tmp_path_factory.mktemp("trained")
 
     def checkpoint(name):
@@ -53,9 +56,9 @@ def trained(digits, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def quick_study(script, tmp_path_factory):
-    """A folder in which the study was run on digits without being interrupted; in stdout.txt, what it said.
+    """A folder in which the study ran on digits without an interruption. stdout.txt has what it printed.
 
-    Made once, and shared by all processes that run tests: to be copied, not to be changed.
+    It is made once and shared by all processes that run tests: a test may copy it but not change it.
     """
     base = tmp_path_factory.getbasetemp()
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
@@ -72,7 +75,7 @@ def quick_study(script, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def script():
-    """A function that runs one of the repository's scripts and returns the finished process."""
+    """A function that runs a script or the study (tests.helpers.project.command) and returns the finished process."""
 
     def run(name, *arguments, cwd=ROOT, **environment):
         return subprocess.run(

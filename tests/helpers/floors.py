@@ -1,4 +1,4 @@
-"""Whether enough is covered: `python -m tests.floors .coverage.json`, which `coverage json` has written."""
+"""Whether the tests cover enough: `python -m tests.helpers.floors .coverage.json`, a file from `coverage json`."""
 
 import json
 import sys
@@ -7,13 +7,16 @@ from pathlib import Path
 FLOORS = {"lines": ("covered_lines", "num_statements", 95), "branches": ("covered_branches", "num_branches", 90)}
 
 
-def main(path):
-    """Print both percentages; status 1 if either is below its floor, of which coverage itself has one for both."""
+def main(path: str) -> None:
+    """Print both percentages, and end with status 1 if one is below its floor.
+
+    coverage itself has a single floor for lines and branches together.
+    """
     totals = json.loads(Path(path).read_text())["totals"]
     low = False
-    for name, (covered, of, floor) in FLOORS.items():
-        percent = 100 * totals[covered] / totals[of]
-        print(f"{name}: {percent:.1f} % covered, of which {floor} % are asked")
+    for name, (covered, existing, floor) in FLOORS.items():
+        percent = 100 * totals[covered] / totals[existing]
+        print(f"{name}: {percent:.1f} % covered, at least {floor} % wanted")
         low |= percent < floor
     sys.exit(low)
 

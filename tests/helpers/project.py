@@ -1,4 +1,4 @@
-"""Where the project is, and how its commands are started."""
+"""Where the project is, and how tests start its commands."""
 
 import sys
 from pathlib import Path
@@ -11,3 +11,8 @@ def command(name: str, *arguments: object) -> list[str]:
     """The command line of a script ("train-cnn.py") or of the study ("study", "study robustness")."""
     start = [str(ROOT / name)] if name.endswith(".py") else ["-m", *name.split()]
     return [sys.executable, *start, *map(str, arguments)]
+
+
+def prog(name: str) -> str:
+    """What a command calls itself in its messages."""
+    return name if name.endswith(".py") else f"python -m {name}"

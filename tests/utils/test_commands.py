@@ -1,4 +1,4 @@
-"""The scripts as a user meets them: subprocesses, with good and bad arguments, on digits."""
+"""The command line as a user meets it: scripts run on digits, with good and with bad arguments."""
 
 import json
 import os
@@ -8,11 +8,15 @@ import subprocess
 import sys
 import time
 
+import msgspec
 import pytest
 
-from tests.helpers.project import QUICK, ROOT
+from tests.helpers.project import QUICK, ROOT, command, prog
 from utils.checkpoints import file_digest, load_checkpoint, read_metadata, save_checkpoint
 from utils.commands.parser import epsilon
+from utils.commands.train import flags_of_recipe
+from utils.formats import TestReport, read_document
+from utils.recipes import RECIPES
 from utils.statistics import wilson_interval
 
 SCRIPTS = ("train-cnn.py", "train-cnn-lstm.py", "test-cnn.py", "test-cnn-lstm.py", "study", "study robustness")
@@ -46,29 +50,17 @@ def test_train_then_test(name, script, tmp_path):
         figures,
     )
     assert tested.returncode == 0, tested.stderr
-    report = json.loads(report_path.read_text())
-    attacks = report.pop("attacks")
-    clean = report.pop("clean_accuracy")
-    assert report.pop("clean_confidence_interval") == pytest.approx(wilson_interval(round(clean * 100), 100))
-    tested_on = {"network": name, "dataset": "digits", "split": "test", "examples": 100}
-    assert report == {"checkpoint": str(output), "sha256": file_digest(output), **tested_on}
-    assert [attack["epsilon"] for attack in attacks] == [0.02, 8 / 255]
-    for attack in attacks:
-        assert attack.keys() == {
-            "name",
-            "setting",
-            "source",
-            "epsilon",
-            "targeted",
-            "examples",
-            "accuracy",
-            "confidence_interval",
-            "seconds",
-        }
-        assert (attack["name"], attack["setting"], attack["source"]) == ("fgsm", "white_box", None)
-        low, high = attack["confidence_interval"]
-        assert 0 <= low <= attack["accuracy"] <= high <= 1
-        assert f"{attack['accuracy']:.2%}" in tested.stdout
+    report = read_document(report_path, TestReport, "a test report")
+    assert (report.checkpoint, report.sha256) == (str(output), file_digest(output))
+    assert (report.network, report.dataset, report.split, report.examples) == (name, "digits", "test", 100)
+    clean = report.clean_accuracy
+    assert report.clean_confidence_interval == pytest.approx(wilson_interval(round(clean * 100), 100))
+    assert [row.epsilon for row in report.attacks] == [0.02, 8 / 255]
+    for row in report.attacks:
+        assert (row.name, row.setting, row.source, row.targeted) == ("fgsm", "white_box", None, False)
+        low, high = row.confidence_interval
+        assert 0 <= low <= row.accuracy <= high <= 1
+        assert f"{row.accuracy:.2%}" in tested.stdout
     assert f"{clean:.2%}" in tested.stdout
     assert {path.name for path in figures.iterdir()} == {"accuracy.png", "examples.png"}
 
@@ -79,33 +71,34 @@ def test_transfer(script, trained, tmp_path):
         "test-cnn.py", "--checkpoint", trained("cnn"), "--source", source, "--epsilon", 0.1, "--json", tmp_path / "o"
     )
     assert tested.returncode == 0, tested.stderr
-    (attack,) = json.loads((tmp_path / "o").read_text())["attacks"]
-    assert (attack["setting"], attack["source"]) == ("transfer", str(source))
+    (attack,) = attacks_in(tmp_path / "o")
+    assert (attack.setting, attack.source) == ("transfer", str(source))
     white_box = script("test-cnn.py", "--checkpoint", trained("cnn"), "--epsilon", 0.1, "--json", tmp_path / "w")
     assert white_box.returncode == 0, white_box.stderr
-    assert json.loads((tmp_path / "w").read_text())["attacks"][0]["accuracy"] <= attack["accuracy"]
+    assert attacks_in(tmp_path / "w")[0].accuracy <= attack.accuracy
 
 
 def test_any_mix_of_attacks(script, trained, tmp_path):
-    """FGSM first, the others in the order asked for, at each radius; the report has each attack's parameters."""
+    """FGSM comes first, the others in the order of --attack, at each radius. The report has every option."""
     arguments = ["--checkpoint", trained("cnn"), "--examples", 12, "--epsilon", 0.05, 0.1, "--json", tmp_path / "o"]
     arguments += ["--attack", "autoattack", "pgd", "fgsm", "--steps", 5, "--restarts", 2, "--loss", "margin"]
     tested = script("test-cnn.py", *arguments, "--figures", tmp_path / "figures")
     assert tested.returncode == 0, tested.stderr
-    attacks = json.loads((tmp_path / "o").read_text())["attacks"]
-    assert [a["name"] for a in attacks] == ["fgsm"] * 2 + ["autoattack"] * 2 + ["pgd"] * 2
-    assert [a["epsilon"] for a in attacks] == [0.05, 0.1] * 3
-    asked = {"steps": 5, "step_size": 0.025, "restarts": 2, "random_start": True, "loss": "margin", "seed": 0}
-    assert attacks[4].items() >= asked.items()
-    assert attacks[5]["step_size"] == 0.05
-    assert attacks[2]["seed"] == 0
+    attacks = attacks_in(tmp_path / "o")
+    assert [row.name for row in attacks] == ["fgsm"] * 2 + ["autoattack"] * 2 + ["pgd"] * 2
+    assert [row.epsilon for row in attacks] == [0.05, 0.1] * 3
+    pgd = attacks[4]
+    assert (pgd.steps, pgd.step_size, pgd.restarts, pgd.random_start) == (5, 0.025, 2, True)
+    assert (pgd.loss, pgd.seed) == ("margin", 0)
+    assert attacks[5].step_size == 0.05
+    assert attacks[2].seed == 0
     for weak, strong in ((0, 4), (1, 5), (4, 2), (5, 3)):
-        assert attacks[strong]["accuracy"] <= attacks[weak]["accuracy"] + 1 / 12
+        assert attacks[strong].accuracy <= attacks[weak].accuracy + 1 / 12
     assert {path.name for path in tmp_path.iterdir()} == {"o", "figures"}
 
 
 def test_interrupted_test_keeps_the_attacks_that_are_done(script, trained, tmp_path):
-    """Until the report is written, also those of --diagnose."""
+    """The attacks of --diagnose are kept too, until the report is written."""
     arguments = ["--checkpoint", trained("cnn"), "--source", trained("cnn-lstm"), "--examples", 12, "--epsilon", 0.1]
     arguments += ["--attack", "pgd", "autoattack", "--diagnose", "--json", tmp_path / "o.json"]
     whole = script("test-cnn.py", *arguments)
@@ -116,7 +109,7 @@ def test_interrupted_test_keeps_the_attacks_that_are_done(script, trained, tmp_p
         [sys.executable, ROOT / "test-cnn.py", *map(str, arguments)], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
     notes, deadline = tmp_path / "o.attacks.partial.jsonl", time.monotonic() + 120
-    while not (notes.exists() and len(notes.read_text().splitlines()) > 4):  # pgd, autoattack, the first of the checks
+    while not (notes.exists() and len(notes.read_text().splitlines()) > 4):  # pgd, autoattack, the first checks
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -157,29 +150,48 @@ def test_flags_of_pgd_belong_to_it(flag, value, script):
 def test_default_radius_of_an_iterative_attack(script, trained, tmp_path):
     arguments = ["--checkpoint", trained("cnn"), "--examples", 5, "--attack", "pgd", "--steps", 1]
     assert script("test-cnn.py", *arguments, "--json", tmp_path / "o").returncode == 0
-    assert [attack["epsilon"] for attack in json.loads((tmp_path / "o").read_text())["attacks"]] == [8 / 255]
+    assert [row.epsilon for row in attacks_in(tmp_path / "o")] == [8 / 255]
+
+
+def test_reports_with_a_dot_in_their_names_do_not_share_notes(script, trained, tmp_path):
+    """A finished test of out-0.3 leaves the notes of an interrupted test of out-0.2 alone."""
+    notes = tmp_path / "out-0.2.attacks.partial.jsonl"
+    notes.write_text("noted\n")
+    arguments = ["--checkpoint", trained("cnn"), "--examples", 5, "--attack", "pgd", "--steps", 1]
+    assert script("test-cnn.py", *arguments, "--json", tmp_path / "out-0.3").returncode == 0
+    assert notes.read_text() == "noted\n"
+    assert script("test-cnn.py", *arguments, "--json", tmp_path / "out-0.2").returncode == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out-0.2", "out-0.3"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
+@pytest.mark.parametrize("report", [True, False])
+def test_interrupted_test_speaks_of_kept_batches_only_if_there_are_some(report, trained, tmp_path):
+    arguments = ["--checkpoint", trained("cnn"), "--attack", "pgd", "--steps", 200, "--batch-size", 20]
+    process = interruptible("test-cnn.py", *arguments, *(["--json", tmp_path / "o.json"] if report else []))
+    if report:
+        wait_for(tmp_path / "o.attacks.partial.jsonl", process)
+    else:
+        while not process.stdout.readline().startswith("clean"):  # the next row, of pgd, comes much later
+            assert process.poll() is None, "it ended before it could be interrupted"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    kept = ": the finished batches are kept, and the same command continues after them" if report else ""
+    assert errors.endswith(f"test-cnn.py: interrupted{kept}\n")
 
 
 def test_diagnose_prints_checks_and_two_verdicts(script, trained, tmp_path):
     arguments = ["--checkpoint", trained("cnn"), "--examples", 10, "--epsilon", 0.2, "--json", tmp_path / "o"]
     tested = script("test-cnn.py", *arguments, "--source", trained("cnn-lstm"), "--diagnose")
     assert tested.returncode == 0, tested.stderr
-    diagnosis = json.loads((tmp_path / "o").read_text())["diagnosis"]
-    assert diagnosis.keys() == {
-        "epsilon",
-        "source",
-        "verdict",
-        "trustworthy",
-        "robust_accuracy",
-        "confidence_interval",
-        "checks",
-    }
-    assert (diagnosis["epsilon"], diagnosis["source"]) == (0.2, str(trained("cnn-lstm")))
-    assert len(diagnosis["checks"]) == 9
-    for check in diagnosis["checks"]:
-        assert f"{check['name']}: {check['figures']}" in tested.stdout
-    assert f"is the evaluation trustworthy? {diagnosis['verdict']}" in tested.stdout
-    assert f"robust accuracy under the strongest attack: {diagnosis['robust_accuracy']:.2%}" in tested.stdout
+    diagnosis = read_document(tmp_path / "o", TestReport, "a test report").diagnosis
+    assert (diagnosis.epsilon, diagnosis.source) == (0.2, str(trained("cnn-lstm")))
+    assert len(diagnosis.checks) == 9
+    for check in diagnosis.checks:
+        assert f"{check.name}: {check.figures}" in tested.stdout
+    assert f"is the evaluation trustworthy? {diagnosis.verdict}" in tested.stdout
+    assert f"robust accuracy under the strongest attack: {diagnosis.robust_accuracy:.2%}" in tested.stdout
 
 
 def test_train_with_a_defence(script, tmp_path):
@@ -188,21 +200,35 @@ def test_train_with_a_defence(script, tmp_path):
     result = script("train-cnn.py", *arguments, "--crafting", "evaluation", "--output", output)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("under PGD") == 2
-    training = read_metadata(output)["training"]
-    wanted = {"name": "trades", "epsilon": 0.1, "steps": 2, "beta": 3.0, "crafting": "evaluation"}
-    assert training["defense"] == wanted
-    assert training["label_smoothing"] == 0
+    training = read_metadata(output).training
+    assert training.defense == {"name": "trades", "epsilon": 0.1, "steps": 2, "beta": 3.0, "crafting": "evaluation"}
+    assert (training.label_smoothing, training.average) == (0, 0.5)
+
+
+def test_flags_replace_the_numbers_of_a_recipe(script, tmp_path):
+    """Each described field of Recipe has a flag, and 0 is a value like any other."""
+    output = tmp_path / "a.safetensors"
+    wanted = {"lr": 0.01, "epochs": 1, "batch_size": 500, "weight_decay": 0.0, "shift": 1, "contrast": 0.5}
+    wanted |= {"average": 0.0}
+    flags = [f"--{name.replace('_', '-')}={value:g}" for name, value in wanted.items()]
+    arguments = ["--dataset", "digits", "--width", 2, "--recipe", "retrain", *flags, "--output", output]
+    result = script("train-cnn.py", *arguments)
+    assert result.returncode == 0, result.stderr
+    training = read_metadata(output).training
+    assert {name for name, _, _ in flags_of_recipe()} == set(wanted)
+    assert {name: getattr(training, name) for name in wanted} == wanted
+    assert (training.optimizer, training.warmup) == ("adam", RECIPES["retrain"].warmup)
 
 
 def test_retrain_on_adversarial_examples(script, tmp_path):
-    """The study's defence from a shell: the default source and name, the set kept and used again, --resume."""
+    """The study's defence: the default source and name, --resume, and the adversarial set, which is used again."""
     assert script("train-cnn.py", *QUICK, "--quiet", cwd=tmp_path).returncode == 0
     defended = (*QUICK, "--defense", "fgsm-augment", "--epsilon", "8/255")
     trained = script("train-cnn.py", *defended, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert "2,394 digits images, fgsm-augment at 0.0313725" in trained.stdout
     output = tmp_path / "models" / "cnn-digits-fgsm-augment-0.0313725.safetensors"
-    assert read_metadata(output)["training"]["defense"]["epsilon"] == 8 / 255
+    assert read_metadata(output).training.defense["epsilon"] == 8 / 255
     (kept,) = (tmp_path / "data" / "adversarial").iterdir()
     assert kept.name == "digits-train-fgsm-cnn-digits.safetensors"
     made = kept.stat().st_mtime_ns
@@ -262,30 +288,19 @@ def test_existing_output_is_refused_unless_told(script, tmp_path):
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
 def test_interrupted_run_resumes_to_the_bit_identical_end(script, tmp_path):
-    """The words around it: tests/torture.py interrupts, and kills, at many moments."""
+    """Checks the messages. The torture test interrupts and kills trainings at many moments."""
     arguments = ("--dataset", "digits", "--epochs", 4, "--width", 8)
     whole, broken = tmp_path / "whole.safetensors", tmp_path / "broken.safetensors"
     assert script("train-cnn.py", *arguments, "--output", whole).returncode == 0
 
-    process = subprocess.Popen(
-        [sys.executable, ROOT / "train-cnn.py", *map(str, arguments), "--output", broken],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a background job ignores it
-    )
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "broken.partial.safetensors").exists():
-        assert process.poll() is None, "it ended before it could be interrupted"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    process = interruptible("train-cnn.py", *arguments, "--output", broken, "--quiet")
+    wait_for(tmp_path / "broken.partial.safetensors", process)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert re.fullmatch(
-        r"\nstopping after this step; Ctrl-C again stops at once\n"
-        r"train-cnn\.py: interrupted after (step \d+ of 10 of )?epoch \d; the last finished epoch, if any, is "
-        r"saved: --resume, with the same flags, continues after it\n",
+        r"train-cnn\.py: interrupted: (1 epoch is|\d epochs are) saved; --resume, with the same flags, continues "
+        r"after them\n",
         errors,
     )
     assert not broken.exists()
@@ -297,12 +312,59 @@ def test_interrupted_run_resumes_to_the_bit_identical_end(script, tmp_path):
     assert len(list(tmp_path.iterdir())) == 4
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
+def test_training_interrupted_in_the_first_epoch_does_not_speak_of_a_saved_one(tmp_path):
+    arguments = (
+        "--dataset",
+        "digits",
+        "--epochs",
+        1,
+        "--width",
+        32,
+        "--batch-size",
+        1,
+        "--output",
+        tmp_path / "a.safetensors",
+    )
+    process = interruptible("train-cnn.py", *arguments)
+    assert process.stdout.readline().startswith("training cnn")
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.splitlines()[-1].startswith("train-cnn.py: interrupted")
+    assert "--resume" not in errors
+    assert list(tmp_path.iterdir()) == []
+
+
+def interruptible(name, *arguments):
+    """A running command that heeds SIGINT; Python ignores it in a background job."""
+    return subprocess.Popen(
+        command(name, *arguments),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+def wait_for(path, process):
+    """Wait until the process has made the file."""
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None, "it ended before it could be interrupted"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_help_explains_every_flag_and_ends_with_two_examples(name, script):
-    shown = script(name, "--help", COLUMNS="100")
-    assert shown.returncode == 0
+def test_help_explains_every_flag_without_torch_and_ends_with_two_examples(name, script, tmp_path):
+    (tmp_path / "torch.py").write_text("raise SystemExit('--help imports torch')")
+    shown = script(name, "--help", COLUMNS="100", PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    assert shown.returncode == 0, shown.stderr
     flags, examples = shown.stdout.split("examples:\n")
-    assert [line.startswith(f"  python {name} ") for line in examples.splitlines()] == [True, True]
+    started = f"  python {prog(name).removeprefix('python ')} "
+    assert [line.startswith(started) for line in examples.splitlines()] == [True, True]
     wanted = {
         "train": "dataset data-dir epochs batch-size lr weight-decay shift contrast average width recipe defense "
         "epsilon steps beta crafting source output overwrite resume seed device precision quiet",
@@ -310,27 +372,34 @@ def test_help_explains_every_flag_and_ends_with_two_examples(name, script):
         "robustness": "dataset data-dir models results examples overwrite device quiet",
         "test": "checkpoint attack epsilon steps step-size restarts loss source split examples diagnose dataset "
         "data-dir device batch-size seed json figures",
-    }[name.removesuffix(".py").split("-")[0]]
+    }[name.removesuffix(".py").split()[-1].split("-")[0]]
     explained = flags.split("options:")[1]
     for flag in wanted.split():
         assert f"  --{flag} " in explained
+    if name == "study":
+        assert "python -m study robustness --help" in explained
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_examples_in_help_are_valid(name, script, tmp_path):
-    """The examples' flags are accepted, and a training does not run into a shipped checkpoint."""
+    """The examples' flags are accepted, and an example of a training does not write to a shipped checkpoint."""
     for line in script(name, "--help").stdout.split("examples:\n")[1].splitlines():
-        arguments = line.split()[2:]
-        if name in ("study", "study robustness"):  # which have no one file to stop at
+        arguments = line.removeprefix(f"  python {prog(name).removeprefix('python ')}").split()
+        if name in ("study", "study robustness"):
             assert_one_line(script(name, *arguments, "--results", ROOT / "README.md"), "README.md", "cannot be written")
             continue
         if name.startswith("train"):
             assert arguments[arguments.index("--output") + 1].startswith("runs/")
-        # The last value of a flag counts: the run gets as far as looking for its output's folder or its checkpoint.
+        # The last value of a flag counts. The run ends where it looks for the output's folder or the checkpoint.
         file = "--output" if name.startswith("train") else "--checkpoint"
         (tmp_path / "a").touch()
         result = script(name, *arguments, file, "a/none.safetensors", cwd=tmp_path)
         assert_one_line(result, "none.safetensors")
+
+
+def attacks_in(path):
+    """The attack rows of a test report."""
+    return read_document(path, TestReport, "a test report").attacks
 
 
 def assert_one_line(result, *parts, status=2):
@@ -359,11 +428,11 @@ def assert_one_line(result, *parts, status=2):
         ("train-cnn.py", ["--lr", "1e308"], ["--lr", "at most 1,000,000,000"]),
         ("train-cnn.py", ["--output", b"\xff.safetensors"], ["--output", "is not in UTF-8"]),
         ("train-cnn.py", ["--weight-decay", "-1"], ["--weight-decay"]),
-        ("train-cnn.py", ["--shift", "32"], ["--shift", "0 to 31"]),
-        ("train-cnn.py", ["--contrast", "1.5"], ["--contrast", "above 1"]),
+        ("train-cnn.py", ["--shift", "32"], ["--shift", "at least 0", "at most 31"]),
+        ("train-cnn.py", ["--contrast", "1.5"], ["--contrast", "at most 1"]),
         ("train-cnn.py", ["--contrast", "0"], ["--contrast", "above 0"]),
-        ("train-cnn.py", ["--average", "1"], ["--average", "not below 1"]),
-        ("train-cnn.py", ["--average", "-1"], ["--average", "above 0"]),
+        ("train-cnn.py", ["--average", "1"], ["--average", "below 1"]),
+        ("train-cnn.py", ["--average", "-1"], ["--average", "at least 0"]),
         ("train-cnn.py", ["--width", "1.5"], ["--width"]),
         ("train-cnn.py", ["--width", "100000"], ["--width"]),
         ("train-cnn.py", ["--output", "model.pt"], ["model.pt", ".safetensors"]),
@@ -382,6 +451,8 @@ def assert_one_line(result, *parts, status=2):
         ("train-cnn.py", ["--defense", "trades", "--beta", "-1"], ["--beta"]),
         ("train-cnn.py", ["--defense", "trades", "--crafting", "magic"], ["--crafting", "magic"]),
         ("train-cnn.py", ["--crafting", "training"], ["--crafting", "n-fgsm"]),
+        ("study", ["robusness"], ["robusness", "robustness"]),
+        ("study", ["--dataset", "digits", "robustness"], ["robustness comes before the flags"]),
         ("study", ["--dataset", "mnist"], ["mnist", "digits"]),
         ("study", ["--epochs", "0"], ["--epochs"]),
         ("study", ["--models", "README.md"], ["README.md", "cannot be written"]),
@@ -423,7 +494,7 @@ def test_bad_arguments_are_one_line_and_status_2(name, arguments, parts, script,
     arguments = [os.fsdecode(argument) for argument in arguments]
     if name.startswith("train") and "--output" not in arguments:
         arguments = [*arguments, "--output", str(tmp_path / "a.safetensors")]
-    assert_one_line(script(name, *arguments), name, *parts)
+    assert_one_line(script(name, *arguments), f"{prog(name)}: error: ", *parts)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -437,7 +508,9 @@ def test_bad_arguments_are_one_line_and_status_2(name, arguments, parts, script,
 )
 def test_checkpoint_of_foreign_data(changes, message, script, trained, tmp_path):
     path = tmp_path / "a.safetensors"
-    metadata = {**read_metadata(trained("cnn")), **changes}
+    metadata = {**msgspec.structs.asdict(read_metadata(trained("cnn"))), **changes}
+    for name in ("format", "network", "arguments", "versions"):
+        del metadata[name]
     save_checkpoint(path, load_checkpoint(trained("cnn")), metadata)
     assert_one_line(script("test-cnn.py", "--checkpoint", path), str(path), message)
 
@@ -458,7 +531,7 @@ def test_missing_cifar10_without_network_is_one_line(name, flag, script, tmp_pat
     assert_one_line(result, str(folder), "--data-dir", "--dataset digits")
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="RLIMIT_FSIZE is a Unix thing")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="only Unix has RLIMIT_FSIZE")
 def test_full_disk_is_one_line_and_keeps_the_earlier_checkpoint(tmp_path):
     import resource
 
@@ -467,7 +540,7 @@ def test_full_disk_is_one_line_and_keeps_the_earlier_checkpoint(tmp_path):
     result = subprocess.run(
         [sys.executable, ROOT / "train-cnn.py", *map(str, QUICK), "--output", output, "--overwrite", "--quiet"],
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
-        # A .pyc cut off at the limit would stay, and what counts coverage could not write its own file.
+        # The limit would damage the .pyc files that Python writes, and stop coverage from writing its own file.
         env={name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
         | {"PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
