@@ -207,28 +207,6 @@ def test_epoch_before_a_divergence_is_kept_and_nothing_said_of_overfitting(digit
     assert evaluate(network, digits["test"], "fgsm", 0.0).accuracy > 0.5
 
 
-def entries(*accuracies):
-    """Log entries of these (clean, single-step, PGD) accuracies."""
-    keys = ("validation_accuracy", "single_step_accuracy", "robust_accuracy")
-    return [{"epoch": i, **dict(zip(keys, row, strict=True))} for i, row in enumerate(accuracies, start=1)]
-
-
-def test_collapse_is_to_withstand_one_step_and_not_several():
-    healthy, collapsed = (0.6, 0.4, 0.38), (0.7, 0.65, 0.02)
-    undefended, diverged, at_chance = (0.9, 0.15, 0.0), (0.1, 0.1, 0.1), (0.1, 0.17, 0.0)
-    for epochs in ([healthy], [undefended], [diverged], [at_chance], [healthy, diverged], [undefended, undefended]):
-        assert RobustValidation.collapse(entries(*epochs)) is None
-    assert "epoch 1: 65.0% withstand a single step, and 2.0%" in RobustValidation.collapse(entries(collapsed))
-    assert "epoch 2" in RobustValidation.collapse(entries(healthy, collapsed))
-    assert RobustValidation.collapse(entries(healthy, collapsed, collapsed)) is None  # said once
-    assert "epoch 4" in RobustValidation.collapse(entries(healthy, collapsed, healthy, collapsed))
-
-
-def test_best_epoch_is_the_first_of_the_most_accurate_to_choose_by():
-    epochs = [{"epoch": i, "choosing_accuracy": accuracy} for i, accuracy in enumerate((0.3, 0.4, 0.4, 0.1))]
-    assert RobustValidation.best(epochs)["epoch"] == 1
-
-
 def test_catastrophic_overfitting_of_fgsm_is_named(digits, tmp_path, capsys):
     """A real one: at a radius as large as this, one step of FGSM is learnt by heart."""
     recipe = replace(RECIPES["one-cycle"].with_defense(), epochs=12, shift=0)

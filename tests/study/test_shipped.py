@@ -25,7 +25,7 @@ from utils.constants import PGD_20, RADIUS
 from utils.data import load_split
 from utils.diagnosis import diagnose
 from utils.evaluation import accuracy, evaluate, evaluate_fgsm
-from utils.validation import RobustValidation
+from utils.validation import collapse_warning
 
 STUDY = read_report(ROOT / "results" / "study.json")
 SHIPPED = [entry["name"] for entry in tables.part(STUDY, "study")]
@@ -187,7 +187,7 @@ def test_fgsm_overfits_catastrophically_and_n_fgsm_does_not():
     fgsm_log, n_fgsm_log = logs["fgsm", 16, 32], logs["n-fgsm", 16, 32]
     assert {**fgsm_log[0], "defense": None} == {**n_fgsm_log[0], "defense": None}
     named = {
-        settings: any(RobustValidation.collapse(log[1:end]) for end in range(2, len(log) + 1))
+        settings: any(collapse_warning(log.epochs[:end]) for end in range(1, len(log.epochs) + 1))
         for settings, log in logs.items()
     }
     assert {settings for settings, collapsed in named.items() if collapsed} == {("fgsm", 16, 32), ("fgsm", 16, 64)}

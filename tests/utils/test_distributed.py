@@ -1,4 +1,4 @@
-"""Two processes compute what one does: trainings, evaluations, files and errors."""
+"""Two processes compute what one process does: trainings, evaluations, files and errors."""
 
 import json
 import os
@@ -25,11 +25,11 @@ from utils.recipes import RECIPES
 from utils.training import cross_entropy, train
 
 RECIPE = replace(RECIPES["one-cycle"], epochs=2, lr=0.05, batch_size=100)
-ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # as torchrun sets it: more add up in another order
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # as torchrun sets it: several threads add numbers in another order
 
 
 def on_two_ranks(function):
-    """Call it, a partial of a function of this module, in each of two processes that are a group."""
+    """Call a function of this module, or a partial of one, in each of two processes that form a group."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -83,14 +83,14 @@ def shares():
 
 
 def means():
-    """Of gradients after a backward pass, though a defence makes several forward passes; of statistics when asked."""
+    """Gradients are averaged in a backward pass, after several forward passes too; statistics only when asked."""
     torch.manual_seed(0)
     alone, network = CNN(width=4), CNN(width=4)
     network.load_state_dict(alone.state_dict())
     images, labels = torch.rand(8, 3, 32, 32), torch.arange(8)
     for defense in (PGD(0.1, steps=2), TRADES(0.1, steps=2)):
         model = replicated(network)
-        defense(model, images, labels)  # and no backward pass
+        defense(model, images, labels)  # without a backward pass
         for _ in range(2):  # after the first, DistributedDataParallel groups the parameters anew
             network.zero_grad()
             torch.manual_seed(rank())
@@ -118,7 +118,7 @@ def noise():
     a, b = gather((first, torch.rand(1).item()))
     assert len({*a, *b}) == 4
     torch.manual_seed(3)
-    assert rank() or torch.rand(1).item() == first  # rank 0 goes on as it would alone
+    assert rank() or torch.rand(1).item() == first  # rank 0 draws what it would draw alone
 
 
 def results_of_rank_0():
@@ -127,9 +127,13 @@ def results_of_rank_0():
         from_main(lambda: 1 / 0)
 
 
-@pytest.mark.parametrize("function", [shares, means, noise, results_of_rank_0])
-def test_what_two_ranks_exchange(function):
-    on_two_ranks(function)
+def exchanges():
+    for function in (shares, means, noise, results_of_rank_0):  # one after the other: starting two processes is slow
+        function()
+
+
+def test_what_two_ranks_exchange():
+    on_two_ranks(exchanges)
 
 
 def two_trainings(folder):
@@ -148,7 +152,7 @@ def noisy(model, images, labels):
 
 
 def test_training_is_that_of_one_process_but_for_rounding(tmp_path):
-    """Without batch norm and noise, that is; the last batch is of one image. With them, both ranks hold the same."""
+    """Without batch norm and noise. With them, both ranks hold the same weights. The last batch has one image."""
     on_two_ranks(partial(two_trainings, tmp_path))
     alone = run(tmp_path / "alone.safetensors", 301, "small-cnn")
     shared = load_checkpoint(tmp_path / "plain.safetensors")
@@ -194,7 +198,7 @@ ATTACKS = {
 
 
 def evaluations(checkpoint, notes=None):
-    """Of every attack, on five batches, the last a small one."""
+    """The results of every attack on five batches; the last batch is smaller."""
     network, split = load_checkpoint(checkpoint), load_split("digits", "test").first(45)
     results = [
         evaluate(network, split, attack, 0.005, options=options, batch_size=10, notes=notes)
@@ -210,11 +214,11 @@ def two_evaluations(checkpoint, folder):
     notes = from_main(lambda: Notes(folder / "notes.jsonl"))
     results = evaluations(checkpoint, notes)
     (folder / f"{rank()}.json").write_text(json.dumps(results))
-    assert evaluations(checkpoint, notes) == results  # of what is noted, but for evaluate_fgsm's
+    assert evaluations(checkpoint, notes) == results  # these come from the notes, except those of evaluate_fgsm
 
 
 def test_every_rank_learns_the_results_of_one_process(trained, tmp_path):
-    """Image by image, whatever the attack: for each batch begins its random numbers anew."""
+    """Image by image, for every attack, because its random numbers start again in each batch."""
     on_two_ranks(partial(two_evaluations, trained("cnn"), tmp_path))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -240,24 +244,24 @@ def interrupted_evaluation(checkpoint, folder):
 
     whole = evaluate(network, split, "fgsm", 0.005, batch_size=10)
     ATTACKS["fgsm"] = counted
-    path = folder / f"{rank()}.jsonl"  # of rank 1's nothing is read or written
+    path = folder / f"{rank()}.jsonl"  # rank 1 neither reads nor writes its file
     with pytest.raises(KeyboardInterrupt):
         evaluate(network, split, "fgsm", 0.005, batch_size=10, notes=Notes(path))
     again = evaluate(network, split, "fgsm", 0.005, batch_size=10, notes=Notes(path))
     assert torch.equal(again.mask, whole.mask)
-    assert gather(calls) == [4, 3]  # five batches, two of them noted before
+    assert gather(calls) == [4, 3]  # five batches, of which two were noted before
 
     from_main(lambda: damage(path))
     again = evaluate(network, split, "fgsm", 0.005, batch_size=10, notes=Notes(path))
     assert torch.equal(again.mask, whole.mask)
-    assert gather(calls) == [6, 5]  # all but the first, two on each
+    assert gather(calls) == [6, 5]  # all batches but the first: two on each rank
 
 
 def damage(path):
-    """The notes of the second batch become those of five images."""
+    """The second batch's note loses some of its images."""
     lines = path.read_text().splitlines()
-    key, hits, seconds = json.loads(lines[1])
-    lines[1] = json.dumps([key, hits[:5], seconds])
+    key, hits, *others = json.loads(lines[1])
+    lines[1] = json.dumps([key, hits[:5], *others])
     path.write_text("\n".join(lines) + "\n")
 
 
@@ -267,7 +271,7 @@ def test_interrupted_evaluation_goes_on_after_its_last_round(trained, tmp_path):
 
 
 def test_scripts_train_and_test_as_alone(torchrun, script, tmp_path):
-    """Near one process's accuracy; the same figures in the report; files and lines of rank 0 alone."""
+    """The accuracy is near that of one process, and the report has the same figures. Only rank 0 writes and prints."""
     training = ("--dataset", "digits", "--epochs", 6, "--width", 8, "--defense", "n-fgsm", "--epsilon", "0.02")
     trained = torchrun("train-cnn.py", *training, "--output", tmp_path / "two.safetensors")
     assert trained.returncode == 0, trained.stderr
@@ -275,9 +279,9 @@ def test_scripts_train_and_test_as_alone(torchrun, script, tmp_path):
     assert trained.stdout.count("saved") == 1
     assert script("train-cnn.py", *training, "--output", tmp_path / "one.safetensors").returncode == 0
     one, two = (read_metadata(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
-    assert two["training"] == one["training"]
-    assert two["validation_accuracy"] == pytest.approx(one["validation_accuracy"], abs=0.06)
-    assert two["choosing_accuracy"] == pytest.approx(one["choosing_accuracy"], abs=0.1)
+    assert two.training == one.training
+    assert two.validation_accuracy == pytest.approx(one.validation_accuracy, abs=0.06)
+    assert two.choosing_accuracy == pytest.approx(one.choosing_accuracy, abs=0.1)
     again = torchrun("train-cnn.py", *training, "--output", tmp_path / "two.safetensors", "--resume")
     assert again.stdout.count("nothing to resume") == 1
 
@@ -299,10 +303,8 @@ def test_scripts_train_and_test_as_alone(torchrun, script, tmp_path):
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("train-cnn.py", ["--epochs", "0"], "--epochs"),
         ("train-cnn.py", ["--dataset", "digits", "--output", "README.md/a.safetensors"], "cannot be written"),
         ("test-cnn.py", ["--checkpoint", "none.safetensors"], "no such checkpoint"),
-        ("study", ["--dataset", "digits"], "torchrun is for train-*.py and test-*.py"),
     ],
 )
 def test_mistake_is_one_line_of_one_rank(name, arguments, message, torchrun):
@@ -311,13 +313,28 @@ def test_mistake_is_one_line_of_one_rank(name, arguments, message, torchrun):
     assert result.stdout == ""
     (line,) = (line for line in result.stderr.splitlines() if line.startswith(name))
     assert message in line
-    assert "utils/commands/" not in result.stderr  # no traceback but torchrun's own
+    assert "utils/commands/" not in result.stderr  # torchrun prints its own traceback, and no rank prints another
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("train-cnn.py", ["--epochs", "0"], "--epochs"),
+        ("study", ["--dataset", "digits"], "torchrun is for train-*.py and test-*.py"),
+    ],
+)
+def test_wrong_flag_is_one_line_of_rank_0(name, arguments, message, rank, script):
+    result = script(name, *arguments, RANK=rank, WORLD_SIZE="2")  # as torchrun would set them
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.count("\n") == (rank == "0")
+    assert (message in result.stderr) == (rank == "0")
 
 
 FAILS = """
 from functools import partial
 from utils.commands.parser import Parser, run
-from utils import UserError
+from utils.constants import UserError
 from utils.distributed import joined, rank
 from utils.recipes import RECIPES
 from utils.data import load_split
@@ -344,11 +361,11 @@ def test_rank_that_fails_alone_ends_the_run(torchrun, tmp_path):
     assert result.returncode != 0
     assert "fails.py, rank 1: error: its machine is on fire" in result.stderr
     assert time.monotonic() - start < 60
-    assert {path.name for path in tmp_path.iterdir()} <= {"fails.py", ".a.safetensors.lock"}  # rank 0 was killed
+    assert {path.name for path in tmp_path.iterdir()} <= {"fails.py", ".a.safetensors.lock"}  # torchrun kills rank 0
 
 
 def test_full_disk_on_rank_0_ends_every_rank(torchrun, tmp_path):
-    """What only rank 0 can know, the others learn where they would have waited for it."""
+    """Only rank 0 meets the error; the other rank ends where it would have waited for rank 0."""
     output = tmp_path / "a.safetensors"
     (tmp_path / "limited.py").write_text(
         "import resource, runpy, sys\n"

@@ -633,19 +633,6 @@ def test_run_of_thousands_of_epochs_is_resumed(digits, tmp_path):
 # ---- small splits ----
 
 
-@pytest.mark.parametrize("count", [1, 2, 4])
-def test_validation_split_of_a_few_images_serves_a_defended_training(count, digits, tmp_path):
-    validation = digits["validation"].first(count)
-    splits = RobustValidation(validation, 0.1)
-    assert len(splits.watched) == 1
-    assert len(splits.choosing) == max(1, count - 1)
-    options = {"output": tmp_path / "a.safetensors", "width": 2, "quiet": True, "defense": FGSM(0.1)}
-    train("cnn", digits["train"].first(40), validation, replace(RECIPE, epochs=1), **options)
-    assert read_metadata(tmp_path / "a.safetensors").choosing_accuracy in {
-        i / max(1, count - 1) for i in range(count + 1)
-    }
-
-
 @pytest.mark.parametrize("empty", ["training", "validation"])
 @pytest.mark.parametrize("defense", [None, FGSM(0.1)])
 def test_empty_split_is_one_clear_line(empty, defense, digits, tmp_path):
