@@ -2,7 +2,6 @@
 
 import base64
 import io
-import math
 import os
 import re
 import shutil
@@ -20,7 +19,6 @@ import nbformat
 import papermill
 import pytest
 import torch
-from sklearn.metrics import cohen_kappa_score
 
 from study.formats import read_robustness
 from study.formats import read_study as read_report
@@ -28,9 +26,8 @@ from tests.helpers.project import QUICK, ROOT
 from utils import tables
 from utils.checkpoints import load_checkpoint
 from utils.data import to_unit_range
-from utils.evaluation import evaluate_fgsm, predictions, transfer_matrix
+from utils.evaluation import predictions
 from utils.explorer import CHOICES, WIDGET, Explorer
-from utils.statistics import agreement, difference_interval, wilson_interval
 
 NAMES = ("main", "cnn", "rnn", "analysis")
 
@@ -232,40 +229,6 @@ def test_picture_changes_within_half_a_second(digits):
         explorer.levels.value = level
         seconds.append(time.perf_counter() - start)
     assert sorted(seconds)[2] < 0.5
-
-
-def test_interval_of_a_difference():
-    """Newcombe (1998), Table II, example (a), method 10: 56/70 - 48/80 = 0.2, from 0.0524 to 0.3339."""
-    low, high = wilson_interval(56, 70), wilson_interval(48, 80)
-    expected = (0.2 - math.hypot(0.8 - low[0], high[1] - 0.6), 0.2 + math.hypot(low[1] - 0.8, 0.6 - high[0]))
-    assert expected == pytest.approx((0.0524, 0.3339), abs=1e-4)
-    # The same numbers of images on both sides, as here.
-    low, high = difference_interval(0.8, 0.6, 80)
-    assert low < 0.2 < high
-    assert difference_interval(0.6, 0.8, 80) == pytest.approx((-high, -low))
-    # Example (b) of the same table, 9/10 - 3/10: 0.6, from 0.1705 to 0.8090.
-    assert difference_interval(0.9, 0.3, 10) == pytest.approx((0.1705, 0.8090), abs=1e-4)
-    assert difference_interval(0.5, 0.5, 100)[0] == pytest.approx(-difference_interval(0.5, 0.5, 100)[1])
-
-
-def test_agreement_is_cohens_kappa():
-    generator = torch.Generator().manual_seed(0)
-    first = torch.rand(300, generator=generator) < 0.7
-    second = torch.where(torch.rand(300, generator=generator) < 0.5, first, torch.rand(300, generator=generator) < 0.4)
-    kappa, low, high = agreement(first, second)
-    assert kappa == pytest.approx(cohen_kappa_score(first, second))
-    assert low < kappa < high
-    assert agreement(first, first) == pytest.approx((1, 1, 1))
-    assert math.isnan(agreement(torch.ones(5).bool(), torch.ones(5).bool())[0])
-
-
-def test_transfer_matrix_crafts_on_rows_and_shows_to_columns(digits, trained):
-    networks, split = [load_checkpoint(trained(name)) for name in ("cnn", "cnn-lstm")], digits["test"].first(60)
-    matrix = transfer_matrix(networks, split, 0.1, batch_size=25)
-    for source, row in zip(networks, matrix, strict=True):
-        for tested, result in zip(networks, row, strict=True):
-            expected = evaluate_fgsm(tested, split, [0.1], source=source, batch_size=25)[1]
-            assert (result.correct, result.examples) == (expected.correct, 60)
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

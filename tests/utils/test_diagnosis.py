@@ -1,16 +1,20 @@
 """Diagnostics: three kinds of network get the verdict they deserve, and masked gradients are caught."""
 
+from dataclasses import replace
+
+import msgspec
 import pytest
 import torch
-from msgspec.structs import replace
 from torch import nn
 
+from attacks import fgsm_direction
 from defenses.losses import NFGSM
-from utils import diagnosis
+from utils import diagnosis as diagnosis_module
 from utils.adversarial_sets import AugmentedSplit
 from utils.checkpoints import load_checkpoint
-from utils.diagnosis import Check, diagnose
-from utils.evaluation import Result, fgsm_direction
+from utils.diagnosis import Evidence, diagnose, flat_fraction, judge
+from utils.evaluation import Result
+from utils.formats import DiagnosisReport, decode, encode
 from utils.recipes import RECIPES
 from utils.training import train
 
@@ -31,13 +35,9 @@ def other(trained):
     return load_checkpoint(trained("cnn-lstm"))
 
 
-def failed(diagnosis):
-    return {check.name for check in (*diagnosis.checks, diagnosis.leak) if check.passed is False}
-
-
 def test_baseline_is_trustworthy_and_about_zero(baseline, other, digits):
     diagnosis = diagnosed(baseline, digits, other)
-    assert failed(diagnosis) == set()
+    assert diagnosis.failed == []
     assert diagnosis.verdict == "trustworthy"
     assert diagnosis.strongest.accuracy <= 0.02
 
@@ -50,7 +50,7 @@ def test_papers_defence_leaks_the_label_and_is_about_zero(baseline, digits, tmp_
         "cnn",
         AugmentedSplit(training, direction, 0.2, "0" * 64),
         digits["validation"],
-        replace(RECIPES["paper"], epochs=10),
+        msgspec.structs.replace(RECIPES["paper"], epochs=10),
         output=tmp_path / "a.safetensors",
         width=8,
         quiet=True,
@@ -66,14 +66,14 @@ def test_adversarial_training_is_trustworthy_and_holds(baseline, digits, tmp_pat
         "cnn",
         digits["train"],
         digits["validation"],
-        replace(RECIPES["paper"], epochs=10),
+        msgspec.structs.replace(RECIPES["paper"], epochs=10),
         output=tmp_path / "a.safetensors",
         width=8,
         defense=NFGSM(EPSILON),
         quiet=True,
     )
     diagnosis = diagnosed(robust, digits, baseline)
-    assert failed(diagnosis) == set()
+    assert diagnosis.failed == []
     assert diagnosis.strongest.accuracy > 0.25
 
 
@@ -127,65 +127,161 @@ def test_masked_gradients_are_caught(masked, signs, baseline, other, digits):
     torch.manual_seed(0)
     diagnosis = diagnosed(masked(baseline), digits, other)
     assert diagnosis.verdict.startswith("not trustworthy")
-    assert signs <= failed(diagnosis)
+    assert signs <= set(diagnosis.failed)
 
 
-def made_up(monkeypatch, **accuracies):
-    """What `diagnose` says if attacks leave these accuracies of 100 images; the others leave 30."""
+def evidence(**figures):
+    """Evidence of a healthy network, but for `figures`: how many of 100 images each attack leaves."""
     figures = {
-        "clean": 90, "fgsm": 35, "transferred fgsm": 80, "transferred pgd": 70, "radius 0.25": 60, "radius 0.5": 45,
-        "pgd": 30, "radius 2": 5, "unbounded": 0, "longer": 29, "margin": 25, "square": 40,
-    } | accuracies  # fmt: skip
+        "clean": 90, "clean_again": 90, "fgsm": 35, "transferred_fgsm": 80, "transferred_pgd": 70, "quarter": 60,
+        "half": 45, "pgd": 30, "larger": 5, "unbounded": 0, "longer": 29, "margin": 25, "square": 40, "leaking": 85,
+    } | figures  # fmt: skip
+    flat = figures.pop("flat", 0.0)
 
-    def evaluate(network, split, attack, epsilon, *, options=None, source=None, **rest):
-        factor = epsilon / EPSILON
-        if attack == "autoattack":
-            name = "square"
-        elif epsilon == 0:
-            name = "clean"
-        elif source:
-            name = f"transferred {attack}"
-        elif epsilon == 1:
-            name = "unbounded"
-        elif attack == "fgsm":
-            name = "fgsm"
-        elif options["steps"] > diagnosis.STEPS:
-            name = "margin" if "loss" in options else "longer"
-        else:
-            name = "pgd" if factor == 1 else f"radius {factor:g}"
-        mask = torch.arange(100) < figures[name]
-        return Result(epsilon, figures[name], 100, 0.0, attack, options or {}, mask)
+    def result(name, epsilon=EPSILON):
+        return Result(epsilon, figures[name], 100, 0.0, mask=torch.arange(100) < figures[name])
 
-    leak = Check("leak", True, "")
-    monkeypatch.setattr(diagnosis, "evaluate", evaluate)
-    monkeypatch.setattr(diagnosis, "_leak", lambda *arguments: leak)
-    monkeypatch.setattr(diagnosis, "_zero_gradients", lambda *arguments: figures.get("flat", 0.0))
-    return diagnose(None, range(100), epsilon=EPSILON, source="another")
+    single = ("clean", "clean_again", "fgsm", "pgd", "larger", "unbounded", "longer", "margin", "square")
+    return Evidence(
+        **{name: result(name) for name in single},
+        smaller=[result("quarter", EPSILON / 4), result("half", EPSILON / 2)],
+        transferred=[result("transferred_fgsm"), result("transferred_pgd")],
+        flat=flat,
+        leaking=[Result(0.02, 80, 100, 0.0), Result(0.1, figures["leaking"], 100, 0.0), Result(0.2, 70, 100, 0.0)],
+    )
 
 
 @pytest.mark.parametrize(
     ("sign", "figures"),
     [
-        ("the gradient is seldom zero", {"flat": 0.03}),
+        ("the same image gets the same answer", {"clean_again": 89}),
+        ("the gradient is seldom zero", {"flat": 0.021}),
         ("iterative beats single-step", {"fgsm": 29}),
         ("an unbounded attack reaches 0 %", {"unbounded": 1}),
-        ("accuracy falls as epsilon grows", {"radius 0.25": 20}),
-        ("accuracy falls as epsilon grows", {"radius 0.5": 20}),
-        ("accuracy falls as epsilon grows", {"radius 0.25": 30, "radius 0.5": 30, "pgd": 30, "radius 2": 30}),
-        ("white-box is at least as strong as transfer", {"transferred fgsm": 29}),
-        ("white-box is at least as strong as transfer", {"transferred pgd": 29}),
+        ("accuracy falls as epsilon grows", {"quarter": 20}),
+        ("accuracy falls as epsilon grows", {"half": 20}),
+        ("accuracy falls as epsilon grows", {"larger": 41}),
+        ("accuracy falls as epsilon grows", {"quarter": 30, "half": 30, "pgd": 30, "larger": 30}),
+        ("white-box is at least as strong as transfer", {"transferred_fgsm": 29}),
+        ("white-box is at least as strong as transfer", {"transferred_pgd": 29}),
         ("more steps and restarts change little", {"longer": 20, "margin": 18, "square": 20}),
         ("more steps and restarts change little", {"longer": 41}),
         ("a gradient-free attack is not stronger", {"square": 22}),
+        ("a gradient-free attack is not stronger", {"square": 26, "margin": 40}),
+        ("transferred FGSM examples are not easier than images", {"clean": 70, "clean_again": 70, "leaking": 80}),
     ],
 )
-def test_each_sign_is_seen_alone(sign, figures, monkeypatch):
-    assert failed(made_up(monkeypatch, **figures)) == {sign}
+def test_each_sign_is_seen_alone(sign, figures):
+    diagnosis = judge(evidence(**figures))
+    assert diagnosis.failed == [sign]
+    assert not diagnosis.trustworthy
+    assert diagnosis.verdict.startswith("label leaking" if "transferred FGSM" in sign else "not trustworthy")
+    assert sign in diagnosis.verdict or diagnosis.verdict.startswith("label leaking")
 
 
-def test_nothing_is_seen_in_healthy_figures_and_all_attacks_together_are_the_strongest(monkeypatch):
-    assert failed(made_up(monkeypatch)) == set()
-    for weakest in ("fgsm", "transferred fgsm", "transferred pgd", "radius 0.5", "longer", "margin", "square"):
-        assert made_up(monkeypatch, **{weakest: 3}).strongest.accuracy == 0.03
-    for outside in ("radius 2", "unbounded"):
-        assert made_up(monkeypatch, **{outside: 3}).strongest.accuracy == 0.25
+@pytest.mark.parametrize(
+    "figures",
+    [
+        {},
+        {"flat": 0.02},
+        {"fgsm": 30},
+        {"quarter": 40},  # fewer than the 45 at half of the radius, but the interval of 40 of 100 contains 45 %
+        {"quarter": 0, "half": 0, "pgd": 0, "fgsm": 0, "larger": 0, "longer": 0, "margin": 0, "square": 0},
+        {"transferred_pgd": 30},
+        {"longer": 22, "margin": 22},
+        {"longer": 39},
+        {"square": 23},
+        {"clean": 80, "clean_again": 80},
+    ],
+)
+def test_what_chance_explains_is_not_a_sign(figures):
+    diagnosis = judge(evidence(**figures))
+    assert diagnosis.failed == []
+    assert diagnosis.verdict == "trustworthy"
+
+
+def test_without_a_source_two_checks_are_not_run():
+    diagnosis = judge(replace(evidence(), transferred=[], leaking=[]))
+    assert [check.name for check in diagnosis.checks if check.passed is None] == [
+        "white-box is at least as strong as transfer",
+        "transferred FGSM examples are not easier than images",
+    ]
+    assert diagnosis.trustworthy
+
+
+def test_all_attacks_within_the_radius_are_joined():
+    for attack in ("clean", "fgsm", "transferred_fgsm", "transferred_pgd", "half", "longer", "margin", "square"):
+        assert judge(evidence(**{attack: 3})).strongest.accuracy == 0.03
+    for outside in ("larger", "unbounded"):
+        assert judge(evidence(**{outside: 3})).strongest.accuracy == 0.25
+    # An image counts only if it withstands every attack: here each attack breaks images that the other one does not.
+    found = evidence()
+    even, late = torch.arange(100) % 2 == 0, torch.arange(100) >= 90
+    found = replace(found, pgd=replace(found.pgd, mask=even), fgsm=replace(found.fgsm, mask=late))
+    found = replace(found, **{name: replace(found.pgd, mask=late) for name in ("clean", "longer", "margin", "square")})
+    everywhere = replace(found.pgd, mask=torch.ones(100).bool())
+    found = replace(found, smaller=[everywhere] * 2, transferred=[everywhere])
+    assert judge(found).strongest.correct == 5
+
+
+def test_report_says_what_the_diagnosis_says():
+    diagnosis = judge(evidence(square=22))
+    report = diagnosis.report("a.safetensors")
+    assert decode(encode(report), DiagnosisReport) == report
+    assert (report.epsilon, report.source) == (EPSILON, "a.safetensors")
+    assert (report.verdict, report.trustworthy) == (diagnosis.verdict, False)
+    assert (report.robust_accuracy, report.confidence_interval) == (0.22, diagnosis.strongest.confidence_interval)
+    assert report.checks == diagnosis.checks
+
+
+def test_attacks_are_those_that_the_evidence_promises(digits, monkeypatch):
+    asked = []
+
+    def network(images):
+        return images.flatten(1)[:, :10]
+
+    def other(images):
+        return -network(images)
+
+    def evaluated(network, split, attack, epsilon, *, options=None, source=None, notes=None, **rest):
+        asked.append((attack, round(epsilon / EPSILON, 6), options, source, notes))
+        return Result(epsilon, 1, 2, 0.0, mask=torch.tensor([True, False]))
+
+    monkeypatch.setattr(diagnosis_module, "evaluate", evaluated)
+    diagnose(
+        network, digits["test"].first(2), epsilon=EPSILON, source=other, seed=3, queries=9, notes="notes", batch_size=1
+    )
+    pgd, long = {"seed": 3, "steps": 20}, {"seed": 3, "steps": 100, "restarts": 3}
+    assert asked == [
+        ("fgsm", 0, None, None, None),
+        ("fgsm", 0, None, None, None),
+        ("fgsm", 1, {}, None, "notes"),
+        ("pgd", 1, pgd, None, "notes"),
+        ("pgd", 0.25, pgd, None, "notes"),
+        ("pgd", 0.5, pgd, None, "notes"),
+        ("pgd", 2, pgd, None, "notes"),
+        ("pgd", 10, {"seed": 3, "steps": 100}, None, "notes"),
+        ("pgd", 1, long, None, "notes"),
+        ("pgd", 1, {**long, "loss": "margin"}, None, "notes"),
+        ("autoattack", 1, {"seed": 3, "attacks": ["square"], "queries": 9}, None, "notes"),
+        ("fgsm", 1, {}, other, "notes"),
+        ("pgd", 1, pgd, other, "notes"),
+    ]
+
+
+@pytest.mark.parametrize(("used", "fraction"), [(1535, 1), (1537, 0)])
+def test_flat_is_a_correct_image_with_no_gradient_in_most_pixels(used, fraction, digits):
+    """The network reads `used` of an image's 3,072 pixels."""
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(used, 10, generator=generator) / 100
+    images = torch.randint(256, (8, 3, 32, 32), generator=generator, dtype=torch.uint8)
+
+    def network(images):
+        return images.flatten(1)[:, :used] @ weights
+
+    labels = network(images / 255).argmax(1)
+    split = replace(digits["test"], images=images, labels=labels)
+    assert flat_fraction(network, split, batch_size=3) == fraction
+    wrong = (labels + (torch.arange(8) >= 6)) % 10  # the last two
+    assert flat_fraction(network, replace(split, labels=wrong), batch_size=3) == fraction
+    assert flat_fraction(network, replace(split, labels=(labels + 1) % 10)) == 0

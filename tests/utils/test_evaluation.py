@@ -1,26 +1,29 @@
-"""Accuracies, their intervals and their pictures."""
+"""Accuracy: what is counted, against whom, and what an interrupted evaluation keeps."""
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
-import matplotlib.pyplot as plt
 import pytest
 import torch
-from scipy.stats import binomtest
 
 from attacks import fgsm
-from utils import plotting
+from utils import evaluation
 from utils.checkpoints import load_checkpoint
 from utils.data import batches
-from utils.evaluation import ATTACKS, Result, accuracy, evaluate, evaluate_fgsm, report_row
+from utils.evaluation import (
+    ATTACKS,
+    Result,
+    accuracy,
+    evaluate,
+    evaluate_fgsm,
+    predictions,
+    report_row,
+    transfer_matrix,
+)
+from utils.formats import AttackRow, decode, encode
 from utils.notes import Notes
 from utils.statistics import wilson_interval
-
-
-@pytest.mark.parametrize(("correct", "examples"), [(0, 1), (1, 1), (0, 300), (7, 10), (299, 300), (8037, 10_000)])
-def test_wilson_interval_is_scipys(correct, examples):
-    expected = binomtest(correct, examples).proportion_ci(0.95, method="wilson")
-    assert wilson_interval(correct, examples) == pytest.approx((expected.low, expected.high), abs=1e-7)
 
 
 @pytest.mark.parametrize("transfer", [False, True])
@@ -97,54 +100,83 @@ def test_interrupted_evaluation_goes_on_after_its_last_batch(torn, digits, train
     assert not path.exists()
 
 
-def test_notes_of_any_length_are_kept(tmp_path):
-    """However small its batches, an evaluation of hours is not begun again."""
-    path = tmp_path / "notes.jsonl"
-    rows = [("1", 0.001)] * 20_000
-    Notes(path).add("a" * 64, rows)
-    before = path.read_bytes()
-    assert len(before) > 2**20
-    assert Notes(path).kept("a" * 64, [1] * 20_000) == rows
-    assert path.read_bytes() == before
+class Linear(torch.nn.Module):
+    """A network whose weights are drawn from a seed."""
 
-
-class Wrapped(torch.nn.Module):
-    """The same tensors, another network."""
-
-    def __init__(self, network):
+    def __init__(self, seed):
         super().__init__()
-        self.network = network
+        self.weight = torch.nn.Parameter(torch.randn(3 * 32 * 32, 10, generator=torch.Generator().manual_seed(seed)))
 
     def forward(self, images):
-        return -self.network(images)
+        return images.flatten(1) @ self.weight
 
 
-def test_notes_about_something_else_are_not_used(digits, trained, tmp_path, monkeypatch):
-    same = {"network": load_checkpoint(trained("cnn")), "split": digits["test"].first(40), "epsilon": 0.1}
-    notes = Notes(tmp_path / "notes.jsonl")
-    with monkeypatch.context() as patch:  # notes of an evaluation in which the attack does nothing
-        patch.setitem(ATTACKS, "fgsm", lambda model, images, labels, epsilon, targeted=False: images)
-        assert evaluate(**same, attack="fgsm", notes=notes).correct > 30
-    assert evaluate(**same, attack="fgsm", notes=notes).correct > 30  # which is what the notes say
-    changes = (
-        {"epsilon": 0.11},
-        {"split": digits["test"].first(41)},
-        {"network": load_checkpoint(trained("cnn-lstm"))},
-        {"network": Wrapped(same["network"])},
-        {"batch_size": 39},
-    )
-    for change in changes:
-        assert evaluate(**(same | change), attack="fgsm", notes=notes).correct < 20
+class Opposite(Linear):
+    """The same tensors, other answers."""
+
+    def forward(self, images):
+        return -super().forward(images)
+
+
+@pytest.fixture
+def attacked(monkeypatch):
+    """A list that grows with each batch that `evaluate` attacks; the attack changes nothing."""
+    calls = []
+
+    def attack(model, images, labels, **options):
+        calls.append(options)
+        return images
+
+    for name in ("fgsm", "pgd"):
+        monkeypatch.setitem(ATTACKS, name, attack)
+    return calls
 
 
 @pytest.mark.parametrize(
-    "line", [None, [], 7, {"a": 1}, ["key"], ["key", "01"], ["key", "0121", 1.0], ["key", "01", "1"], [1, "01", 1.0]]
+    "change",
+    [
+        {"epsilon": 0.11},
+        {"attack": "fgsm"},
+        {"options": {"steps": 4, "seed": 0}},
+        {"options": {"steps": 3, "seed": 1}},
+        {"options": {"steps": 3, "seed": 0, "loss": "margin"}},
+        {"options": {}},
+        {"network": Linear(2)},
+        {"network": Opposite(0)},
+        {"source": Linear(2)},
+        {"source": Opposite(1)},
+        {"source": Linear(0)},
+        {"source": None},
+        {"batch_size": 3},
+        lambda split: replace(split, images=split.images.flip(3)),
+        lambda split: replace(split, labels=split.labels.flip(0)),
+        "versions",
+    ],
 )
-def test_damaged_notes_are_dropped(line, tmp_path):
-    path = tmp_path / "notes.jsonl"
-    path.write_text(json.dumps(["other", "10", 0.5]) + "\n" + json.dumps(line) + "\n")
-    assert Notes(path).rows == {"other": [("10", 0.5)]}
-    assert path.read_text() == '["other", "10", 0.5]\n'
+def test_notes_about_something_else_are_not_used(change, digits, attacked, tmp_path, monkeypatch):
+    split = digits["test"].first(4)
+    notes = Notes(tmp_path / "notes.jsonl")
+    of = {"network": Linear(0), "source": Linear(1), "attack": "pgd", "epsilon": 0.1, "batch_size": 2}
+    of |= {"split": split, "options": {"steps": 3, "seed": 0}}
+    evaluate(**of, notes=notes)
+    evaluate(**of | {"network": Linear(0), "options": {"seed": 0, "steps": 3}}, notes=notes)  # the same once more
+    assert len(attacked) == 2
+    if change == "versions":
+        monkeypatch.setattr(evaluation, "versions", lambda *names: {"torch": "another"})
+    elif callable(change):
+        of["split"] = change(split)
+    else:
+        of |= change
+    evaluate(**of, notes=notes)
+    assert len(attacked) > 2
+
+
+def test_notes_need_a_network_with_weights(digits, attacked, tmp_path):
+    """Two plain functions could not be told apart."""
+    notes, split = Notes(tmp_path / "notes.jsonl"), digits["test"].first(4)
+    with pytest.raises(TypeError, match=r"must be an nn\.Module"):
+        evaluate(lambda images: Linear(0)(images), split, "fgsm", 0.1, notes=notes)
+    assert evaluate(lambda images: Linear(0)(images), split, "fgsm", 0.1).examples == 4
 
 
 def test_notes_of_another_length_are_not_used(digits, trained, tmp_path):
@@ -174,14 +206,71 @@ def test_autocast_changes_nothing(digits, trained):
 
 def test_report_has_all_of_an_attacks_parameters():
     def row(attack, **options):
-        return report_row(Result(0.1, 1, 2, 3.0, attack, options), "white_box")
+        return report_row(Result(0.1, 1, 2, 3.00049, attack, options), "transfer", "a.safetensors")
 
-    assert row("fgsm").items() >= {"name": "fgsm", "epsilon": 0.1, "targeted": False, "accuracy": 0.5}.items()
-    pgd = {"steps": 5, "step_size": 0.05, "restarts": 1, "random_start": True, "loss": "margin", "seed": 2}
-    assert row("pgd", steps=5, loss="margin", seed=2).items() >= pgd.items()
-    assert row("pgd", step_size=0.02)["step_size"] == 0.02
-    assert row("autoattack")["queries"] == 5000
-    assert row("autoattack")["attacks"] == ("apgd-ce", "apgd-t", "fab-t", "square")
+    fgsm = row("fgsm")
+    assert (fgsm.name, fgsm.setting, fgsm.source, fgsm.epsilon) == ("fgsm", "transfer", "a.safetensors", 0.1)
+    assert (fgsm.examples, fgsm.accuracy, fgsm.seconds, fgsm.targeted) == (2, 0.5, 3.0, False)
+    assert fgsm.confidence_interval == wilson_interval(1, 2)
+    pgd = row("pgd", steps=5, loss="margin", seed=2)
+    assert (pgd.steps, pgd.step_size, pgd.restarts, pgd.random_start) == (5, 0.05, 1, True)
+    assert (pgd.loss, pgd.seed, pgd.queries) == ("margin", 2, None)
+    assert row("pgd", step_size=0.02).step_size == 0.02
+    autoattack = row("autoattack")
+    assert (autoattack.queries, autoattack.attacks) == (5000, ["apgd-ce", "apgd-t", "fab-t", "square"])
+    for made in (fgsm, pgd, autoattack):
+        assert decode(encode(made), AttackRow) == made
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that advances by 10 s while an attack crafts a batch, and by 1 s while a network classifies one."""
+    now = [0.0]
+
+    def taking(seconds, function):
+        def timed(*arguments, **options):
+            now[0] += seconds
+            return function(*arguments, **options)
+
+        return timed
+
+    monkeypatch.setattr(evaluation, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(evaluation, "fgsm_direction", taking(10, lambda network, images, labels: images.sign()))
+    monkeypatch.setitem(ATTACKS, "fgsm", taking(10, lambda network, images, labels, epsilon: images))
+    return taking(1, Linear(0))
+
+
+@pytest.mark.parametrize("batch_size", [2, 5])
+def test_seconds_are_those_of_crafting_and_of_an_attacks_own_forward_passes(batch_size, clock, digits):
+    split = digits["test"].first(4)
+    batches_of_it = -(-4 // batch_size)
+    clean, *attacked = evaluate_fgsm(clock, split, [0.1, 0.2, 0.0], batch_size=batch_size)
+    assert clean.seconds == batches_of_it
+    assert [result.seconds for result in attacked] == [11 * batches_of_it] * 3
+    direction = torch.zeros(4, 3, 32, 32, dtype=torch.int8)
+    results = evaluate_fgsm(clock, split, [0.1], direction=direction, batch_size=batch_size)
+    assert [result.seconds for result in results] == [batches_of_it] * 2  # crafted earlier
+    assert evaluate(clock, split, "fgsm", 0.1, batch_size=batch_size).seconds == 11 * batches_of_it
+
+
+def test_predictions_are_those_in_evaluation_mode_in_the_order_of_the_images(digits, trained):
+    network = load_checkpoint(trained("cnn"))
+    images, labels = digits["test"].take(torch.arange(30))
+    expected = network(images).argmax(1)
+    assert (expected == labels).float().mean() > 0.5
+    network.train()
+    assert torch.equal(predictions(network, images, batch_size=7), expected)
+    assert network.training
+
+
+def test_transfer_matrix_crafts_on_rows_and_tests_columns(digits, trained):
+    networks, split = [load_checkpoint(trained(name)) for name in ("cnn", "cnn-lstm")], digits["test"].first(60)
+    matrix = transfer_matrix(networks, split, 0.1, batch_size=25)
+    for source, row in zip(networks, matrix, strict=True):
+        for tested, result in zip(networks, row, strict=True):
+            expected = evaluate_fgsm(tested, split, [0.1], source=source, batch_size=25)[1]
+            assert (result.epsilon, result.correct, result.examples) == (0.1, expected.correct, 60)
+    assert len({result.correct for row in matrix for result in row}) > 2  # or rows could stand for columns
 
 
 def test_evaluation_leaves_the_network_in_its_mode(digits, trained):
@@ -192,62 +281,3 @@ def test_evaluation_leaves_the_network_in_its_mode(digits, trained):
     evaluate_fgsm(network, digits["test"], [0.1])
     assert modes == [module.training for module in network.modules()]
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
-
-
-def report(epsilons):
-    attacks = [
-        {"name": "fgsm", "setting": "white_box", "epsilon": e, "accuracy": 0.5 - e, "confidence_interval": [0.3, 0.6]}
-        for e in epsilons
-    ]
-    return {
-        "network": "cnn",
-        "dataset": "digits",
-        "split": "test",
-        "examples": 300,
-        "clean_accuracy": 0.9,
-        "clean_confidence_interval": [0.85, 0.95],
-        "attacks": attacks,
-    }
-
-
-@pytest.mark.parametrize("epsilons", [[0.1], [0.1, 0.02, 0.3], [0.0, 0.1]])
-def test_accuracy_figure_draws_the_reports_points_in_order(epsilons):
-    figure = plotting.accuracy_against_epsilon(report(epsilons))
-    x, y = figure.axes[0].lines[0].get_data()
-    drawn = [0, *sorted(e for e in epsilons if e)]
-    assert list(x) == pytest.approx(drawn)
-    assert list(y) == pytest.approx([90] + [100 * (0.5 - e) for e in drawn[1:]])
-    plt.close(figure)
-
-
-def test_examples_figure_shows_what_the_network_says(digits, trained):
-    network = load_checkpoint(trained("cnn"))
-    figure = plotting.adversarial_examples(network, digits["test"], 0.1, columns=3)
-    assert len(figure.axes) == 9
-    for column in range(3):
-        image, perturbation, adversarial = figure.axes[column::3]
-        shown = torch.from_numpy(image.images[0].get_array()).permute(2, 0, 1)[None].float()
-        attacked = torch.from_numpy(adversarial.images[0].get_array()).permute(2, 0, 1)[None].float()
-        assert (attacked - shown).abs().max() <= 0.1 + 1e-6
-        assert 0 <= perturbation.images[0].get_array().min() <= perturbation.images[0].get_array().max() <= 1
-        for panel, axis in ((shown, image), (attacked, adversarial)):
-            confidence, predicted = network(panel).softmax(1).max(1)
-            assert axis.get_xlabel() == f"{predicted.item()}, {100 * confidence.item():.1f} %"
-    plt.close(figure)
-
-
-def test_examples_figure_copes_with_epsilon_zero_and_few_images(digits, trained, tmp_path):
-    network = load_checkpoint(trained("cnn"))
-    plotting.save(plotting.adversarial_examples(network, digits["test"].first(5), 0, columns=4), tmp_path / "a.png")
-    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.mark.filterwarnings("ignore:the gradient of the model's loss is zero")
-def test_examples_figure_of_a_network_that_gets_nothing_right(digits):
-    only_ones = replace(digits["test"], labels=torch.ones_like(digits["test"].labels))
-    always_zero = torch.eye(10)[:1]
-    figure = plotting.adversarial_examples(
-        lambda images: always_zero + 0 * images.sum((1, 2, 3))[:, None], only_ones, 0.1, columns=4
-    )
-    assert len(figure.axes) == 12
-    plt.close(figure)
