@@ -7,12 +7,15 @@ from dataclasses import replace
 import msgspec
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import utils.adversarial_sets
 from attacks import fgsm, step
 from utils.adversarial_sets import AugmentedSplit, adversarial_set
 from utils.checkpoints import CheckpointError, load_checkpoint, read_tensors, save_checkpoint, write_tensors
 from utils.data import batches, flip_and_shift, training_batches
+from utils.formats import SetManifest
 from utils.recipes import RECIPES
 from utils.training import train
 
@@ -70,15 +73,15 @@ def test_zero_gradients_stay_zero(digits, source, tmp_path, monkeypatch):
 
 def test_manifest_says_what_it_was_made_from(digits, source, tmp_path):
     manifest = adversarial_set(source, digits["test"], folder=tmp_path, batch_size=100).manifest
-    assert {key: manifest[key] for key in ("attack", "dataset", "split", "batch_size")} == {
+    assert {key: getattr(manifest, key) for key in ("attack", "dataset", "split", "batch_size")} == {
         "attack": "fgsm",
         "dataset": "digits",
         "split": "test",
         "batch_size": 100,
     }
-    assert manifest["split_sha256"] == digits["test"].digest() != digits["test"].first(299).digest()
-    assert manifest["versions"]["torch"] == torch.__version__
-    assert len(manifest["source_sha256"]) == 64
+    assert manifest.split_sha256 == digits["test"].digest() != digits["test"].first(299).digest()
+    assert manifest.versions["torch"] == torch.__version__
+    assert len(manifest.source_sha256) == 64
 
 
 def other_source(source, split, path, monkeypatch):
@@ -121,27 +124,28 @@ def emptied(source, split, path, monkeypatch):
 
 
 def other_tensors(source, split, path, monkeypatch):
-    manifest, planes = read_tensors(path)
+    manifest, planes = read_tensors(path, SetManifest)
     write_tensors(path, {"positive": planes["positive"]}, manifest)
     return {}
 
 
 def other_shape(source, split, path, monkeypatch):
-    manifest, planes = read_tensors(path)
+    manifest, planes = read_tensors(path, SetManifest)
     write_tensors(path, {name: plane[:-1] for name, plane in planes.items()}, manifest)
     return {}
 
 
 def no_time(source, split, path, monkeypatch):
-    manifest, planes = read_tensors(path)
-    write_tensors(path, planes, {**manifest, "seconds": None})
+    with safe_open(path, framework="np") as file:
+        manifest = json.loads(file.metadata()["checkpoint"])
+    save_file(load_file(path), path, {"checkpoint": json.dumps({**manifest, "seconds": None})})
     return {}
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (no_time, "damaged"),
+        (no_time, "seconds: Expected `float`"),
         (other_source, "another source"),
         (other_images, "another split"),
         (other_batch_size, "another batch size"),
@@ -166,7 +170,7 @@ def test_stale_or_damaged_set_is_named_and_built_again(
     assert message.count("\n") == 1
     assert str(path) in message
     assert reason in message
-    assert "built again" in message
+    assert "building it again" in message
     assert computed
     fresh = adversarial_set(source, folder=tmp_path / "fresh", **changed)
     assert torch.equal(rebuilt.direction, fresh.direction)
@@ -185,6 +189,16 @@ def test_interrupted_building_leaves_nothing(digits, source, tmp_path, monkeypat
     assert not (tmp_path / "sets").exists()
 
 
+def test_sources_whose_names_differ_after_a_dot_have_a_file_each(digits, trained, tmp_path):
+    for name in ("net-0.2", "net-0.3", "net-0.2.safetensors"):
+        shutil.copy(trained("cnn"), tmp_path / name)
+        adversarial_set(tmp_path / name, digits["test"].first(5), folder=tmp_path / "sets")
+    assert sorted(path.name for path in (tmp_path / "sets").iterdir()) == [
+        "digits-test-fgsm-net-0.2.safetensors",
+        "digits-test-fgsm-net-0.3.safetensors",
+    ]
+
+
 def test_source_of_other_data_is_refused(digits, source, tmp_path):
     with pytest.raises(CheckpointError, match=r"source\.safetensors was trained on 'digits', not on cifar10"):
         adversarial_set(source, replace(digits["test"], dataset="cifar10"), folder=tmp_path / "sets")
@@ -194,7 +208,7 @@ def test_source_of_other_data_is_refused(digits, source, tmp_path):
 
 def augmented(split, source, folder, epsilon=0.2):
     signs = adversarial_set(source, split, folder=folder)
-    return AugmentedSplit(split, signs.direction, epsilon, signs.manifest["source_sha256"])
+    return AugmentedSplit(split, signs.direction, epsilon, signs.manifest.source_sha256)
 
 
 def test_augmented_split_is_the_clean_images_then_their_counterparts(digits, source, tmp_path):

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from attacks import fgsm
 from tests.helpers.project import QUICK, ROOT
@@ -19,8 +21,7 @@ from utils.adversarial_sets import adversarial_set
 from utils.checkpoints import load_checkpoint, save_checkpoint
 from utils.commands import parser
 from utils.constants import UserError
-from utils.files import locked
-from utils.formats import check_numbers
+from utils.files import beside, locked
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals and locks are those of Unix")
 
@@ -37,6 +38,33 @@ def started(name, *arguments, **options):
     )
 
 
+# ---- names ----
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("runs/net.safetensors", "runs/net.jsonl"),
+        ("net-0.2", "net-0.2.jsonl"),
+        ("net-0.2.safetensors", "net-0.2.jsonl"),
+        ("net.tar.gz", "net.tar.gz.jsonl"),
+        ("out.json", "out.jsonl"),
+        ("out-0.3", "out-0.3.jsonl"),
+        (".safetensors", ".safetensors.jsonl"),
+        ("名前.1", "名前.1.jsonl"),
+    ],
+)
+def test_a_file_beside_another_keeps_what_tells_their_names_apart(path, expected):
+    assert beside(path, ".jsonl") == Path(expected)
+
+
+@given(st.sets(st.from_regex(r"[a-z0-9.-]{1,8}(?<!\.json)\Z"), min_size=2))
+@settings(max_examples=50, deadline=None)
+def test_outputs_of_different_names_share_no_file(names):
+    names -= {".", ".."}
+    assert len({beside(name, ".partial.jsonl") for name in names}) == len(names)
+
+
 # ---- two runs on one output ----
 
 
@@ -47,8 +75,8 @@ def test_second_run_on_an_output_is_refused_and_harms_nothing(script, tmp_path):
             result = script("train-cnn.py", *QUICK, "--output", output, *flags)
             assert (result.returncode, result.stdout) == (2, "")
             assert result.stderr == (
-                f"train-cnn.py: error: {output} is being written by another run: wait for its end, or name another "
-                "file\n"
+                f"train-cnn.py: error: {output} is being written by another run: wait until it finishes, or choose "
+                "another file\n"
             )
         assert [path.name for path in tmp_path.iterdir()] == [".a.safetensors.lock"]
     assert script("train-cnn.py", *QUICK, "--output", output).returncode == 0
@@ -260,5 +288,5 @@ def test_network_that_no_attack_can_follow_is_one_line(capsys):
         parser.run(parser.Parser("test.py", "", []), attack)
     assert end.value.code == 2
     assert capsys.readouterr().err == "test.py: error: the model's logits hold NaN: they classify nothing\n"
-    with pytest.raises(ValueError, match="no number"):
-        parser.run(parser.Parser("test.py", "", []), lambda: check_numbers([None], 0, 1))
+    with pytest.raises(ValueError, match="invalid literal"):
+        parser.run(parser.Parser("test.py", "", []), lambda: int("a"))
