@@ -1,135 +1,129 @@
-"""Defences: what they craft, what they leave alone, and which epoch of a defended training is kept."""
+"""Defences: each loss equals its definition, and crafting leaves the network alone."""
 
 import copy
-import json
-from dataclasses import dataclass
+import functools
 
 import pytest
 import torch
 import torch.nn.functional as F
-from msgspec.structs import replace
+from torch import nn
 
-from defenses.losses import DEFENSES, FGSM, NFGSM, PGD, TRADES
+from defenses import DEFENSES, FGSM, NFGSM, PGD, TRADES, cross_entropy
 from tests.helpers.attacked import model_and_images
-from utils.checkpoints import load_checkpoint, read_metadata
-from utils.evaluation import evaluate
-from utils.recipes import RECIPES
-from utils.training import cross_entropy, train
-from utils.validation import RobustValidation
 
 EPSILON = 0.03
+CRAFTING = ("training", "evaluation")
 
 
-def normalised_by_the_batch(model):
-    """A copy that normalises by the batch and drops nothing, whose statistics and parameters nobody looks at."""
-    model = copy.deepcopy(model)
-    for module in model.modules():
-        module.track_running_stats = False
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0
-    return model.train()
+def network_and_images(count=16):
+    """A network in training without dropout, whose batch-norm statistics are far from those of the images."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.Tanh(), nn.Flatten(), nn.Linear(6 * 8 * 8, 10)
+    )
+    nn.init.uniform_(model[1].running_mean, -0.5, 0.5)
+    nn.init.uniform_(model[1].running_var, 0.2, 2)
+    return model, torch.rand(count, 3, 8, 8), torch.randint(10, (count,))
 
 
-def gradient(model, images, labels, loss=F.cross_entropy):
+# ---- the definitions, written out: crafter is the network as it crafts, trained the network as it learns ----
+
+
+def gradient(crafter, images, loss):
     images = images.detach().clone().requires_grad_()
-    return torch.autograd.grad(loss(model(images), labels), images)[0]
+    return torch.autograd.grad(loss(crafter(images)), images)[0]
 
 
-@pytest.fixture
-def attacked():
-    model, images, labels = model_and_images("cnn", count=16)
-    return normalised_by_the_batch(model), images, labels
-
-
-def test_fgsm_is_cross_entropy_on_one_step(attacked):
-    model, images, labels = attacked
-    adversarial = (images + EPSILON * gradient(model, images, labels).sign()).clamp(0, 1)
-    expected = F.cross_entropy(model(adversarial), labels)
-    torch.testing.assert_close(FGSM(EPSILON)(model, images, labels), expected)
-
-
-def test_n_fgsm_steps_from_noise_of_two_epsilon_and_clips_nothing(attacked):
-    model, images, labels = attacked
-    images = images.round()  # to the ends of the range, so that clipping would show
-    torch.manual_seed(0)
-    noisy = images + 2 * EPSILON * (2 * torch.rand_like(images) - 1)
-    expected = F.cross_entropy(model(noisy + EPSILON * gradient(model, noisy, labels).sign()), labels)
-    torch.manual_seed(0)
-    torch.testing.assert_close(NFGSM(EPSILON)(model, images, labels), expected)
-
-
-def test_crafting_in_evaluation_mode_normalises_by_the_statistics_so_far():
-    model, images, labels = model_and_images("cnn", count=16)
-    model = model.eval()
-    for norm in (module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)):
-        norm.train()  # as in a training step, with no dropout
-    adversarial = images + EPSILON * gradient(copy.deepcopy(model).eval(), images, labels).sign()
-    expected = F.cross_entropy(normalised_by_the_batch(model)(adversarial.clamp(0, 1)), labels)
-    torch.testing.assert_close(FGSM(EPSILON, crafting="evaluation")(model, images, labels), expected)
-
-
-def climbed(model, images, labels, steps, loss):
-    """PGD from random noise drawn as the defence draws it."""
+def climbed(crafter, images, steps, loss):
+    """PGD's last iterate, from the noise that the defence draws."""
     x = (images + EPSILON * (2 * torch.rand_like(images) - 1)).clamp(0, 1)
     for _ in range(steps):
-        x = x + 2.5 * EPSILON / steps * gradient(model, x, labels, loss).sign()
+        x = x + 2.5 * EPSILON / steps * gradient(crafter, x, loss).sign()
         x = torch.max(torch.min(x, images + EPSILON), images - EPSILON).clamp(0, 1)
     return x
 
 
-def test_pgd_is_cross_entropy_on_its_iterate(attacked):
-    model, images, labels = attacked
-    torch.manual_seed(0)
-    expected = F.cross_entropy(model(climbed(model, images, labels, 3, F.cross_entropy)), labels)
-    torch.manual_seed(0)
-    torch.testing.assert_close(PGD(EPSILON, steps=3)(model, images, labels), expected)
+def plain_fgsm(crafter, trained, images, labels):
+    ascent = gradient(crafter, images, lambda logits: F.cross_entropy(logits, labels)).sign()
+    return F.cross_entropy(trained((images + EPSILON * ascent).clamp(0, 1)), labels)
 
 
-def test_trades_weighs_the_divergence_between_image_and_example():
-    model, images, labels = model_and_images("lstm", count=16)  # no batch norm: both halves are their own
-    clean = model(images).softmax(1).detach()
+def plain_n_fgsm(crafter, trained, images, labels):
+    noisy = images + 2 * EPSILON * (2 * torch.rand_like(images) - 1)
+    ascent = gradient(crafter, noisy, lambda logits: F.cross_entropy(logits, labels)).sign()
+    return F.cross_entropy(trained(noisy + EPSILON * ascent), labels)
 
-    def divergence(logits, _):
-        return (clean * (clean.log() - logits.log_softmax(1))).sum()
 
-    torch.manual_seed(0)
-    adversarial = climbed(model, images, labels, 3, divergence)
-    natural, answer = model(images), model(adversarial)
-    robust = (natural.softmax(1) * (natural.log_softmax(1) - answer.log_softmax(1))).sum(1).mean()
-    expected = F.cross_entropy(natural, labels) + 4 * robust
-    torch.manual_seed(0)
-    loss = TRADES(EPSILON, steps=3, beta=4)(model, images, labels)
+def plain_pgd(crafter, trained, images, labels):
+    adversarial = climbed(crafter, images, 3, lambda logits: F.cross_entropy(logits, labels))
+    return F.cross_entropy(trained(adversarial), labels)
+
+
+def plain_trades(crafter, trained, images, labels):
+    clean = crafter(images).softmax(1).detach()
+    adversarial = climbed(crafter, images, 3, lambda logits: (clean * (clean.log() - logits.log_softmax(1))).sum())
+    natural, attacked = trained(images), trained(adversarial)
+    divergence = (natural.softmax(1) * (natural.log_softmax(1) - attacked.log_softmax(1))).sum(1).mean()
+    return F.cross_entropy(natural, labels) + 4 * divergence
+
+
+DEFINITIONS = {
+    "fgsm": (FGSM, plain_fgsm),
+    "n-fgsm": (NFGSM, plain_n_fgsm),
+    "pgd": (functools.partial(PGD, steps=3), plain_pgd),
+    "trades": (functools.partial(TRADES, steps=3, beta=4), plain_trades),
+}
+
+
+@pytest.mark.parametrize("crafting", CRAFTING)
+@pytest.mark.parametrize("name", DEFENSES)
+def test_loss_its_gradient_and_the_statistics_equal_the_definition(name, crafting):
+    model, images, labels = network_and_images()
+    images[::2] = images[::2].round()  # on the ends of the range, so that clipping shows
+    trained, crafter = copy.deepcopy(model), copy.deepcopy(model)
+    if crafting == "training":
+        crafter[1].track_running_stats = False
+    else:
+        crafter.eval()
+    defense, definition = DEFINITIONS[name]
+    torch.manual_seed(1)
+    expected = definition(crafter, trained, images, labels)
+    torch.manual_seed(1)
+    loss = defense(EPSILON, crafting=crafting)(model, images, labels)
     torch.testing.assert_close(loss, expected)
-    parameters = list(model.parameters())
-    torch.testing.assert_close(torch.autograd.grad(loss, parameters), torch.autograd.grad(expected, parameters))
+    loss.backward()
+    expected.backward()
+    for parameter, wanted in zip(model.parameters(), trained.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, wanted.grad)
+    for tensor, wanted in zip(model.buffers(), trained.buffers(), strict=True):
+        torch.testing.assert_close(tensor, wanted)
 
 
-@pytest.mark.parametrize("crafting", ["training", "evaluation"])
+@pytest.mark.parametrize("crafting", CRAFTING)
 @pytest.mark.parametrize("name", DEFENSES)
-def test_statistics_see_the_training_batch_alone(name, crafting):
-    """Crafting leaves no trace: as many batches are counted as the loss itself looks at, and gradients are its own."""
-    model, images, labels = model_and_images("cnn", count=16)
-    model.train()
-    norm = next(module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d))
-    before = norm.num_batches_tracked.item()
-    DEFENSES[name](EPSILON, crafting=crafting)(model, images, labels).backward()
-    assert norm.num_batches_tracked.item() == before + (2 if name == "trades" else 1)  # images and examples
-    assert norm.track_running_stats
-    assert norm.training
-    assert all(parameter.requires_grad for parameter in model.parameters())
-    assert all(parameter.grad is not None for parameter in model.parameters())
-    assert model.training
-    assert images.grad is None
+def test_crafting_freezes_parameters_and_statistics_in_the_mode_asked_for(name, crafting):
+    """The loss itself then runs with everything learning: once, and for TRADES once more."""
+    model, images, labels = network_and_images()
+    passes = []
+    model[1].register_forward_pre_hook(
+        lambda norm, _: passes.append((norm.training, norm.track_running_stats, norm.weight.requires_grad))
+    )
+    DEFENSES[name](EPSILON, crafting=crafting)(model, images, labels)
+    learning = 2 if name == "trades" else 1
+    assert passes[-learning:] == [(True, True, True)] * learning
+    crafted = {"fgsm": 1, "n-fgsm": 1, "pgd": 7, "trades": 1 + 7}[name]
+    assert passes[:-learning] == [(True, False, False) if crafting == "training" else (False, True, False)] * crafted
 
 
-@pytest.mark.parametrize("crafting", ["training", "evaluation"])
+@pytest.mark.parametrize("crafting", CRAFTING)
 @pytest.mark.parametrize("name", DEFENSES)
-def test_model_is_left_as_it_was_found_by_an_error_too(name, crafting):
+def test_model_is_left_as_it_was_even_after_an_error(name, crafting):
     model, images, labels = model_and_images("cnn", count=4)
     model.train()
-    frozen = torch.nn.BatchNorm2d(3).eval()  # a mode and a way of its own
-    untracked = torch.nn.BatchNorm2d(3, track_running_stats=False)
-    model = torch.nn.Sequential(frozen, untracked, model)
+    frozen = nn.BatchNorm2d(3).eval()  # each layer in a state of its own
+    frozen.weight.requires_grad_(False)
+    untracked = nn.BatchNorm2d(3, track_running_stats=False)
+    model = nn.Sequential(frozen, untracked, model)
 
     def state():
         return (
@@ -138,8 +132,9 @@ def test_model_is_left_as_it_was_found_by_an_error_too(name, crafting):
         )
 
     before = state()
-    DEFENSES[name](EPSILON, crafting=crafting)(model, images, labels)
+    DEFENSES[name](EPSILON, crafting=crafting)(model, images, labels).backward()
     assert state() == before
+    assert images.grad is None
 
     def fail(module, inputs):
         raise RuntimeError("no answer")
@@ -150,98 +145,15 @@ def test_model_is_left_as_it_was_found_by_an_error_too(name, crafting):
     assert state() == before
 
 
-RECIPE = replace(RECIPES["one-cycle"], epochs=4, lr=0.05, average=0.8, label_smoothing=0)
-
-
-def run(digits, output, defense, recipe=RECIPE, **options):
-    training = digits["train"].first(300)
-    return train(
-        "cnn", training, digits["validation"], recipe, output=output, width=4, quiet=True, defense=defense, **options
-    )
-
-
-def log(path):
-    return [json.loads(line) for line in path.with_suffix(".jsonl").read_text().splitlines()]
-
-
-def test_best_epoch_is_kept_and_scores_what_the_log_says(digits, tmp_path):
-    output = tmp_path / "a.safetensors"
-    network = run(digits, output, NFGSM(0.05))
-    first, *epochs = log(output)
-    assert first["defense"] == {"name": "n-fgsm", "epsilon": 0.05, "noise": 2.0, "crafting": "training"}
-    best = max(epochs, key=lambda epoch: epoch["choosing_accuracy"])
-    metadata = read_metadata(output)
-    assert metadata["epochs"] == best["epoch"]
-    assert metadata["robust_accuracy"] == best["robust_accuracy"]
-    watched, others = digits["validation"].first(60), digits["validation"].between(60, 300)
-    for kept in (network, load_checkpoint(output)):
-        for split, loss, name in (
-            (watched, "cross_entropy", "robust_accuracy"),
-            (others, "margin", "choosing_accuracy"),
-        ):
-            options = {"steps": 10, "loss": loss}
-            assert evaluate(kept, split, "pgd", 0.05, options=options).accuracy == best[name]
-
-
-@dataclass(frozen=True)
-class Forgetful:
-    """A defence after which, from some step on, the network is worthless."""
-
-    epsilon: float
-    steps: int
-    name = "forgetful"
-
-    def __call__(self, model, images, labels):
-        done = model.features[0][2].num_batches_tracked
-        return cross_entropy(model, images, labels if done < self.steps else (labels + 1) % 10)
-
-
-def test_epoch_before_a_divergence_is_kept_and_nothing_said_of_overfitting(digits, tmp_path, capsys):
-    output = tmp_path / "a.safetensors"
-    recipe = replace(RECIPE, epochs=8, batch_size=30, average=0.0)
-    network = run(digits, output, Forgetful(0.001, steps=60), recipe)
-    _, *epochs = log(output)
-    assert read_metadata(output)["epochs"] <= 6
-    assert epochs[-1]["robust_accuracy"] < 0.3 < epochs[5]["robust_accuracy"]
-    assert "overfitting" not in capsys.readouterr().err
-    assert evaluate(network, digits["test"], "fgsm", 0.0).accuracy > 0.5
-
-
-def test_catastrophic_overfitting_of_fgsm_is_named(digits, tmp_path, capsys):
-    """A real one: at a radius as large as this, one step of FGSM is learnt by heart."""
-    recipe = replace(RECIPES["one-cycle"].with_defense(), epochs=12, shift=0)
-    network = train(
-        "cnn",
-        digits["train"],
-        digits["validation"],
-        recipe,
-        output=tmp_path / "a.safetensors",
-        width=8,
-        quiet=True,
-        defense=FGSM(0.5),
-    )
-    assert "catastrophic overfitting in epoch" in capsys.readouterr().err
-    assert network.training is False
-
-
 @pytest.mark.parametrize("name", DEFENSES)
-def test_defended_run_is_resumed_bit_for_bit(name, digits, tmp_path, monkeypatch):
-    defense = DEFENSES[name](0.05)
-    whole, halves = tmp_path / "whole.safetensors", tmp_path / "halves.safetensors"
-    run(digits, whole, defense)
-    validate, epochs = RobustValidation.__call__, []
+def test_unknown_crafting_is_refused(name):
+    model, images, labels = network_and_images(count=2)
+    with pytest.raises(ValueError, match="training or evaluation, not 'magic'"):
+        DEFENSES[name](EPSILON, crafting="magic")(model, images, labels)
 
-    def interrupted(self, network):
-        epochs.append(validate(self, network))
-        if len(epochs) == 3:
-            raise KeyboardInterrupt
-        return epochs[-1]
 
-    monkeypatch.setattr(RobustValidation, "__call__", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run(digits, halves, defense)
-    monkeypatch.undo()
-    assert not halves.exists()
-    torch.rand(3)
-    run(digits, halves, defense, resume=True)
-    assert halves.read_bytes() == whole.read_bytes()
+def test_cross_entropy_is_computed_in_float32_and_smoothed_if_asked():
+    logits, labels = torch.randn(6, 4, dtype=torch.bfloat16), torch.randint(4, (6,))
+    for smoothing in (0.0, 0.1):
+        loss = cross_entropy(lambda _: logits, torch.rand(6, 3, 8, 8), labels, smoothing)
+        assert torch.equal(loss, F.cross_entropy(logits.float(), labels, label_smoothing=smoothing))
