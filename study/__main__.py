@@ -5,7 +5,9 @@ from argparse import Namespace
 from pathlib import Path
 
 from study.paper import TRAINING_EPSILONS
-from utils.commands.parser import Parser, check_writable, file_path, load_network, pick_device, positive_int, run
+from utils.commands import types
+from utils.commands.checkpoints import load_network
+from utils.commands.parser import Parser, check_writable, pick_device, run
 from utils.constants import ARCHITECTURES, DATASETS, TITLES
 
 DEMO = Path("results/demo")  # the folder for everything that the study writes on digits
@@ -37,33 +39,17 @@ def study_script() -> None:
     )
     parser.add_training_flags()
     parser.training.add_argument(
-        "--epochs", type=positive_int, help="of every training, for a quick look (default: those of each recipe)"
+        "--epochs", type=types.positive_int, help="of every training, for a quick look (default: those of each recipe)"
     )
     option = parser.add_argument_group("output").add_argument
-    option(
-        "--models",
-        type=file_path,
-        metavar="FOLDER",
-        help="the ten networks of the tables; an existing baseline is used as it is (default models, for digits "
-        f"{DEMO})",
-    )
-    option(
-        "--scratch",
-        type=file_path,
-        metavar="FOLDER",
-        help=f"the networks of the study's own recipe and of the seeds (default runs/study, for digits {DEMO})",
-    )
-    option(
-        "--results",
-        type=file_path,
-        metavar="FOLDER",
-        help=f"study.json, tables.md and, in study/, the figures (default results, for digits {DEMO})",
-    )
-    option(
-        "--overwrite",
-        action="store_true",
-        help="train again if a checkpoint is damaged or was trained with other arguments; existing baselines are kept",
-    )
+    text = f"the ten networks of the tables; an existing baseline is used as it is (default models, for digits {DEMO})"
+    option("--models", type=types.file_path, metavar="FOLDER", help=text)
+    text = f"the networks of the study's own recipe and of the seeds (default runs/study, for digits {DEMO})"
+    option("--scratch", type=types.file_path, metavar="FOLDER", help=text)
+    text = f"study.json, tables.md and, in study/, the figures (default results, for digits {DEMO})"
+    option("--results", type=types.file_path, metavar="FOLDER", help=text)
+    text = "train again if a checkpoint is damaged or was trained with other arguments; existing baselines are kept"
+    option("--overwrite", action="store_true", help=text)
     args = parser.parse_args()
     if args.command:
         parser.error(f"{args.command} comes before the flags: python -m study {args.command} ...")
@@ -135,29 +121,17 @@ def robustness_script() -> None:
     parser.add_argument("--quiet", action="store_true", help="print only errors")
     option = parser.data.add_argument
     option("--dataset", choices=DATASETS, default="cifar10", help="the data set to test on (default cifar10)")
-    option(
-        "--examples",
-        type=positive_int,
-        metavar="N",
-        default=1000,
-        help="attack the first N test images with PGD and AutoAttack, and all with FGSM (default 1000)",
-    )
+    text = "attack the first N test images with PGD and AutoAttack, and all with FGSM (default 1000)"
+    option("--examples", type=types.positive_int, metavar="N", default=1000, help=text)
     parser.add_argument_group("network").add_argument(
-        "--models", type=file_path, metavar="FOLDER", help=f"the six networks (default models, for digits {DEMO})"
+        "--models", type=types.file_path, metavar="FOLDER", help=f"the six networks (default models, for digits {DEMO})"
     )
     option = parser.add_argument_group("output").add_argument
-    option(
-        "--results",
-        type=file_path,
-        metavar="FOLDER",
-        help="robustness.json, robustness.md and, in robustness/, the figures, some of which show the logs in "
-        f"defenses/, overfitting/ and tried/ (default results, for digits {DEMO})",
-    )
-    option(
-        "--overwrite",
-        action="store_true",
-        help="replace results of other checkpoints, versions or numbers of images in the report",
-    )
+    text = "robustness.json, robustness.md and, in robustness/, the figures, some of which show the logs in defenses/, "
+    text += f"overfitting/ and tried/ (default results, for digits {DEMO})"
+    option("--results", type=types.file_path, metavar="FOLDER", help=text)
+    text = "replace results of other checkpoints, versions or numbers of images in the report"
+    option("--overwrite", action="store_true", help=text)
     args = parser.parse_args()
     set_default_folders(args)
     parser.refuse_many_processes()

@@ -13,8 +13,8 @@ import pytest
 
 from tests.helpers.project import QUICK, ROOT, command, prog
 from utils.checkpoints import file_digest, load_checkpoint, read_metadata, save_checkpoint
-from utils.commands.parser import epsilon
 from utils.commands.train import flags_of_recipe
+from utils.commands.types import epsilon
 from utils.formats import TestReport, read_document
 from utils.recipes import RECIPES
 from utils.statistics import wilson_interval

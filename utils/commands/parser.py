@@ -1,4 +1,4 @@
-"""What all scripts share: flags and their types, one line for every mistake, and the choice of a device.
+"""What all commands share: flags, one line for every mistake, and the choice of a device.
 
 torch is imported inside the functions that need it, so that `--help` and mistakes are answered at once.
 """
@@ -15,22 +15,16 @@ import textwrap
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import msgspec
-from msgspec import Meta
-
-from utils.constants import DATASETS, UserError, checkpoint_stem
+from utils.commands import types
+from utils.constants import DATASETS, UserError
 from utils.files import locked
-from utils.formats import Positive, Seed, Width
-from utils.quoting import one_line, shown
+from utils.quoting import one_line
 
 if TYPE_CHECKING:
     import torch
-
-    from utils.data import Split
 
 # torchrun sets these for each of the processes that it starts.
 RANK = int(os.environ.get("RANK", 0))
@@ -48,38 +42,25 @@ class Parser(argparse.ArgumentParser):
             epilog="\n".join(["examples:", *(f"  {command} {example}" for example in examples)]),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        self.add_argument(
-            "--device",
-            choices=("auto", "cuda", "mps", "cpu"),
-            default="auto",
-            help="where to compute (default auto: cuda if available, else mps, else cpu)",
-        )
+        text = "where to compute (default auto: cuda if available, else mps, else cpu)"
+        self.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto", help=text)
         self.data = self.add_argument_group("data")
-        self.data.add_argument(
-            "--data-dir",
-            type=file_path,
-            metavar="FOLDER",
-            help="the folder with the data sets; missing ones are downloaded into it (default $DATA_DIR, else data)",
-        )
+        text = "the folder with the data sets; missing ones are downloaded into it (default $DATA_DIR, else data)"
+        self.data.add_argument("--data-dir", type=types.file_path, metavar="FOLDER", help=text)
 
     def add_training_flags(self) -> None:
         """Add the flags that the training of one network and the whole study share."""
         self.add_argument("--quiet", action="store_true", help="print only errors")
-        self.data.add_argument(
-            "--dataset", choices=DATASETS, default="cifar10", help="the data set to train on (default cifar10)"
-        )
-        self.network = self.add_argument_group("network")
-        self.network.add_argument(
-            "--width", type=number(Width), default=32, help="channels of the first convolution (default 32)"
-        )
+        text = "the data set to train on (default cifar10)"
+        self.data.add_argument("--dataset", choices=DATASETS, default="cifar10", help=text)
+        option = self.add_argument_group("network").add_argument
+        option("--width", type=types.width, default=32, help="channels of the first convolution (default 32)")
         self.training = self.add_argument_group("training")
-        self.training.add_argument(
-            "--precision",
-            choices=("float32", "bfloat16"),
-            default="float32",
-            help="number format of the training steps (default float32); bfloat16 takes half the time on GPUs and on "
-            "CPUs with AVX512_BF16 or AMX, and several times as long on other CPUs",
+        text = (
+            "number format of the training steps (default float32); bfloat16 takes half the time on GPUs and on CPUs "
         )
+        text += "with AVX512_BF16 or AMX, and several times as long on other CPUs"
+        self.training.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help=text)
 
     def parse_args(self, *arguments: Any) -> argparse.Namespace:  # type: ignore[override]
         """The arguments of the command line, after standard output was prepared for names outside ASCII."""
@@ -106,90 +87,6 @@ class Parser(argparse.ArgumentParser):
         """End the process with an error if torchrun has started several."""
         if WORLD_SIZE > 1:
             self.error("this command runs in one process: torchrun is for train-*.py and test-*.py")
-
-
-def load_network(path: Path, split: Split, name: str | None = None) -> torch.nn.Module:
-    """The network in a checkpoint, on the CPU.
-
-    Raises UserError if it was trained on another data set than the split's, or is not a network of that name.
-    """
-    from utils.checkpoints import load_checkpoint, read_metadata
-
-    metadata = read_metadata(path)
-    if name and metadata.network != name:
-        raise UserError(f"{path} holds a {metadata.network}, not a {name}")
-    if metadata.dataset != split.dataset:
-        raise UserError(f"{path} was trained on {shown(metadata.dataset)}, not on {split.dataset}")
-    if metadata.class_names != list(split.class_names):
-        raise UserError(f"{path} has other classes than {split.dataset}")
-    return load_checkpoint(path)
-
-
-def default_checkpoint(network: str, dataset: str, epsilon: float | None = None, defense: str = "fgsm-augment") -> Path:
-    """The path of a baseline's checkpoint, or, with `epsilon`, of a network trained with a defence."""
-    stem = checkpoint_stem(network if dataset == "cifar10" else f"{network}-{dataset}", epsilon, defense)
-    return Path("models") / f"{stem}.safetensors"
-
-
-def default_checkpoints(network: str) -> str:
-    """What `--help` says about the default checkpoint."""
-    return f"default {default_checkpoint(network, 'cifar10')}, for digits {default_checkpoint(network, 'digits')}"
-
-
-def epsilon(text: str) -> float:
-    """An argparse type: an L-infinity radius of at least 0, as a number or a fraction such as 8/255."""
-    numerator, slash, denominator = text.partition("/")
-    try:
-        value, divisor = float(numerator), float(denominator if slash else 1)
-        value = value / divisor if isfinite(divisor) else divisor
-    except (ValueError, ZeroDivisionError):
-        value = float("nan")
-    if not isfinite(value):
-        raise argparse.ArgumentTypeError(f"{shown(text)} is not a number or a fraction such as 8/255")
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative, but a radius is at least 0")
-    return value
-
-
-def training_epsilon(text: str) -> float:
-    """An argparse type: an L-infinity radius above 0."""
-    value = epsilon(text)
-    if value == 0:
-        raise argparse.ArgumentTypeError("a radius of 0 changes no image")
-    return value
-
-
-def number(annotation: Any) -> Callable[[str], float]:
-    """An argparse type for an annotation with bounds, such as Annotated[int, Meta(ge=0, le=31)]."""
-    kind: Any = msgspec.inspect.type_info(annotation)
-    kind = getattr(kind, "type", kind)  # a description wraps the type once more
-    whole = isinstance(kind, msgspec.inspect.IntType)
-    words = {"ge": "at least", "gt": "above", "lt": "below", "le": "at most"}
-    limits = [(word, getattr(kind, key)) for key, word in words.items() if getattr(kind, key) is not None]
-    bounds = [f"{word} {int(limit) if limit == int(limit) else limit:,}" for word, limit in limits]
-    expected = f"a {'whole ' * whole}number that is {' and '.join(bounds)}"
-
-    def parse(text: str) -> float:
-        try:
-            return msgspec.convert((int if whole else float)(text), annotation)
-        except (ValueError, msgspec.ValidationError):
-            raise argparse.ArgumentTypeError(f"{shown(text)} is not {expected}") from None
-
-    return parse
-
-
-positive_int = number(Positive)
-positive_float = number(Annotated[float, Meta(gt=0, le=1e9)])
-seed = number(Seed)
-
-
-def file_path(text: str) -> Path:
-    """An argparse type: a path whose name can be written to files, reports and a terminal."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise argparse.ArgumentTypeError(f"{shown(text)} is not in UTF-8") from None
-    return Path(text)
 
 
 def pick_device(name: str) -> torch.device:

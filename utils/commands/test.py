@@ -8,20 +8,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.commands.parser import (
-    Parser,
-    check_writable,
-    default_checkpoint,
-    default_checkpoints,
-    epsilon,
-    file_path,
-    load_network,
-    pick_device,
-    positive_int,
-    run,
-    seed,
-)
-from utils.constants import ARCHITECTURES, DATASETS, EPSILONS, EVALUATION_BATCH, RADIUS, SPLITS, UserError
+from utils.commands import types
+from utils.commands.checkpoints import default_checkpoint, default_checkpoints, find_baseline, load_network
+from utils.commands.parser import Parser, check_writable, pick_device, run
+from utils.constants import DATASETS, EPSILONS, EVALUATION_BATCH, RADIUS, SPLITS, UserError
 from utils.formats import AttackRow, DiagnosisReport, TestReport
 from utils.quoting import shown
 
@@ -59,54 +49,48 @@ def test_parser(network: str) -> Parser:
     option = parser.data.add_argument
     option("--dataset", choices=DATASETS, help="the data set to test on (default: the one of the training)")
     option("--split", choices=SPLITS, default="test", help="the images to test on (default test)")
-    option("--examples", type=positive_int, metavar="N", help="test only on the first N images (default all)")
-    option("--batch-size", type=positive_int, default=EVALUATION_BATCH, help="images in a batch (default %(default)s)")
+    option("--examples", type=types.positive_int, metavar="N", help="test only on the first N images (default all)")
+    option(
+        "--batch-size",
+        type=types.positive_int,
+        default=EVALUATION_BATCH,
+        help="images in a batch (default %(default)s)",
+    )
     parser.add_argument_group("network").add_argument(
-        "--checkpoint", type=file_path, metavar="FILE", help=f"the network to test ({default_checkpoints(network)})"
+        "--checkpoint",
+        type=types.file_path,
+        metavar="FILE",
+        help=f"the network to test ({default_checkpoints(network)})",
     )
     add_attack_flags(parser)
     option = parser.add_argument_group("output").add_argument
-    option("--json", type=file_path, metavar="FILE", help="write the report to this file")
-    option("--figures", type=file_path, metavar="FOLDER", help="draw accuracy.png and examples.png into this folder")
+    option("--json", type=types.file_path, metavar="FILE", help="write the report to this file")
+    option(
+        "--figures", type=types.file_path, metavar="FOLDER", help="draw accuracy.png and examples.png into this folder"
+    )
     return parser
 
 
 def add_attack_flags(parser: Parser) -> None:
     """Add the flags that choose the attacks and their options."""
     option = parser.add_argument_group("attack").add_argument
-    option(
-        "--attack",
-        nargs="+",
-        choices=["fgsm", "pgd", "autoattack"],
-        default=["fgsm"],
-        help="the attacks to run (default fgsm); fgsm comes first, in one pass for all radii",
-    )
-    option(
-        "--epsilon",
-        nargs="+",
-        type=epsilon,
-        metavar="E",
-        help="L-infinity radii in pixel units, such as 0.02 or 8/255 (default for fgsm: the study's 0.02 to 0.1; for "
-        "the others 8/255)",
-    )
-    option("--steps", type=positive_int, help="steps of pgd (default 20)")
-    option("--step-size", type=epsilon, help="step size of pgd, in pixel units (default 2.5 epsilon / steps)")
-    option("--restarts", type=positive_int, help="random starts of pgd (default 1)")
+    text = "the attacks to run (default fgsm); fgsm comes first, in one pass for all radii"
+    option("--attack", nargs="+", choices=["fgsm", "pgd", "autoattack"], default=["fgsm"], help=text)
+    text = "L-infinity radii in pixel units, such as 0.02 or 8/255 (default for fgsm 0.02 to 0.1, for the others 8/255)"
+    option("--epsilon", nargs="+", type=types.epsilon, metavar="E", help=text)
+    option("--steps", type=types.positive_int, help="steps of pgd (default 20)")
+    option("--step-size", type=types.epsilon, help="step size of pgd, in pixel units (default 2.5 epsilon / steps)")
+    option("--restarts", type=types.positive_int, help="random starts of pgd (default 1)")
     option("--loss", choices=("cross_entropy", "margin"), help="the loss that pgd increases (default cross_entropy)")
-    option(
-        "--source",
-        type=file_path,
-        metavar="CHECKPOINT",
-        help="craft the examples on this network and transfer them (default: craft on the tested network, white-box)",
+    text = "craft the examples on this network and transfer them (default: craft on the tested network, white-box)"
+    option("--source", type=types.file_path, metavar="CHECKPOINT", help=text)
+    option("--seed", type=types.seed, default=0, help="of the attacks' random numbers; fgsm uses none (default 0)")
+    text = (
+        "then check whether the figures can be trusted, at the first epsilon or else 8/255: look for masked gradients "
     )
-    option("--seed", type=seed, default=0, help="of the attacks' random numbers; fgsm uses none (default 0)")
-    option(
-        "--diagnose",
-        action="store_true",
-        help="then check whether the figures can be trusted, at the first epsilon or else 8/255: look for masked "
-        "gradients and label leaking, and measure the accuracy under all attacks together. Examples for transfer come "
-        "from --source or else from a baseline",
-    )
+    text += "and label leaking, and measure the accuracy under all attacks together. Examples for transfer come from "
+    text += "--source or else from a baseline"
+    option("--diagnose", action="store_true", help=text)
 
 
 @dataclass
@@ -196,20 +180,6 @@ def prepare_test(network_name: str, args: Namespace) -> Subject:
     notes = Notes(beside(args.json, ".attacks.partial.jsonl")) if args.json else None
     sha256 = file_digest(args.checkpoint)
     return Subject(sha256, split, network, source, diagnosis_path, diagnosis_source, notes)
-
-
-def find_baseline(split: Split, network_name: str, tested: Path) -> Path | None:
-    """A baseline's checkpoint to transfer from, other than the tested one; None if there is none.
-
-    A baseline of the same architecture is preferred.
-    """
-    from utils.checkpoints import file_digest
-
-    for name in sorted(ARCHITECTURES, key=lambda name: name != network_name):
-        path = default_checkpoint(name, split.dataset)
-        if path.exists() and file_digest(path) != file_digest(tested):
-            return path
-    return None
 
 
 def attack_table(subject: Subject, args: Namespace) -> tuple[Result, list[AttackRow]]:

@@ -12,20 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from utils.commands.parser import (
-    Parser,
-    check_writable,
-    default_checkpoint,
-    default_checkpoints,
-    file_path,
-    number,
-    pick_device,
-    positive_float,
-    positive_int,
-    run,
-    seed,
-    training_epsilon,
-)
+from utils.commands import types
+from utils.commands.checkpoints import default_checkpoint, default_checkpoints
+from utils.commands.parser import Parser, check_writable, pick_device, run
 from utils.constants import RADIUS, UserError
 from utils.recipes import RECIPES, Recipe
 
@@ -61,9 +50,8 @@ def train_script(network: str) -> None:
     if args.output.suffix != ".safetensors":
         parser.error(f"--output {args.output}: the name of a checkpoint ends in .safetensors")
     asked = {name: getattr(args, name) for name, _, _ in flags_of_recipe()}
-    recipe = msgspec.structs.replace(
-        RECIPES[args.recipe], **{name: value for name, value in asked.items() if value is not None}
-    )
+    asked = {name: value for name, value in asked.items() if value is not None}
+    recipe = msgspec.structs.replace(RECIPES[args.recipe], **asked)
     recipe = recipe if args.defense == "none" else recipe.with_defense()
     run(parser, lambda: train_command(network, args, recipe), output=args.output)
 
@@ -82,23 +70,16 @@ def train_parser(network: str) -> Parser:
     add_recipe_flags(parser)
     add_defense_flags(parser, network)
     output = parser.add_argument_group("output")
-    output.add_argument(
-        "--output",
-        type=file_path,
-        metavar="FILE",
-        help=f"the checkpoint to write; its log lies beside it and ends in .jsonl ({default_checkpoints(network)}; the "
-        "name and epsilon of a defence are added)",
+    text = (
+        f"the checkpoint to write, beside which its log ends in .jsonl ({default_checkpoints(network)}; the name and "
     )
-    existing = output.add_mutually_exclusive_group()
-    existing.add_argument(
-        "--overwrite", action="store_true", help="replace an existing output when the training is done"
-    )
-    existing.add_argument(
-        "--resume",
-        action="store_true",
-        help="continue an interrupted run after its last finished epoch, or start a new run; give the same flags as "
-        "before. On the same CPU with as many threads, the result is bit-identical",
-    )
+    text += "epsilon of a defence are added)"
+    output.add_argument("--output", type=types.file_path, metavar="FILE", help=text)
+    option = output.add_mutually_exclusive_group().add_argument
+    option("--overwrite", action="store_true", help="replace an existing output when the training is done")
+    text = "continue an interrupted run after its last finished epoch, or start a new run; give the same flags as "
+    text += "before. On the same CPU with as many threads, the result is bit-identical"
+    option("--resume", action="store_true", help=text)
     return parser
 
 
@@ -121,52 +102,32 @@ def add_recipe_flags(parser: Parser) -> None:
     parser.training.description = "\n".join(
         ["A recipe is a set of numbers. Each number has a flag that replaces it:", "", *lines]
     )
-    parser.training.add_argument(
-        "--recipe",
-        choices=RECIPES,
-        default="one-cycle",
-        help="one-cycle (the default), long (the shipped baselines), retrain, retrain-sgd and retrain-large (for "
-        "fgsm-augment at small radii, with the CNN at 0.005, and at radii such as 0.2), short (a first impression) or "
-        "paper (the study's own)",
-    )
+    option = parser.training.add_argument
+    text = "one-cycle (the default), long (the shipped baselines), retrain, retrain-sgd and retrain-large (for "
+    text += "fgsm-augment at small radii, with the CNN at 0.005, and at radii such as 0.2), short (a first impression) "
+    text += "or paper (the study's own)"
+    option("--recipe", choices=RECIPES, default="one-cycle", help=text)
     for name, annotation, description in flags_of_recipe():
-        flag = f"--{name.replace('_', '-')}"
-        parser.training.add_argument(flag, type=number(annotation), metavar="X", help=description)
-    parser.training.add_argument(
-        "--seed", type=seed, default=0, help="of the initial weights, shuffling and augmentation (default 0)"
-    )
+        option(f"--{name.replace('_', '-')}", type=types.number(annotation), metavar="X", help=description)
+    text = "of the initial weights, shuffling and augmentation (default 0)"
+    option("--seed", type=types.seed, default=0, help=text)
 
 
 def add_defense_flags(parser: Parser, network: str) -> None:
     """Add --defense and the options of the defences."""
     option = parser.add_argument_group("defence").add_argument
-    option(
-        "--defense",
-        choices=["none", "fgsm-augment", *ONLINE],
-        default="none",
-        help="none (the default) trains on clean images. fgsm-augment, the study's defence, adds an FGSM example of "
-        "each image, crafted on a trained network. The others craft examples on the network itself in every step. A "
-        "defence is trained without label smoothing",
-    )
-    option(
-        "--epsilon",
-        type=training_epsilon,
-        metavar="E",
-        help="L-infinity radius of the defence, such as 0.2 or 8/255 (default 8/255; fgsm-augment has no default)",
-    )
-    option("--steps", type=positive_int, help="steps of the attack in pgd and trades (default 7)")
-    option("--beta", type=positive_float, help="weight of the robust term in trades (default 6)")
-    option(
-        "--crafting",
-        choices=("training", "evaluation"),
-        help="mode of batch norm while fgsm, n-fgsm, pgd and trades craft examples (default training)",
-    )
-    option(
-        "--source",
-        type=file_path,
-        metavar="CHECKPOINT",
-        help=f"the trained network on which fgsm-augment crafts ({default_checkpoints(network)})",
-    )
+    text = "none (the default) trains on clean images. fgsm-augment, the study's defence, adds an FGSM example of each "
+    text += "image, crafted on a trained network. The others craft examples on the network itself in every step. A "
+    text += "defence is trained without label smoothing"
+    option("--defense", choices=["none", "fgsm-augment", *ONLINE], default="none", help=text)
+    text = "L-infinity radius of the defence, such as 0.2 or 8/255 (default 8/255; fgsm-augment has no default)"
+    option("--epsilon", type=types.training_epsilon, metavar="E", help=text)
+    option("--steps", type=types.positive_int, help="steps of the attack in pgd and trades (default 7)")
+    option("--beta", type=types.positive_float, help="weight of the robust term in trades (default 6)")
+    text = "mode of batch norm while fgsm, n-fgsm, pgd and trades craft examples (default training)"
+    option("--crafting", choices=("training", "evaluation"), help=text)
+    text = f"the trained network on which fgsm-augment crafts ({default_checkpoints(network)})"
+    option("--source", type=types.file_path, metavar="CHECKPOINT", help=text)
 
 
 def train_command(network: str, args: Namespace, recipe: Recipe) -> None:
@@ -181,21 +142,9 @@ def train_command(network: str, args: Namespace, recipe: Recipe) -> None:
         if prepared is None:
             return
         training, validation, defense = prepared
+        settings = {name: getattr(args, name) for name in ("output", "width", "seed", "precision", "resume", "quiet")}
         try:
-            train(
-                network,
-                training,
-                validation,
-                recipe,
-                output=args.output,
-                width=args.width,
-                seed=args.seed,
-                device=device,
-                precision=args.precision,
-                defense=defense,
-                resume=args.resume,
-                quiet=args.quiet,
-            )
+            train(network, training, validation, recipe, defense=defense, device=device, **settings)
         except Interrupted as interrupt:
             flag = "--resume in place of --overwrite" if args.overwrite else "--resume"
             hint = f"; {flag}, with the same flags, continues after them" if interrupt.saved_epochs else ""
