@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo notebooks study defenses overfitting robustness diagnosis agreement benchmark test coverage torture lint types audit format figures constraints clean
+.PHONY: help demo notebooks study defenses overfitting robustness diagnosis agreement benchmark test coverage torture mutants lint types audit format figures constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -65,6 +65,9 @@ coverage: $(VENV)/installed-dev  ## run the test suite and count the lines and b
 
 torture: $(VENV)/installed-dev  ## interrupt and starve many runs, count what is lost: seven minutes on two cores
 	$(RUN) -m tests.helpers.torture
+
+mutants: $(VENV)/installed-dev  ## change the code in forty small ways, show what no test notices: twenty minutes
+	$(RUN) -m tests.helpers.mutants
 
 lint: $(VENV)/installed-dev  ## check the style of the code and the direction of its imports
 	$(RUN) -m ruff check .
