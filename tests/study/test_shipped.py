@@ -405,6 +405,6 @@ def test_model_card_names_the_precision_of_each_training():
     """Each command of a retrained network trains in the number format that its checkpoint's header names."""
     commands = re.findall(r"train-(.*)\.py --defense fgsm-augment --epsilon ([\d.]+) --recipe (.*)", CARD)
     for network, epsilon, flags in commands:
-        metadata = read_metadata(ROOT / "models" / f"{network}-fgsm-augment-{epsilon}.safetensors")
-        assert ("--precision bfloat16" in flags) == (metadata.get("precision", "float32") == "bfloat16"), flags
+        header = read_metadata(ROOT / "models" / f"{network}-fgsm-augment-{epsilon}.safetensors")
+        assert ("--precision bfloat16" in flags) == (header.precision == "bfloat16"), flags
     assert len(commands) == 8
