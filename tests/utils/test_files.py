@@ -237,7 +237,7 @@ def test_read_only_repository_serves(tmp_path):
     repository, here = tmp_path / "repository", tmp_path / "here"
     here.mkdir()
     repository.mkdir()
-    for name in ("attacks", "networks", "utils"):
+    for name in ("attacks", "networks", "defenses", "utils"):
         shutil.copytree(ROOT / name, repository / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("train-cnn.py", "test-cnn.py"):
         shutil.copy(ROOT / name, repository)
