@@ -1,4 +1,4 @@
-"""AutoAttack through its authors' package: the same figures as the package alone, and nothing left behind."""
+"""AutoAttack gives the same images as its authors' package alone, and leaves everything else as it was."""
 
 import random
 import sys
@@ -13,7 +13,7 @@ from tests.helpers.attacked import TinyLSTM, model_and_images
 from utils.checkpoints import load_checkpoint
 
 pyautoattack = pytest.importorskip("pyautoattack", reason="pyautoattack is not installed")
-QUICK = ("apgd-ce", "apgd-t", "fab-t")  # Square asks thousands of times
+QUICK = ("apgd-ce", "apgd-t", "fab-t")  # Square asks the network thousands of times
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def test_equals_the_package_itself(attacked):
     ensemble.attacks_to_run = list(QUICK)
     tracing = sys.gettrace()
     expected, _ = ensemble.run_standard_evaluation(images, labels, batch_size=30)
-    sys.settrace(tracing)  # of a debugger, or of what counts coverage, which the package switches off
+    sys.settrace(tracing)  # the package switches off the tracing of debuggers and coverage
     adversarial = autoattack(network, images, labels, epsilon=0.03, attacks=QUICK, seed=5)
     assert torch.equal(adversarial, expected)
 
@@ -53,6 +53,52 @@ def test_square_is_part_of_it(attacked):
     assert left[0] < left[1]
 
 
+def recorded(monkeypatch):
+    """The ensembles that are run; each is left as autoattack has set it, and finds nothing."""
+    ensembles = []
+
+    def run(self, images, labels, **_):
+        ensembles.append(self)
+        return images, labels
+
+    monkeypatch.setattr(pyautoattack.AutoAttack, "run_standard_evaluation", run)
+    return ensembles
+
+
+def test_options_reach_the_attacks_of_the_package(monkeypatch):
+    ensembles = recorded(monkeypatch)
+    model, images, labels = model_and_images("linear", size=32)
+    autoattack(model, images, labels, epsilon=0.1, queries=123, seed=7)
+    autoattack(lambda x: model(x)[:, :4], images, labels % 4, epsilon=0.1, attacks=("square", "fab-t"))
+    first, second = ensembles
+    assert (first.square.n_queries, second.square.n_queries) == (123, 5000)
+    for targeted in ("apgd_targeted", "fab"):
+        assert [getattr(ensemble, targeted).n_target_classes for ensemble in ensembles] == [9, 3]
+    assert first.attacks_to_run == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert second.attacks_to_run == ["square", "fab-t"]
+    assert (first.epsilon, first.seed) == (0.1, 7)
+
+
+def test_square_asks_as_often_as_queries_allow(attacked):
+    """Here the attack is too weak to succeed before that."""
+    network, images, _ = attacked
+    images, labels = images[:2], network(images[:2]).argmax(1)
+
+    def calls(queries):
+        asked = []
+        autoattack(
+            lambda x: (asked.append(len(x)), network(x))[1],
+            images,
+            labels,
+            epsilon=1e-4,
+            attacks=("square",),
+            queries=queries,
+        )
+        return len(asked)
+
+    assert calls(40) - calls(20) == 20
+
+
 def test_leaves_model_random_numbers_and_tracing_as_they_were(attacked):
     network, images, labels = attacked
     state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
@@ -74,7 +120,7 @@ def test_few_classes_and_one_image():
     assert (adversarial - images).abs().max() <= 0.1 + 1e-6
 
 
-def test_what_the_package_warns_of_is_shown(attacked):
+def test_warnings_of_the_package_are_shown(attacked):
     network, images, labels = attacked
     with pytest.warns(RuntimeWarning, match="probability distribution"):
         autoattack(lambda x: network(x).softmax(1), images[:2], labels[:2], epsilon=0.01, attacks=QUICK[:1])
@@ -118,8 +164,8 @@ def test_bad_input_is_refused(change, error, message):
         autoattack(TinyLSTM(), **arguments)
 
 
-def test_network_that_gradients_do_not_lead_astray_is_told(attacked):
-    """NaN is refused, and zeros are told, as by the other attacks."""
+def test_missing_gradients_are_reported(attacked):
+    """As by the other attacks: NaN is an error, zeros are a warning."""
 
     class Spoilt(torch.autograd.Function):
         @staticmethod

@@ -1,17 +1,17 @@
-"""PGD against a plain rewriting of its definition, and its options; its other promises are in test_attacks.py."""
+"""PGD equals its definition, written out plainly, with every option. test_attacks.py checks its other promises."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from attacks import fgsm, pgd
+from attacks import fgsm, pgd, pgd_iterates
 from attacks.core import margin
 from tests.helpers.attacked import model_and_images
 
 
-def slow_pgd(model, image, label, noises, epsilon, steps, step_size, loss, targeted):
-    """One image, every iterate of every restart in full, and then the choice among them."""
+def slow_pgd(model, image, label, noises, epsilon, steps, step_size, loss, targeted, early_stop):
+    """For one image: all iterates of all restarts, and then the choice among them."""
     model.eval()
     iterates = [image]
     for noise in noises:
@@ -28,7 +28,7 @@ def slow_pgd(model, image, label, noises, epsilon, steps, step_size, loss, targe
         labels = label.expand(len(iterates))
         values = (-1 if targeted else 1) * torch.stack([loss(row[None], label[None]) for row in logits])
     success = (logits.argmax(1) == labels) == targeted
-    return iterates[success.int().argmax() if success.any() else values.argmax()]
+    return iterates[success.int().argmax() if early_stop and success.any() else values.argmax()]
 
 
 def plain_margin(logits, labels):
@@ -39,9 +39,10 @@ def plain_margin(logits, labels):
 @pytest.mark.parametrize("loss", ["cross_entropy", "margin"])
 @pytest.mark.parametrize("targeted", [False, True])
 @pytest.mark.parametrize("restarts", [0, 1, 2])  # 0: from the image itself
+@pytest.mark.parametrize("early_stop", [True, False])
 @pytest.mark.parametrize("kind", ["cnn", "lstm"])
-def test_equals_its_definition(kind, restarts, targeted, loss):
-    """Of each image the first iterate that succeeds, else the best: some succeed here and some do not."""
+def test_equals_its_definition(kind, early_stop, restarts, targeted, loss):
+    """With early_stop, the first iterate that succeeds, otherwise the best. The attack succeeds on some images here."""
     model, images, labels = model_and_images(kind, count=12)
     model, images = model.double(), images.double()
     labels[::2] = model.eval()(images).argmax(1)[::2]
@@ -59,18 +60,73 @@ def test_equals_its_definition(kind, restarts, targeted, loss):
         random_start=restarts > 0,
         loss=loss,
         targeted=targeted,
+        early_stop=early_stop,
         seed=3,
     )
     rule = F.cross_entropy if loss == "cross_entropy" else plain_margin
     for i, image in enumerate(images):
         own = [noise[i] for noise in noises] or [None]
-        expected = slow_pgd(model, image, labels[i], own, epsilon, steps, step_size, rule, targeted)
+        expected = slow_pgd(model, image, labels[i], own, epsilon, steps, step_size, rule, targeted, early_stop)
         torch.testing.assert_close(adversarial[i], expected, rtol=0, atol=1e-6)
     success = (model(adversarial).argmax(1) == labels) == targeted
     assert 0 < success.sum() < 12
 
 
-def test_margin_is_the_best_other_logit_less_the_labels():
+@pytest.mark.parametrize("targeted", [False, True])
+def test_without_early_stop_the_result_is_the_best_of_all_iterates_and_the_default_stops(targeted):
+    model, images, labels = model_and_images("cnn", count=20)
+    labels[::2] = model.eval()(images).argmax(1)[::2]
+    sign = -1 if targeted else 1
+    seen = []
+
+    def recording(x):
+        logits = model(x)
+        seen.append(sign * F.cross_entropy(logits, labels, reduction="none").detach())
+        return logits
+
+    options = {"epsilon": 0.03, "steps": 4, "restarts": 2, "targeted": targeted}
+    adversarial = pgd(recording, images, labels, early_stop=False, **options)
+    assert [len(losses) for losses in seen] == [20] * (1 + 2 * 5)  # the image itself, then x_0 to x_4 twice
+    reached = sign * F.cross_entropy(model(adversarial), labels, reduction="none")
+    torch.testing.assert_close(reached, torch.stack(seen).amax(0))
+    assert (adversarial - images).abs().max() <= 0.03 + 1e-6
+    stopping = pgd(model, images, labels, **options)
+    assert torch.equal(stopping, pgd(model, images, labels, early_stop=True, **options))
+    assert (sign * F.cross_entropy(model(stopping), labels, reduction="none") <= reached + 1e-6).all()
+    success = [(model(x).argmax(1) == labels) == targeted for x in (stopping, adversarial)]
+    assert success[0].sum() >= success[1].sum() > 0
+
+
+def test_image_that_the_network_misclassifies_moves_only_without_early_stop():
+    """Such an image would otherwise be sent to another network as it is."""
+    model, images, labels = model_and_images("cnn", count=8)
+    labels = (model.eval()(images).argmax(1) + 1) % 10
+    assert torch.equal(pgd(model, images, labels, epsilon=0.03), images)
+    moved = pgd(model, images, labels, epsilon=0.03, early_stop=False)
+    assert ((moved - images).abs().flatten(1).amax(1) > 0.02).all()
+    before, after = (F.cross_entropy(model(x), labels, reduction="none") for x in (images, moved))
+    assert (after > before).all()
+
+
+def test_image_that_succeeds_without_a_gradient_is_not_warned_of():
+    """It does not withstand the attack, so the missing gradient hides nothing."""
+    logits = torch.eye(10)[[3, 3]]
+    flat = lambda x: logits[: len(x)] + 0 * x.sum((1, 2, 3))[:, None]  # noqa: E731
+    images = torch.rand(2, 3, 8, 8)
+    assert torch.equal(pgd(flat, images, torch.tensor([1, 2]), epsilon=0.1, early_stop=False), images)
+    with pytest.warns(RuntimeWarning, match="zero in every pixel"):
+        pgd(flat, images, torch.tensor([1, 3]), epsilon=0.1, early_stop=False)
+
+
+def test_iterates_start_where_asked_and_stay_in_the_ball():
+    images, start = torch.full((1, 1, 1, 3), 0.5), torch.tensor([[[[0.5, 0.6, 0.4]]]])
+    gradients = iter([torch.tensor([1.0, 2.0, -3.0]), torch.tensor([0.0, 1.0, 5.0])])
+    iterates = list(pgd_iterates(images, start, lambda _: next(gradients), epsilon=0.25, steps=2, size=0.2))
+    expected = torch.tensor([[0.5, 0.6, 0.4], [0.7, 0.75, 0.25], [0.7, 0.75, 0.45]])
+    torch.testing.assert_close(torch.cat(iterates).flatten(1), expected)
+
+
+def test_margin_is_the_best_other_logit_minus_the_labels():
     torch.manual_seed(0)
     logits, labels = torch.randn(20, 5), torch.randint(5, (20,))
     expected = torch.stack([plain_margin(logits[i : i + 1], labels[i : i + 1]) for i in range(20)])
@@ -84,11 +140,11 @@ def test_one_whole_step_from_the_image_is_fgsm():
     model.train()
     adversarial = pgd(model, images, labels, epsilon=0.05, steps=1, step_size=0.05, random_start=False)
     raised = fgsm(model, images, labels, epsilon=0.05)
-    assert torch.equal(adversarial, raised)  # which raises every image's loss at so small a radius
+    assert torch.equal(adversarial, raised)  # at so small a radius, the step raises every image's loss
 
 
 def test_reaches_the_exact_maximum_for_two_classes():
-    """There the slope of a linear classifier has one sign everywhere: the worst case is a corner, which is known."""
+    """For two classes, a linear classifier has a constant slope, so the worst case is a known corner of the ball."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).double()
     images, labels = 0.3 + 0.4 * torch.rand(50, 3, 2, 2).double(), torch.randint(2, (50,))
@@ -104,7 +160,7 @@ def test_reaches_the_exact_maximum_for_two_classes():
             assert 0 < (worst > 0).sum() < 50
 
 
-def test_images_that_are_broken_leave_the_batch():
+def test_misclassified_images_leave_the_batch():
     model, images, labels = model_and_images("cnn", count=20)
     labels[:12] = model.eval()(images).argmax(1)[:12]
     seen = []
@@ -138,13 +194,13 @@ def test_seed_decides_the_noise_whatever_the_batch_loses():
     first, same, other = (pgd(model, images, labels, epsilon=0.005, steps=2, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
-    labels[3] = (labels[3] + 1) % 10  # misclassified as it is, so it leaves at once
+    labels[3] = (labels[3] + 1) % 10  # already misclassified, so it stops at once
     assert torch.equal(pgd(model, images, labels, epsilon=0.005, steps=2, seed=1)[4:], first[4:])
 
 
 @pytest.mark.filterwarnings("ignore:the gradient of the model's loss is zero")
 def test_margin_climbs_where_cross_entropy_is_flat():
-    """Logits so large that the softmax is 1 to rounding: the gradient of the cross-entropy is exactly 0."""
+    """The logits are so large that the softmax rounds to 1 and the gradient of cross-entropy is exactly 0."""
     model, images, labels = model_and_images("cnn", count=20)
     labels = model.eval()(images).argmax(1)
     saturated = lambda x: 1e4 * model(x)  # noqa: E731
