@@ -1,26 +1,30 @@
-"""Adversarial sets against an FGSM transform, image by image in a Dataset, for one epsilon and for ten.
+"""Adversarial sets against an FGSM transform that attacks image by image in a Dataset, for one epsilon and for ten.
 
-The transform is called by the loop's own process, as DataLoader's default has it (and must be where the network is on
+The transform is called by the loop's own process, which is DataLoader's default (and the only way if the network is on
 a GPU, which forked workers cannot use), and by as many workers as there are cores.
 """
 
 import os
 import tempfile
+from collections.abc import Sequence
 from functools import partial
 
 import torch
+from torch import nn
 
 from attacks import step
 from benchmarks import plain
-from benchmarks.timing import interleaved, say, table
+from benchmarks.formats import SetSpeed
+from benchmarks.timing import Setting, compared, interleaved, say
 from utils.adversarial_sets import adversarial_set
 from utils.constants import EVALUATION_BATCH
-from utils.data import batches
+from utils.data import Split, batches
 
 EPSILONS = [k / 255 for k in range(1, 11)]
 
 
-def measure(setting):
+def measure(setting: Setting) -> list[SetSpeed]:
+    """The section "adversarial-sets" of the report."""
     split = setting.splits["train"].first(setting.pick(1000, 20))
     network = setting.network(torch.contiguous_format).cpu()  # the transform's workers have no GPU
     report = []
@@ -29,17 +33,17 @@ def measure(setting):
             "ours": partial(our_sets, setting, split, epsilons),
             **{
                 f"a transform, {workers} workers": partial(plain_sets, network, split, epsilons, workers)
-                for workers in (0, os.cpu_count())
+                for workers in (0, os.cpu_count() or 1)
             },
         }
-        rows = table(interleaved(contenders, setting), len(split) * len(epsilons))
+        rows = compared(interleaved(contenders, setting), len(split) * len(epsilons))
         say(f"{len(split):,} images under FGSM at {len(epsilons)} epsilon", rows)
-        report.append({"epsilons": len(epsilons), "images": len(split), "rows": rows})
+        report.append(SetSpeed(epsilons=len(epsilons), images=len(split), rows=rows))
     return report
 
 
-def our_sets(setting, split, epsilons):
-    """Computed, written to disk, and all examples made once."""
+def our_sets(setting: Setting, split: Split, epsilons: Sequence[float]) -> None:
+    """Compute an adversarial set, write it to the disk, and make all examples once."""
     with tempfile.TemporaryDirectory() as folder:
         crafted = adversarial_set(setting.checkpoint, split, folder=folder, device=setting.device)
     for epsilon in epsilons:
@@ -48,7 +52,8 @@ def our_sets(setting, split, epsilons):
             step(images, direction.to(images), epsilon)
 
 
-def plain_sets(network, split, epsilons, workers):
+def plain_sets(network: nn.Module, split: Split, epsilons: Sequence[float], workers: int) -> None:
+    """Make all examples once with the transform."""
     for epsilon in epsilons:
         for _ in plain.loader(plain.AttackedImages(split, network, epsilon), EVALUATION_BATCH, workers):
             pass

@@ -4,20 +4,28 @@ The peers are imported where they are called, so that the other sections run wit
 """
 
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 from attacks import fgsm, pgd
-from benchmarks.timing import interleaved, say, table
+from benchmarks.formats import AttackSpeed
+from benchmarks.timing import Setting, compared, interleaved, say
+from utils.data import Split
 from utils.evaluation import correctly_classified
 
-# So small that the network withstands it on most images: our PGD leaves off where it has won, and theirs does not.
+# So small that the network withstands it on most images: our PGD stops where it has won, and the peers' do not.
 EPSILON, STEPS = 0.5 / 255, 20
 STEP = 2.5 * EPSILON / STEPS
 
+Attacks = dict[str, Callable[[], Tensor]]  # contender -> its attack on one batch
 
-def measure(setting):
+
+def measure(setting: Setting) -> list[AttackSpeed]:
+    """The section "attacks" of the report."""
     network = setting.network()
     images, labels = robust_images(network, setting.splits["train"].first(setting.pick(2500, 50)).to(setting.device))
     report = []
@@ -26,31 +34,39 @@ def measure(setting):
             if batch > len(images):
                 continue
             ours = images[:batch], labels[:batch]
-            # Once as whoever calls them finds them, our networks and batches channels_last, theirs as torch makes
-            # them; and once channels_last for all.
+            # Once out of the box, when our networks and batches are channels_last and theirs are as torch makes them;
+            # and once channels_last for all.
             for memory_format in (torch.contiguous_format, torch.channels_last):
                 theirs = ours[0].contiguous(memory_format=memory_format), ours[1]
                 with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # the peers', about new versions of Python and torch
+                    warnings.simplefilter("ignore")  # the peers warn about new versions of Python and torch
                     contenders = contenders_of(setting.network(memory_format), *theirs)
                     contenders["ours"] = contenders_of(network, *ours)["ours"]
                     check_equal(name, contenders, network, *ours)
-                    rows = table(interleaved(contenders, setting), batch)
+                    rows = compared(interleaved(contenders, setting), batch)
                 peers_format = str(memory_format).removeprefix("torch.")
                 say(f"{name}, batch {batch}, the peers' memory format {peers_format}", rows)
-                report.append({"attack": name, "batch": batch, "peers_memory_format": peers_format, "rows": rows})
+                report.append(
+                    AttackSpeed(
+                        attack=name,
+                        batch=batch,
+                        peers_memory_format=peers_format,  # type: ignore[arg-type]  # the schema checks it
+                        rows=rows,
+                    )
+                )
     return report
 
 
-def robust_images(network, split):
-    """Those, channels_last, that PGD-20 does not get misclassified, and their labels."""
+def robust_images(network: nn.Module, split: Split) -> tuple[Tensor, Tensor]:
+    """The images, channels_last, on which the network withstands PGD-20, and their labels."""
     images, labels = split.take(torch.arange(len(split), device=split.device))
     adversarial = pgd(network, images, labels, epsilon=EPSILON, steps=STEPS, random_start=False)
     left = correctly_classified(network, adversarial, labels)
     return images[left].contiguous(memory_format=torch.channels_last), labels[left]
 
 
-def fgsm_contenders(network, images, labels):
+def fgsm_contenders(network: nn.Module, images: Tensor, labels: Tensor) -> Attacks:
+    """FGSM on a batch, ours and the peers'."""
     import foolbox
     import torchattacks
     from art.attacks.evasion import FastGradientMethod
@@ -68,12 +84,13 @@ def fgsm_contenders(network, images, labels):
     }
 
 
-def pgd_contenders(network, images, labels):
+def pgd_contenders(network: nn.Module, images: Tensor, labels: Tensor) -> Attacks:
+    """PGD-20 on a batch, ours and the peers'."""
     import foolbox
     import torchattacks
     from art.attacks.evasion import ProjectedGradientDescent
 
-    ours = {"epsilon": EPSILON, "steps": STEPS, "step_size": STEP, "random_start": False}
+    ours: dict[str, Any] = {"epsilon": EPSILON, "steps": STEPS, "step_size": STEP, "random_start": False}
     theirs = torchattacks.PGD(network, eps=EPSILON, alpha=STEP, steps=STEPS, random_start=False)
     wrapped = foolbox.PyTorchModel(network, bounds=(0, 1), device=images.device)
     foolboxs = foolbox.attacks.LinfProjectedGradientDescentAttack(abs_stepsize=STEP, steps=STEPS, random_start=False)
@@ -89,26 +106,32 @@ def pgd_contenders(network, images, labels):
     }
 
 
-def art(network, device):
+def art(network: nn.Module, device: torch.device) -> Any:
+    """The network as the Adversarial Robustness Toolbox takes it."""
     from art.estimators.classification import PyTorchClassifier
 
-    options = {"input_shape": (3, 32, 32), "nb_classes": 10, "clip_values": (0, 1)}
-    options["device_type"] = "cpu" if device.type == "cpu" else "gpu"  # by itself it takes the network to a GPU
-    return PyTorchClassifier(network, loss=torch.nn.CrossEntropyLoss(), **options)
+    return PyTorchClassifier(
+        network,
+        loss=torch.nn.CrossEntropyLoss(),
+        input_shape=(3, 32, 32),
+        nb_classes=10,
+        clip_values=(0, 1),
+        device_type="cpu" if device.type == "cpu" else "gpu",  # otherwise it moves the network to a GPU
+    )
 
 
-def as_arrays(images, labels):
-    """As the Adversarial Robustness Toolbox takes them; NumPy keeps the memory format."""
+def as_arrays(images: Tensor, labels: Tensor) -> tuple[Any, Any]:
+    """Images and labels as the Adversarial Robustness Toolbox takes them; NumPy keeps the memory format."""
     return images.cpu().numpy(), labels.cpu().numpy()
 
 
-def check_equal(name, contenders, network, images, labels):
-    """Raise AssertionError unless all find the same: FGSM's pixels, and the loss that PGD reaches, but for rounding."""
+def check_equal(name: str, contenders: Attacks, network: nn.Module, images: Tensor, labels: Tensor) -> None:
+    """Raise AssertionError unless all find the same, up to rounding: FGSM's pixels, or the loss that PGD reaches."""
     crafted = {peer: attack().to(images) for peer, attack in contenders.items()}
     for peer, adversarial in crafted.items():
         if name == "fgsm":
             differing = ((adversarial - crafted["ours"]).abs() > 1e-5).float().mean().item()
-            assert differing < 0.01, f"{peer}: {differing:.2%} of FGSM's pixels are others than ours"
+            assert differing < 0.01, f"{peer}: {differing:.2%} of FGSM's pixels differ from ours"
         else:
             with torch.no_grad():
                 loss, ours = (F.cross_entropy(network(x), labels).item() for x in (adversarial, crafted["ours"]))

@@ -1,37 +1,45 @@
 """What people write without this project: torchvision's transforms on PIL images, a DataLoader, a loop."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose, RandomCrop, RandomHorizontalFlip, ToTensor
+
+from utils.data import Split
 
 FLIP = Compose([RandomHorizontalFlip(), ToTensor()])
 FLIP_AND_SHIFT = Compose([RandomCrop(32, padding=2), RandomHorizontalFlip(), ToTensor()])
 
+LossFunction = Callable[[nn.Module, Tensor, Tensor], Tensor]  # network, images, labels
+
 
 class PILImages(Dataset):
-    """A split as torchvision's CIFAR10 has it: bytes (32, 32, 3), an image of which is made when it is asked for."""
+    """A split as torchvision's CIFAR10 has it: bytes (32, 32, 3), made into an image each time one is asked for."""
 
-    def __init__(self, split, transform):
+    def __init__(self, split: Split, transform: Callable[[Any], Any]) -> None:
         self.images, self.labels = split.images.permute(0, 2, 3, 1).contiguous().numpy(), split.labels.tolist()
         self.transform = transform
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> tuple[Any, int]:
         return self.transform(Image.fromarray(self.images[index])), self.labels[index]
 
 
 class AttackedImages(PILImages):
-    """The same, each image moved by FGSM when it is asked for, as the study did it."""
+    """The same images, each moved by FGSM each time it is asked for, as the study did it."""
 
-    def __init__(self, split, network, epsilon):
+    def __init__(self, split: Split, network: nn.Module, epsilon: float) -> None:
         super().__init__(split, ToTensor())
         self.network, self.epsilon = network.eval().requires_grad_(False), epsilon
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> tuple[Any, int]:
         image, label = super().__getitem__(index)
         image.requires_grad_()
         loss = F.cross_entropy(self.network(image[None]), torch.tensor([label]))
@@ -39,22 +47,32 @@ class AttackedImages(PILImages):
         return (image.detach() + self.epsilon * gradient.sign()).clamp(0, 1), label
 
 
-def loader(dataset, batch_size, workers, shuffle=False):
-    options = {"persistent_workers": workers > 0, "pin_memory": torch.cuda.is_available()}
-    return DataLoader(dataset, batch_size, shuffle=shuffle, num_workers=workers, **options)
+def loader(dataset: Dataset, batch_size: int, workers: int, shuffle: bool = False) -> DataLoader:
+    """A DataLoader with so many worker processes; 0: the loop's own process loads the images."""
+    return DataLoader(
+        dataset,
+        batch_size,
+        shuffle=shuffle,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )
 
 
-def cross_entropy(network, images, labels):
+def clean_loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy on the images as they are."""
     return F.cross_entropy(network(images), labels)
 
 
-def n_fgsm(network, images, labels, epsilon=8 / 255):
+def n_fgsm_loss(network: nn.Module, images: Tensor, labels: Tensor, epsilon: float = 8 / 255) -> Tensor:
+    """Cross-entropy on N-FGSM's examples."""
     noisy = (images + torch.empty_like(images).uniform_(-2 * epsilon, 2 * epsilon)).requires_grad_()
     (gradient,) = torch.autograd.grad(F.cross_entropy(network(noisy), labels), noisy)
     return F.cross_entropy(network((noisy + epsilon * gradient.sign()).detach()), labels)
 
 
-def pgd(network, images, labels, epsilon=8 / 255, steps=7):
+def pgd_loss(network: nn.Module, images: Tensor, labels: Tensor, epsilon: float = 8 / 255, steps: int = 7) -> Tensor:
+    """Cross-entropy on PGD's examples."""
     adversarial = (images + torch.empty_like(images).uniform_(-epsilon, epsilon)).clamp(0, 1)
     for _ in range(steps):
         adversarial.requires_grad_()
@@ -64,7 +82,15 @@ def pgd(network, images, labels, epsilon=8 / 255, steps=7):
     return F.cross_entropy(network(adversarial), labels)
 
 
-def train(network, batches, optimizer, epochs, device, loss_function=cross_entropy):
+def train(
+    network: nn.Module,
+    batches: DataLoader,
+    optimizer: torch.optim.Optimizer,
+    epochs: int,
+    device: torch.device,
+    loss_function: LossFunction = clean_loss,
+) -> None:
+    """The loop that everyone writes."""
     network.train()
     for _ in range(epochs):
         for images, labels in batches:
@@ -76,7 +102,8 @@ def train(network, batches, optimizer, epochs, device, loss_function=cross_entro
 
 
 @torch.no_grad()
-def accuracy(network, batches, device):
+def accuracy(network: nn.Module, batches: DataLoader, device: torch.device) -> float:
+    """The fraction of the images that the network classifies correctly."""
     network.eval()
     correct = sum((network(images.to(device)).argmax(1).cpu() == labels).sum().item() for images, labels in batches)
-    return correct / len(batches.dataset)
+    return correct / len(batches.dataset)  # type: ignore[arg-type]  # every Dataset here has a length

@@ -1,28 +1,33 @@
-"""How fast is this, beside what people would use instead? `make benchmark` writes results/benchmarks.json and .md.
+"""How fast this is, beside what people would use instead. `make benchmark` writes results/benchmarks.json and .md.
 
-Contenders are timed in turn, so that what counts are the ratios. On CIFAR-10, or on digits where it is not to be had.
+Contenders are timed in turn, so the ratios are what counts. On CIFAR-10, or on digits if CIFAR-10 is not there.
 """
 
 import argparse
-import json
 import os
 import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from msgspec.structs import asdict, replace
 
 from benchmarks import adversarial_sets, attacks, growth, startup, training
+from benchmarks.formats import BenchmarkReport
 from benchmarks.tables import benchmarks_document
 from benchmarks.timing import ROOT, Setting, cpu_name
 from study.__main__ import DEMO
 from utils.checkpoints import versions
-from utils.data import DataError, load_split
+from utils.constants import DATASETS, SPLITS, UserError
+from utils.data import DataError, Split, load_split
 from utils.files import write_atomically
+from utils.formats import read_document, write_document
 
-SECTIONS = {
+SECTIONS: dict[str, Callable[[Setting], Any]] = {
     "startup": startup.measure,
     "attacks": attacks.measure,
     "adversarial-sets": adversarial_sets.measure,
@@ -35,60 +40,98 @@ SECTIONS = {
 PEERS = ("torchattacks", "foolbox", "adversarial-robustness-toolbox")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main() -> None:
+    """Run the sections that the report lacks, or those that are named, and write the report after each."""
+    parser = argument_parser()
+    args = parser.parse_args()
+    dataset, splits = splits_of("digits" if args.quick else args.dataset, args.data_dir)
+    about = BenchmarkReport(
+        dataset=dataset,  # type: ignore[arg-type]  # the schema checks it when the report is written
+        device=torch.cuda.get_device_name() if args.device.type == "cuda" else cpu_name(),
+        cores=os.cpu_count() or 1,
+        threads=torch.get_num_threads(),
+        python=platform.python_version(),
+        versions=versions(*PEERS),
+        quick=args.quick,
+    )
+    path = (args.results or (DEMO if dataset == "digits" else Path("results"))) / "benchmarks.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        report = report_to_continue(path, about, args.sections)
+    except UserError as error:
+        parser.error(str(error))
+    with tempfile.TemporaryDirectory() as folder:
+        data = ["--dataset", dataset]
+        if args.data_dir:
+            data += ["--data-dir", str(args.data_dir.resolve())]
+        checkpoint = checkpoint_of(dataset, data, Path(folder), quick=args.quick)
+        setting = Setting(checkpoint, splits, data, args.device, 1 if args.quick else args.rounds, args.quick)
+        # In the order of SECTIONS, not of the arguments: a training changes its process's allocator, so attacks come
+        # first.
+        for section, measure in SECTIONS.items():
+            if section in args.sections or (not args.sections and getattr(report, field(section)) is None):
+                report = replace(report, **{field(section): measure(setting)})
+                write_document(path, report)
+                write_atomically(path.with_suffix(".md"), benchmarks_document(report).encode())
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     option = parser.add_argument
-    sections = f"of {', '.join(SECTIONS)}: measure these again (default: those that the report has not yet)"
+    sections = f"of {', '.join(SECTIONS)}: measure these again (default: those that the report lacks)"
     option("sections", nargs="*", metavar="SECTION", choices=[[], *SECTIONS], help=sections)
     option("--data-dir", type=Path, metavar="FOLDER", help="holds CIFAR-10 (default $DATA_DIR, else data)")
-    option("--dataset", choices=("cifar10", "digits"), default="cifar10")
+    option("--dataset", choices=DATASETS, default="cifar10")
     option("--device", type=torch.device, default="cpu")
     option("--rounds", type=int, default=7, help="of each comparison (default 7)")
     option("--results", type=Path, metavar="FOLDER", help=f"default results, for digits {DEMO}")
-    option("--quick", action="store_true", help="does everything run? On a few digits, once: no figure means anything")
-    args = parser.parse_args()
-    dataset, splits = splits_of("digits" if args.quick else args.dataset, args.data_dir)
-    report = {
-        "dataset": dataset,
-        "device": torch.cuda.get_device_name() if args.device.type == "cuda" else cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "versions": versions(*PEERS),
-        "quick": args.quick,
-    }
-    path = (args.results or (DEMO if dataset == "digits" else Path("results"))) / "benchmarks.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    earlier = json.loads(path.read_text()) if path.exists() else {}
-    if report.items() <= earlier.items():  # of the same machine and versions
-        report = earlier
-    elif args.sections and any(name in earlier for name in SECTIONS):  # the others would be gone
-        differ = ", ".join(name for name, value in report.items() if earlier.get(name) != value)
-        parser.error(f"{path} is not of this machine and environment ({differ}): name no section, or other --results")
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint, data = ROOT / "models" / "cnn.safetensors", ["--dataset", dataset]
-        if args.data_dir:
-            data += ["--data-dir", args.data_dir.resolve()]
-        if dataset == "digits":  # by a process of its own, because a training changes this one's allocator
-            checkpoint = Path(folder) / "cnn.safetensors"
-            command = [sys.executable, ROOT / "train-cnn.py", *data, "--recipe", "short", "--quiet"]
-            command += ["--epochs", "1"] if args.quick else []
-            subprocess.run([*command, "--output", checkpoint], check=True)
-        rounds = 1 if args.quick else args.rounds
-        setting = Setting(checkpoint, splits, data, args.device, rounds, args.quick)
-        # In their order, whatever the arguments': a training leaves its process another allocator, attacks come before.
-        for section in [name for name in SECTIONS if (name in args.sections if args.sections else name not in report)]:
-            report[section] = SECTIONS[section](setting)
-            write_atomically(path, (json.dumps(report, indent=1) + "\n").encode())
-            write_atomically(path.with_suffix(".md"), benchmarks_document(report).encode())
+    option("--quick", action="store_true", help="see that everything runs, on a few digits; no figure means anything")
+    return parser
 
 
-def splits_of(dataset, data_dir):
-    """The data set's name and its three splits; the digits' where it is not to be had."""
+def field(section: str) -> str:
+    """The field of the report for a section."""
+    return section.replace("-", "_")
+
+
+def report_to_continue(path: Path, about: BenchmarkReport, sections: list[str]) -> BenchmarkReport:
+    """The report at `path` if it is of this machine and these versions; otherwise a new one, `about`.
+
+    sections: that are to be measured. Raises UserError if they are only a part, and other sections would be lost.
+    """
+    if not path.exists():
+        return about
+    earlier = read_document(path, BenchmarkReport, "a report of the benchmarks")
+    done = [section for section in SECTIONS if getattr(earlier, field(section)) is not None]
+    earlier_about = replace(earlier, **{field(section): None for section in SECTIONS})
+    if earlier_about == about:
+        return earlier
+    if sections and done:
+        differ = [name for name, value in asdict(about).items() if getattr(earlier_about, name) != value]
+        raise UserError(
+            f"{path} is not of this machine and environment ({', '.join(differ)}): name no section, or other --results"
+        )
+    return about
+
+
+def checkpoint_of(dataset: str, data: list[str], folder: Path, *, quick: bool) -> Path:
+    """The checkpoint to attack: the shipped CNN, or for digits one that is trained now."""
+    if dataset != "digits":
+        return ROOT / "models" / "cnn.safetensors"
+    # By a process of its own, because a training changes the allocator of its process.
+    checkpoint = folder / "cnn.safetensors"
+    command = [sys.executable, str(ROOT / "train-cnn.py"), *data, "--recipe", "short", "--quiet"]
+    subprocess.run([*command, *(["--epochs", "1"] if quick else []), "--output", str(checkpoint)], check=True)
+    return checkpoint
+
+
+def splits_of(dataset: str, data_dir: Path | None) -> tuple[str, dict[str, Split]]:
+    """The data set's name and its splits; digits if the data set is not there."""
     try:
-        return dataset, {name: load_split(dataset, name, data_dir) for name in ("train", "validation", "test")}
+        return dataset, {name: load_split(dataset, name, data_dir) for name in SPLITS}
     except DataError as error:
-        print(f"{error}: digits, then")
+        print(f"{error}: using digits instead")
         return splits_of("digits", None)
 
 

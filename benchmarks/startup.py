@@ -1,9 +1,12 @@
-"""How long it takes until something answers: --help, and the import of the attacks beside torch's own."""
+"""How long it takes until something answers: --help, and the import of the attacks beside torch's own import."""
 
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 
-from benchmarks.timing import ROOT, interleaved, say, table
+from benchmarks.formats import Row
+from benchmarks.timing import ROOT, Setting, compared, interleaved, say
 
 COMMANDS = {
     "--help": {
@@ -19,13 +22,15 @@ COMMANDS = {
 }
 
 
-def measure(setting):
-    def starter(arguments):
+def measure(setting: Setting) -> dict[str, list[Row]]:
+    """The section "startup" of the report."""
+
+    def starter(arguments: list[str]) -> Callable[[], Any]:
         return lambda: subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, check=True)
 
     report = {}
     for title, commands in COMMANDS.items():
         names = list(commands)[: setting.pick(None, 2)]
-        report[title] = table(interleaved({name: starter(commands[name]) for name in names}, setting))
+        report[title] = compared(interleaved({name: starter(commands[name]) for name in names}, setting))
         say(f"start-up: {title}", report[title])
     return report

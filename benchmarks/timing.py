@@ -1,57 +1,73 @@
-"""What every benchmark shares: contenders timed in turn, medians and ratios, and what they are timed on."""
+"""What all benchmarks share: contenders timed in turn, medians and ratios, and what they are timed on."""
 
 import platform
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 from torch.utils.benchmark import Measurement, TaskSpec, timer
 
+from benchmarks.formats import Row
 from utils.checkpoints import load_checkpoint
+from utils.data import Split
 
 ROOT = Path(__file__).parent.parent
-LONGEST = 120  # seconds of a comparison, if three rounds do not take longer
+LONGEST = 120  # seconds of a comparison, unless three rounds take longer
+
+Choice = TypeVar("Choice")
 
 
 @dataclass
 class Setting:
-    """What is measured on, and how long."""
+    """What is measured, on which machine, and for how long."""
 
     checkpoint: Path  # of a trained CNN of width 32
-    splits: dict  # "train", "validation" and "test", of CIFAR-10 or of the digits
-    data: list  # the arguments with which a script finds the same
+    splits: Mapping[str, Split]  # "train", "validation" and "test", of CIFAR-10 or of the digits
+    data: Sequence[str]  # the arguments with which a script finds the same splits
     device: torch.device
     rounds: int  # of each comparison
-    quick: bool  # does everything run? seconds, of which no figure means anything
+    quick: bool  # only see that everything runs, in seconds; no figure means anything
 
-    def pick(self, usual, quick):
+    def pick(self, usual: Choice, quick: Choice) -> Choice:
+        """The first value, or the second if this is a quick run."""
         return quick if self.quick else usual
 
-    def network(self, memory_format=torch.channels_last):
+    def network(self, memory_format: torch.memory_format = torch.channels_last) -> nn.Module:
+        """The network of the checkpoint, on the device."""
         return load_checkpoint(self.checkpoint, self.device).to(memory_format=memory_format)
 
 
-def interleaved(contenders, setting):
-    """Time functions without arguments in turn, round after round, so that all meet the machine in the same moods.
+def interleaved(contenders: Mapping[str, Callable[[], Any]], setting: Setting) -> dict[str, list[float]]:
+    """Time functions in turn, round after round, so that the machine's moods affect all of them alike.
 
-    contenders: {name: function}. In every round each runs as often as takes about 0.3 seconds, the order turned by one.
-    Before the first it runs to warm up, twice if that is quick; there are fewer rounds, but three, of slow functions.
-    Returns {name: the seconds of each round}.
+    In every round, each function runs as often as takes about 0.3 seconds; the order shifts by one. Before the first
+    round each runs to warm up, twice if it is quick. Slow functions get fewer rounds, but at least three.
+    Returns the seconds of one run in each round, by name.
     """
-    runs, a_round = {}, 0
+    runs: dict[str, int] = {}
+    seconds_of_a_round = 0.0
     for name, function in contenders.items():
         seconds = timed(function)
         if seconds < 1:
             seconds = timed(function)
         runs[name] = max(1, round(setting.pick(0.3, 0) / seconds))
-        a_round += runs[name] * seconds
-    calls = {name: lambda name=name: timed(contenders[name], runs[name]) / runs[name] for name in contenders}
-    return in_turn(calls, min(setting.rounds, max(3, int(LONGEST / a_round))))
+        seconds_of_a_round += runs[name] * seconds
+
+    def one_run(name: str) -> float:
+        return timed(contenders[name], runs[name]) / runs[name]
+
+    calls = {name: partial(one_run, name) for name in contenders}
+    return in_turn(calls, min(setting.rounds, max(3, int(LONGEST / seconds_of_a_round))))
 
 
-def in_turn(contenders, rounds):
-    """Like `interleaved`, of functions that return seconds, and without the warm-up."""
-    names, times = list(contenders), {name: [] for name in contenders}
+def in_turn(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Like `interleaved` without the warm-up, for functions that return their seconds."""
+    names = list(contenders)
+    times: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
@@ -59,52 +75,51 @@ def in_turn(contenders, rounds):
     return times
 
 
-def timed(function, runs=1):
-    """Seconds of so many runs; on a GPU, until it has finished."""
+def timed(function: Callable[[], Any], runs: int = 1) -> float:
+    """The seconds of so many runs; on a GPU, until it has finished."""
     start = timer()
     for _ in range(runs):
         function()
     return timer() - start
 
 
-def table(times, images=None):
-    """A row for each contender, ours first, from {name: the seconds of each round} with so many images.
+def compared(times: Mapping[str, Sequence[float]], images: int | None = None) -> list[Row]:
+    """A row for each contender, ours first: medians and interquartile ranges of its seconds and of its ratio to ours.
 
-    Medians and interquartile ranges, of the seconds and of the ratio to ours in the same round: how many times faster
-    ours is.
+    times: contender -> the seconds of each round. images: how many of them were processed in these seconds.
     """
     ours, *_ = times.values()
     rows = []
     for name, seconds in times.items():
         task = TaskSpec(name, setup="", num_threads=torch.get_num_threads())
         ratios = Measurement(1, [theirs / mine for theirs, mine in zip(seconds, ours, strict=True)], task)
-        seconds = Measurement(1, seconds, task)
+        measured = Measurement(1, list(seconds), task)
         rows.append(
-            {
-                "name": name,
-                "seconds": seconds.median,
-                "seconds_iqr": seconds.iqr,
-                "images_per_second": images and images / seconds.median,
-                "ratio": ratios.median,
-                "ratio_iqr": ratios.iqr,
-            }
+            Row(
+                name=name,
+                seconds=measured.median,
+                seconds_iqr=measured.iqr,
+                images_per_second=images / measured.median if images else None,
+                ratio=ratios.median,
+                ratio_iqr=ratios.iqr,
+            )
         )
     return rows
 
 
-def cpu_name():
-    """As Linux calls it, else as Python does."""
+def cpu_name() -> str:
+    """The processor's name as Linux has it, or else as Python has it."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
 
 
-def say(title, rows):
+def say(title: str, rows: Sequence[Row]) -> None:
     """Print a title and a line for each contender."""
     print(f"\n{title}")
     for row in rows:
-        speed = f"{row['images_per_second']:,.0f} images/s" if row["images_per_second"] else ""
+        speed = f"{row.images_per_second:,.0f} images/s" if row.images_per_second else ""
         print(
-            f"  {row['name']:30}{row['seconds']:10.4f} s{speed:>20}{row['ratio']:9.2f} (IQR {row['ratio_iqr']:.2f})",
+            f"  {row.name:30}{row.seconds:10.4f} s{speed:>20}{row.ratio:9.2f} (IQR {row.ratio_iqr:.2f})",
             flush=True,
         )

@@ -1,60 +1,74 @@
 """Training against a loop on a DataLoader: the time to the study's accuracy, and images a second with a defence."""
 
-import json
 import os
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import torch
 from msgspec.structs import replace
 from torchvision.transforms import ToTensor
 
 from benchmarks import plain
-from benchmarks.timing import in_turn, say, table, timed
+from benchmarks.formats import TimedTraining, TrainingSpeed
+from benchmarks.tables import STUDYS_ACCURACY
+from benchmarks.timing import Setting, compared, in_turn, say, timed
 from defenses.losses import NFGSM, PGD
 from networks import CNN
-from study.paper import PRINTED
 from utils.allocator import keep_freed_memory
+from utils.data import Split
 from utils.evaluation import accuracy
-from utils.recipes import RECIPES
+from utils.formats import Precision
+from utils.recipes import RECIPES, Recipe
+from utils.runs import read_log
 from utils.training import train
 
-# Larger batches are faster, and their rate grows with them. The section "processes" of the report has the accuracies on
-# the validation images, by which this was chosen.
+# Larger batches are faster, and the learning rate grows with them. This was chosen by the accuracies on the validation
+# images, which are in the section "processes" of the report.
 SHORT = replace(RECIPES["short"], batch_size=128, lr=0.1)
 
-DEFENSES = {  # ours, theirs, and of how many images
-    "none": (None, plain.cross_entropy, 5120),
-    "n-fgsm": (NFGSM(8 / 255), plain.n_fgsm, 5120),
-    "pgd": (PGD(8 / 255), plain.pgd, 1280),  # with seven passes more an image
+DEFENSES: dict[str, tuple[Any, plain.LossFunction, int]] = {  # ours, theirs, and on how many images
+    "none": (None, plain.clean_loss, 5120),
+    "n-fgsm": (NFGSM(8 / 255), plain.n_fgsm_loss, 5120),
+    "pgd": (PGD(8 / 255), plain.pgd_loss, 1280),  # takes seven more passes for each image
 }
 
 
-def to_the_studys_accuracy(setting):
-    """Seconds of a training and of one evaluation, on the test images, from data that is in memory already.
+def to_the_studys_accuracy(setting: Setting) -> TimedTraining:
+    """The section "time-to-accuracy": seconds of a training and one test, from data that is already in memory.
 
-    Ours with the short recipe, in larger batches, and three seeds, which are to reach the mark in the mean, in the
-    precision in which it is faster; the study's in ten epochs with Adam and batches of 64, the mean of two. The
-    validation after each epoch, of which a fixed schedule has no use, is ours on ten images.
+    Ours: the short recipe in larger batches, in the faster precision, with three seeds, whose mean accuracy should
+    reach the study's. Theirs: ten epochs with Adam and batches of 64, as in the study, the mean of two runs. Ours
+    validates after each epoch, which a fixed schedule does not need, so it gets ten validation images.
     """
-    examples = setting.pick(None, 128)
+    examples = setting.pick(len(setting.splits["train"]), 128)
     training, test = (setting.splits[name].first(examples) for name in ("train", "test"))
     validation = setting.splits["validation"].first(10)
     recipe = replace(SHORT, epochs=setting.pick(SHORT.epochs, 1))
-    workers = best_workers(setting, training.first(2560), plain.FLIP, 64, plain.cross_entropy)
+    workers = best_workers(setting, training.first(2560), plain.FLIP, 64, plain.clean_loss)
     precision = faster_precision(setting)
-    name, accuracies = f"DataLoader, {workers} workers, Adam", {"ours": [], "plain": []}
+    name = f"DataLoader, {workers} workers, Adam"
+    accuracies: dict[str, list[float]] = {"ours": [], "plain": []}
 
-    def ours(seed):
+    def ours(seed: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            output = Path(folder) / "a.safetensors"
-            options = {"output": output, "seed": seed, "device": setting.device, "precision": precision, "quiet": True}
-            network = train("cnn", training, validation, recipe, **options)
+            network = train(
+                "cnn",
+                training,
+                validation,
+                recipe,
+                output=Path(folder) / "a.safetensors",
+                seed=seed,
+                device=setting.device,
+                precision=precision,
+                quiet=True,
+            )
         accuracies["ours"].append(accuracy(network, test.to(setting.device)))
 
-    def theirs():
+    def theirs() -> None:
         torch.manual_seed(0)
         network = CNN().to(setting.device)
         optimizer = torch.optim.Adam(network.parameters(), lr=0.001)
@@ -63,18 +77,18 @@ def to_the_studys_accuracy(setting):
         held_out = plain.loader(plain.PILImages(test, ToTensor()), 250, workers)
         accuracies["plain"].append(plain.accuracy(network, held_out, setting.device))
 
-    # Theirs before ours and after it, for in so many minutes the machine may become faster or slower.
+    # Theirs runs before ours and after it, because in so many minutes the machine may become faster or slower.
     before = timed(theirs)
     our_seconds = [timed(partial(ours, seed)) for seed in setting.pick((0, 1, 2), (0,))]
-    rows = table({"ours": our_seconds, name: [mean((before, timed(theirs)))] * len(our_seconds)})
-    rows[1]["seconds_iqr"] = None
-    title = "to the study's {} %: ours, {}, comes to {:.2%}, the plain loop to {:.2%}"
-    say(title.format(PRINTED["cnn"][None][0], precision, *map(mean, accuracies.values())), rows)
-    return {"precision": precision, "epochs": recipe.epochs, "accuracies": accuracies, "rows": rows}
+    row, other = compared({"ours": our_seconds, name: [mean((before, timed(theirs)))] * len(our_seconds)})
+    rows = [row, replace(other, seconds_iqr=None)]
+    reached, plainly = (mean(values) for values in accuracies.values())
+    say(f"to the study's {STUDYS_ACCURACY}: ours, {precision}, {reached:.2%}; the plain loop {plainly:.2%}", rows)
+    return TimedTraining(precision=precision, epochs=recipe.epochs, accuracies=accuracies, rows=rows)
 
 
-def images_a_second(setting):
-    """Of one epoch on a part of the training images, with the one-cycle recipe on both sides."""
+def images_a_second(setting: Setting) -> list[TrainingSpeed]:
+    """The section "training": one epoch on the first training images, with the one-cycle recipe on both sides."""
     validation, recipe, report = setting.splits["validation"].first(10), RECIPES["one-cycle"], []
     for defense, (ours, theirs, count) in DEFENSES.items():
         training = setting.splits["train"].first(setting.pick(count, 64))
@@ -87,24 +101,27 @@ def images_a_second(setting):
             "ours": partial(our_epoch, training, validation, ours, recipe, setting.device),
             f"DataLoader, {workers} workers": partial(timed, epoch),
         }
-        rows = table(in_turn(contenders, setting.rounds), len(training))
+        rows = compared(in_turn(contenders, setting.rounds), len(training))
         say(f"training, defence {defense}", rows)
-        report.append({"defense": defense, "rows": rows})
+        report.append(TrainingSpeed(defense=defense, rows=rows))
     return report
 
 
-def our_epoch(training, validation, defense, recipe, device, **options):
-    """Seconds of the training loop's one epoch, by its own log: without validation."""
-    recipe = replace(recipe, epochs=1)
+def our_epoch(
+    training: Split, validation: Split, defense: Any, recipe: Recipe, device: torch.device, **options: Any
+) -> float:
+    """The seconds of one epoch of our training loop without validation, as its log has them."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "a.safetensors"
         options |= {"output": output, "device": device, "defense": defense, "quiet": True}
-        train("cnn", training, validation, recipe, **options)
-        return json.loads(output.with_suffix(".jsonl").read_text().splitlines()[1])["seconds"]
+        train("cnn", training, validation, replace(recipe, epochs=1), **options)
+        return read_log(output.with_suffix(".jsonl")).epochs[0].seconds
 
 
-def plain_epoch(batches, loss_function, recipe, device):
-    """A function that trains for an epoch."""
+def plain_epoch(
+    batches: plain.DataLoader, loss_function: plain.LossFunction, recipe: Recipe, device: torch.device
+) -> Callable[[], None]:
+    """A function that trains for an epoch with the plain loop."""
     network = CNN().to(device)
     optimizer = torch.optim.SGD(
         network.parameters(), recipe.lr, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay
@@ -112,24 +129,27 @@ def plain_epoch(batches, loss_function, recipe, device):
     return partial(plain.train, network, batches, optimizer, 1, device, loss_function)
 
 
-def faster_precision(setting):
-    """Of our training steps on this machine."""
+def faster_precision(setting: Setting) -> Precision:
+    """The precision in which our training steps are faster on this machine."""
     training, validation = (setting.splits[name].first(count) for name, count in (("train", 2560), ("validation", 10)))
 
-    def seconds_in(precision):
+    def seconds_in(precision: Precision) -> float:
         epochs = (our_epoch(training, validation, None, SHORT, setting.device, precision=precision) for _ in range(2))
         return min(epochs)
 
-    return min(("float32", "bfloat16"), key=seconds_in)
+    precisions: tuple[Precision, ...] = ("float32", "bfloat16")
+    return min(precisions, key=seconds_in)
 
 
-def best_workers(setting, split, transform, batch_size, loss_function):
+def best_workers(
+    setting: Setting, split: Split, transform: Callable[[Any], Any], batch_size: int, loss_function: plain.LossFunction
+) -> int:
     """The number of DataLoader workers with which an epoch on the split is fastest."""
-    keep_freed_memory()  # as in what is timed, which ours has told it
-    seconds = {}
-    for workers in range(setting.pick(os.cpu_count(), 1) + 1):
+    keep_freed_memory()  # as our training does, in the process in which both are timed later
+    seconds: dict[int, float] = {}
+    for workers in range(setting.pick(os.cpu_count() or 1, 1) + 1):
         batches = plain.loader(plain.PILImages(split, transform), batch_size, workers, shuffle=True)
         epoch = plain_epoch(batches, loss_function, RECIPES["one-cycle"], setting.device)
         epoch()
         seconds[workers] = min(timed(epoch) for _ in range(3))
-    return min(seconds, key=seconds.get)
+    return min(seconds, key=lambda workers: seconds[workers])

@@ -1,16 +1,23 @@
-"""What is made of the benchmarks' report, and docs/performance.md's arithmetic about many processes."""
+"""The benchmarks run, their report is read back and shown, and docs/performance.md computes what gradients weigh."""
 
 import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from benchmarks import tables as benchmark_tables
+from benchmarks.formats import AgreementEntry, AgreementReport, BenchmarkReport, Growth, MemoryGrowth, SpeedGrowth
 from networks import CNN, CNNLSTM
 from networks.cost import multiply_adds
+from tests.helpers.instances import instances
 from tests.helpers.project import ROOT
+from utils.constants import UserError
+from utils.formats import decode, encode, read_document
 
 
 def row(name, seconds, images=None):
@@ -62,8 +69,13 @@ REPORT = {
 }
 
 
+def report_of(**changes) -> BenchmarkReport:
+    """REPORT with some fields changed, as it is read from a file."""
+    return decode(json.dumps({**REPORT, **changes}), BenchmarkReport)
+
+
 def test_document_says_what_the_report_does():
-    text = benchmark_tables.benchmarks_document(REPORT)
+    text = benchmark_tables.benchmarks_document(report_of())
     for part in (
         "a processor, 2 cores, 2 threads, Python 3.12, torch 2.9; digits",
         "| fgsm | 250 | contiguous | 2,000 | 1,000 | 333 | **2.00** (0.02) |",
@@ -81,40 +93,98 @@ def test_document_says_what_the_report_does():
         assert part in text
 
 
-def test_document_of_a_part_of_the_benchmarks():
+def test_document_has_only_the_sections_that_were_run():
     header = {name: REPORT[name] for name in ("dataset", "device", "cores", "threads", "python", "versions", "quick")}
-    assert benchmark_tables.benchmarks_document(header).count("\n\n") == 1
-    assert "no figure means anything" in benchmark_tables.benchmarks_document({**header, "quick": True})
-    assert "## Start-up: import" in benchmark_tables.benchmarks_document({**header, "startup": REPORT["startup"]})
+
+    def document(**fields):
+        return benchmark_tables.benchmarks_document(decode(json.dumps({**header, **fields}), BenchmarkReport))
+
+    assert document().count("\n\n") == 1
+    assert "no figure means anything" in document(quick=True)
+    assert "## Start-up: import" in document(startup=REPORT["startup"])
 
 
-def test_readmes_table_names_the_fastest_of_the_others():
-    table = benchmark_tables.benchmarks_table(REPORT)
+def test_the_short_table_names_the_fastest_of_the_others():
+    table = benchmark_tables.benchmarks_table(report_of())
     assert "| FGSM, batch 250, out of the box | 2,000 images/s | theirs: 1,000 images/s | **2.00** (0.02) |" in table
     assert "| training to 80.374 % |" in table
-    slow = {**REPORT, "adversarial-sets": [{"epsilons": 10, "images": 1000, "rows": [*PAIR, row("slow", 3.0, 1000)]}]}
-    assert all(
-        f"10 epsilon | 2,000 images/s | {name}" in benchmark_tables.benchmarks_table(slow)
-        for name in ("theirs", "slow")
-    )
+    three = [{"epsilons": 10, "images": 1000, "rows": [*PAIR, row("slow", 3.0, 1000)]}]
+    slow = benchmark_tables.benchmarks_table(report_of(**{"adversarial-sets": three}))
+    assert all(f"10 epsilon | 2,000 images/s | {name}" in slow for name in ("theirs", "slow"))
+
+
+@st.composite
+def growths(draw, schema: type[Growth]):
+    """Measurements that grow with one thing."""
+    axis = draw(st.sampled_from(["width", "batch", "network", "images", "steps", "threads"]))
+    values = {name: st.none() for name in ("width", "batch", "network", "images", "steps", "threads")}
+    values[axis] = st.text(min_size=1, max_size=10) if axis == "network" else st.integers(1, 10**9)
+    return draw(instances(schema, **values))
+
+
+REPORTS = {
+    BenchmarkReport: instances(
+        BenchmarkReport,
+        growth=st.none() | st.lists(growths(SpeedGrowth), max_size=3),
+        memory=st.none() | st.lists(growths(MemoryGrowth), max_size=3),
+    ),
+    AgreementReport: instances(AgreementReport, entries=st.lists(instances(AgreementEntry), max_size=3)),
+}
+
+
+@settings(max_examples=25, deadline=None)
+@given(REPORTS[BenchmarkReport])
+def test_every_report_of_the_benchmarks_is_read_back_and_shown(report):
+    assert decode(encode(report), BenchmarkReport) == report
+    assert benchmark_tables.benchmarks_document(report).encode()
+    assert benchmark_tables.benchmarks_table(report).encode()
+
+
+@settings(max_examples=25, deadline=None)
+@given(REPORTS[AgreementReport])
+def test_every_report_of_the_agreement_is_read_back_and_shown(report):
+    assert decode(encode(report), AgreementReport) == report
+    assert benchmark_tables.agreement_table(report).encode()
+
+
+@pytest.mark.parametrize(
+    ("section", "change"),
+    [
+        ("attacks", lambda attacks: attacks[0].update(rows=[])),
+        ("attacks", lambda attacks: attacks[0].update(peers_memory_format="x")),
+        ("training", lambda trainings: trainings[0]["rows"].pop()),
+        ("growth", lambda growth: growth[0].pop("width")),
+        ("growth", lambda growth: growth[0].update(batch=3)),
+        ("time-to-accuracy", lambda timed: timed["accuracies"].update(ours=[81])),
+    ],
+)
+def test_a_report_that_no_table_could_show_is_refused_in_one_line(section, change, tmp_path):
+    changed = json.loads(json.dumps(REPORT))
+    change(changed[section])
+    path = tmp_path / "benchmarks.json"
+    path.write_text(json.dumps(changed))
+    with pytest.raises(UserError, match=rf"benchmarks\.json is not a report \({section}") as raised:
+        read_document(path, BenchmarkReport, "a report")
+    assert "\n" not in str(raised.value)
 
 
 SECTIONS = ("startup", "adversarial-sets", "training", "time-to-accuracy", "processes", "growth", "memory")
 
 
-def quick_run(python, folder, *sections):
-    command = [python, "-m", "benchmarks.run", "--quick", "--results", str(folder), *sections]
+def quick_run(python: object, folder: Path, *sections: str) -> BenchmarkReport:
+    """Run sections on a few digits and return the report."""
+    command = [str(python), "-m", "benchmarks.run", "--quick", "--results", str(folder), *sections]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
-    return json.loads((folder / "benchmarks.json").read_text(encoding="utf-8"))
+    return read_document(folder / "benchmarks.json", BenchmarkReport, "a report")
 
 
-def test_every_section_runs_and_what_is_done_is_kept(tmp_path):
+def test_every_section_runs_and_earlier_sections_are_kept(tmp_path):
     first = quick_run(sys.executable, tmp_path, "growth", "memory")
-    report = quick_run(sys.executable, tmp_path, *(name for name in SECTIONS if name not in first))
-    assert report["quick"]
-    assert first.items() <= report.items()
-    assert set(SECTIONS) <= report.keys()
+    report = quick_run(sys.executable, tmp_path, *(name for name in SECTIONS if name not in ("growth", "memory")))
+    assert report.quick
+    assert (report.growth, report.memory) == (first.growth, first.memory)
+    assert all(getattr(report, section.replace("-", "_")) for section in SECTIONS)
     text = (tmp_path / "benchmarks.md").read_text(encoding="utf-8")
     assert text == benchmark_tables.benchmarks_document(report)
     assert all(
@@ -138,13 +208,13 @@ def test_attacks_find_what_the_peers_find(tmp_path):
     if not python.exists():
         pytest.skip("the peers are not here: make .venv-peers/installed")
     report = quick_run(python, tmp_path, "attacks")
-    assert [(part["attack"], part["batch"]) for part in report["attacks"][::2]] == [
+    assert [(speed.attack, speed.batch) for speed in report.attacks[::2]] == [
         ("fgsm", 1),
         ("fgsm", 8),
         ("pgd-20", 1),
         ("pgd-20", 8),
     ]
-    assert all(len(part["rows"]) == 4 for part in report["attacks"])
+    assert all(len(speed.rows) == 4 for speed in report.attacks)
 
 
 @pytest.mark.parametrize(("title", "network"), [("CNN", CNN), ("CNN-LSTM", CNNLSTM)])

@@ -49,7 +49,8 @@ def _values(info: Any) -> SearchStrategy:
             return _values(info.type)
         case inspect.ListType() | inspect.VarTupleType():
             kind = list if isinstance(info, inspect.ListType) else tuple
-            return st.lists(_values(info.item_type), max_size=3).map(kind)
+            fewest = info.min_length or 0
+            return st.lists(_values(info.item_type), min_size=fewest, max_size=max(fewest, 3)).map(kind)
         case inspect.TupleType():
             return st.tuples(*map(_values, info.item_types))
         case inspect.DictType():

@@ -1,0 +1,155 @@
+"""The reports of the benchmarks, results/benchmarks.json, and of the agreement with a peer, results/agreement.json.
+
+A section of the benchmarks that has not been run is None.
+"""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from utils.formats import (
+    Count,
+    Document,
+    Fraction,
+    Name,
+    Positive,
+    Precision,
+    Radius,
+    Record,
+    Seconds,
+    Sha256,
+    Text,
+    Versions,
+)
+
+Ratio = Annotated[float, Meta(ge=0, le=1e18)]  # times faster
+Speed = Annotated[float, Meta(ge=0, le=1e18)]  # images per second
+
+
+class Row(Record, frozen=True, kw_only=True):
+    """One contender of a comparison: medians and interquartile ranges of its rounds."""
+
+    name: Name
+    seconds: Seconds
+    seconds_iqr: Seconds | None  # None: the seconds are the mean of two
+    images_per_second: Speed | None  # None: not a matter of images
+    ratio: Ratio  # how many times faster ours was in the same round
+    ratio_iqr: Ratio
+
+
+Rows = Annotated[list[Row], Meta(min_length=2)]  # ours first, then the others
+
+
+class AttackSpeed(Record, frozen=True, kw_only=True):
+    """One attack on batches of one size, ours and the peers'."""
+
+    attack: Name
+    batch: Positive
+    peers_memory_format: Literal["contiguous_format", "channels_last"]
+    rows: Rows
+
+
+class SetSpeed(Record, frozen=True, kw_only=True):
+    """Adversarial sets against a transform that attacks image by image."""
+
+    epsilons: Positive  # how many radii
+    images: Positive
+    rows: Rows
+
+
+class TrainingSpeed(Record, frozen=True, kw_only=True):
+    """One epoch with a defence."""
+
+    defense: Name
+    rows: Rows
+
+
+class TimedTraining(Record, frozen=True, kw_only=True):
+    """Whole trainings, and what they came to."""
+
+    precision: Precision
+    epochs: Positive  # of ours
+    accuracies: dict[Name, list[Fraction]]  # contender -> an accuracy for each seed
+    rows: Rows
+
+
+class Growth(Record, frozen=True, kw_only=True):
+    """One measurement of how a cost grows with a number or a name: exactly one of the first six fields."""
+
+    width: Positive | None = None
+    batch: Positive | None = None
+    network: Name | None = None
+    images: Positive | None = None
+    steps: Positive | None = None
+    threads: Positive | None = None
+    what: Text  # was measured
+
+    def __post_init__(self) -> None:
+        if len(self._axes()) != 1:
+            raise ValueError(f"it grows with {len(self._axes())} things instead of one")
+
+    def _axes(self) -> list[str]:
+        axes = {name: getattr(self, name) for name in ("width", "batch", "network", "images", "steps", "threads")}
+        return [f"{name} {value}" for name, value in axes.items() if value is not None]
+
+    @property
+    def axis(self) -> str:
+        """What it grows with, and where it was measured: "width 32"."""
+        return self._axes()[0]
+
+
+class SpeedGrowth(Growth, frozen=True, kw_only=True):
+    """The speed at one point."""
+
+    images_per_second: Speed
+
+
+class MemoryGrowth(Growth, frozen=True, kw_only=True):
+    """The peak memory of a process at one point."""
+
+    peak_mebibytes: Count
+
+
+class BenchmarkReport(Document, frozen=True, kw_only=True):
+    """results/benchmarks.json."""
+
+    dataset: Literal["cifar10", "digits"]
+    device: Text
+    cores: Positive
+    threads: Positive
+    python: Name
+    versions: Versions
+    quick: bool  # whether it only shows that everything runs; no figure means anything then
+    startup: dict[Text, Rows] | None = None
+    attacks: list[AttackSpeed] | None = None
+    adversarial_sets: list[SetSpeed] | None = msgspec.field(name="adversarial-sets", default=None)
+    training: list[TrainingSpeed] | None = None
+    time_to_accuracy: TimedTraining | None = msgspec.field(name="time-to-accuracy", default=None)
+    processes: TimedTraining | None = None
+    growth: list[SpeedGrowth] | None = None
+    memory: list[MemoryGrowth] | None = None
+
+
+class AgreementEntry(Record, frozen=True, kw_only=True):
+    """One network under our attacks and the peer's."""
+
+    name: Name
+    sha256: Sha256
+    fgsm: Fraction  # the accuracy under ours
+    peer_fgsm: Fraction
+    pgd: Fraction
+    peer_pgd: Fraction
+    pixels: Count
+    pixels_that_differ: Count  # in the examples of the two FGSMs
+
+
+class AgreementReport(Document, frozen=True, kw_only=True):
+    """results/agreement.json."""
+
+    peer: Text  # its name and version
+    torch: Text  # its version
+    epsilon: Radius
+    steps: Positive  # of PGD
+    examples: Positive
+    entries: list[AgreementEntry] = msgspec.field(name="networks")
