@@ -184,7 +184,8 @@ def prepare_training(
         training = replace(training, direction=signs.direction)
     if not args.quiet:
         defended = f", {args.defense} at {args.epsilon:g}" if args.epsilon else ""
-        print(f"training {network}, width {args.width}, on {len(training):,} {args.dataset} images{defended}, {device}")
+        data = f"{len(training):,} {args.dataset} images"
+        print(f"training {network}, width {args.width}, on {data}{defended}, {device}", flush=True)
     return training, validation, defense
 
 
