@@ -1,7 +1,5 @@
-"""The notebooks: they run from top to bottom, what is stored in them is in order, and the explorer explores."""
+"""The notebooks: they run from top to bottom, and what is stored in them is in order."""
 
-import base64
-import io
 import os
 import re
 import shutil
@@ -10,38 +8,31 @@ import subprocess
 import sys
 import time
 import urllib.request
-from dataclasses import replace
 from pathlib import Path
 
-import matplotlib.image
-import matplotlib.pyplot as plt
 import nbformat
 import papermill
 import pytest
-import torch
 
-from study.formats import read_robustness
-from study.formats import read_study as read_report
+from study import tables
+from study.formats import read_robustness, read_whole_study
 from tests.helpers.project import QUICK, ROOT
-from utils import tables
-from utils.checkpoints import load_checkpoint
-from utils.data import to_unit_range
-from utils.evaluation import predictions
-from utils.explorer import CHOICES, WIDGET, Explorer
+from utils.explorer import WIDGET
 
 NAMES = ("main", "cnn", "rnn", "analysis")
 
 
-def stored(name):
+def stored(name: str) -> nbformat.NotebookNode:
+    """The notebook as it is in the repository."""
     return nbformat.read(ROOT / f"{name}.ipynb", as_version=4)
 
 
-def code_cells(notebook):
+def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def text_of(notebook):
-    """All that the outputs say."""
+def text_of(notebook: nbformat.NotebookNode) -> str:
+    """All text of the outputs."""
     outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
     return "\n".join(
         output.get("text", "") + "".join(v for k, v in output.get("data", {}).items() if k.startswith("text/"))
@@ -65,7 +56,7 @@ def test_stored_outputs_are_in_order_and_complete(name):
             assert any("image/png" in of_an_output for of_an_output in data), cell.source
         if "print(" in cell.source or "display(" in cell.source:
             assert cell.outputs, cell.source
-        assert not any(WIDGET in of_an_output for of_an_output in data), "a progress bar, or a widget that is dead"
+        assert not any(WIDGET in of_an_output for of_an_output in data), "a progress bar or a dead widget"
     assert (ROOT / f"{name}.ipynb").stat().st_size < 1.5 * 2**20
     written = text_of(notebook) + "".join(cell.source for cell in notebook.cells)
     assert not re.search(r"/(home|root|tmp|work|usr|Users)/", written)
@@ -85,12 +76,12 @@ def test_set_up_and_rhythm(name):
 
 
 def test_headline_numbers_are_those_of_the_results():
-    study = read_report(ROOT / "results" / "study.json")
-    for name, network in (("cnn", "cnn"), ("rnn", "cnn-lstm")):
+    study = read_whole_study(ROOT / "results" / "study.json")
+    for name, architecture in (("cnn", "cnn"), ("rnn", "cnn-lstm")):
         text = text_of(stored(name))
-        baseline, *_ = tables.part(study, "study", network)
-        assert f"10,000 test images: {baseline['transfer'][0]['accuracy']:.2%} correct" in text
-        assert tables.transfer_table(study, network) in text
+        baseline, *_ = study.entries_of("study", architecture)
+        assert f"10,000 test images: {baseline.transfer[0].accuracy:.2%} correct" in text
+        assert tables.transfer_table(study, architecture) in text
     robustness, text = read_robustness(ROOT / "results" / "robustness.json"), text_of(stored("analysis"))
     for table in (tables.robustness_table(robustness), tables.conclusion_table(study, robustness)):
         assert table in text
@@ -101,7 +92,7 @@ def test_headline_numbers_are_those_of_the_results():
 # ---- as they run ----
 
 
-def execute(name, folder, **parameters):
+def execute(name: str, folder: Path, **parameters: object) -> nbformat.NotebookNode:
     """Run the notebook in that folder and return it."""
     output = folder / f"{name}-run.ipynb"
     environment = {"PYTHONPATH": str(ROOT), "DATA_DIR": os.environ.get("DATA_DIR", ""), "MPLBACKEND": ""}
@@ -120,7 +111,8 @@ def execute(name, folder, **parameters):
     return nbformat.read(output, as_version=4)
 
 
-def assert_ran(notebook):
+def assert_ran(notebook: nbformat.NotebookNode) -> None:
+    """Every cell ran without an error or a warning, and there are pictures."""
     assert all(cell.execution_count for cell in code_cells(notebook))
     outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
     assert all(output.output_type != "error" for output in outputs)
@@ -130,7 +122,7 @@ def assert_ran(notebook):
 
 @pytest.fixture(scope="session")
 def demo(quick_study, script, tmp_path_factory):
-    """A folder in which the demo was made, quickly."""
+    """A folder in which a quick demo was made."""
     folder = tmp_path_factory.mktemp("made") / "demo"
     shutil.copytree(quick_study, folder)
     for name in ("cnn", "cnn-lstm"):
@@ -161,75 +153,7 @@ def test_retrain_trains(tmp_path):
     assert not (tmp_path / "results").exists()
 
 
-# ---- the explorer ----
-
-
-@pytest.fixture
-def explorer(digits, trained):
-    networks = {"baseline": load_checkpoint(trained("cnn")), "other": load_checkpoint(trained("cnn-lstm"))}
-    return Explorer(digits["test"], networks, largest=100)
-
-
-def shown(picture):
-    """The pixels of a PNG."""
-    return matplotlib.image.imread(io.BytesIO(picture))
-
-
-def test_every_choice_changes_the_picture(explorer):
-    before = shown(explorer.picture.value)
-    for choice, value in (
-        (explorer.levels, 12),
-        (explorer.image, 3),
-        (explorer.network, "other"),
-        (explorer.attack, "PGD, 10 steps"),
-        (explorer.levels, 0),
-    ):
-        choice.value = value
-        after = shown(explorer.picture.value)
-        below = len(after) // 8  # without the title, which would differ in any case
-        assert (after[below:] != before[below:]).any(), choice
-        before = after
-
-
-@pytest.mark.parametrize("name", ["baseline", "other"])
-@pytest.mark.parametrize("attack", CHOICES)
-def test_figure_shows_the_attack(name, attack, explorer):
-    explorer.image.value, explorer.attack.value, explorer.levels.value = 2, attack, 51
-    figure = explorer.figure([name])
-    image, perturbation, adversarial, bars = figure.axes
-    images, labels = explorer.split.take(torch.tensor([2]))
-    crafted = CHOICES[attack](explorer.networks[name], images, labels, epsilon=51 / 255)
-    for drawn, expected in ((image, images), (adversarial, crafted)):
-        torch.testing.assert_close(torch.tensor(drawn.images[0].get_array()).permute(2, 0, 1)[None], expected)
-    assert perturbation.get_title() == f"perturbation, magnified {0.5 / (crafted - images).abs().max():.3g} times"
-    wanted = explorer.networks[name](torch.cat([images, crafted])).softmax(1).detach()
-    drawn = torch.tensor([bar.get_width() for bar in bars.patches]).float().view(2, 10)
-    torch.testing.assert_close(drawn / 100, wanted, atol=1e-5, rtol=0)
-    plt.close(figure)
-
-
-def test_where_widgets_do_not_live_a_picture_of_all_networks_stands_in(explorer):
-    bundle = explorer._repr_mimebundle_()
-    assert bundle[WIDGET]["model_id"] == explorer.box.model_id
-    one, all_of_them = shown(explorer.picture.value), shown(base64.b64decode(bundle["image/png"]))
-    (height, width, _), (taller, wider, _) = one.shape, all_of_them.shape
-    assert taller / wider == pytest.approx(2 * height / width)
-
-
-def test_picture_changes_within_half_a_second(digits):
-    """With the widest network and the slowest attack, on an image whose label no step changes."""
-    robust = load_checkpoint(ROOT / "models" / "cnn-robust.safetensors")
-    split = digits["test"].first(2)
-    split = replace(split, labels=predictions(robust, to_unit_range(split.images)))
-    explorer = Explorer(split, {"robust": robust})
-    explorer.attack.value = "PGD, 10 steps"
-    seconds = []
-    for level in (1, 2, 3, 2, 1):
-        start = time.perf_counter()
-        explorer.levels.value = level
-        seconds.append(time.perf_counter() - start)
-    assert sorted(seconds)[2] < 0.5
-
+# ---- in a browser ----
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

@@ -1,7 +1,6 @@
 """What the repository ships and says: checkpoints, model card, README and results agree with each other."""
 
 import hashlib
-import json
 import os
 import re
 import subprocess
@@ -11,13 +10,15 @@ from statistics import mean
 
 import pytest
 import torch
+from msgspec.structs import replace
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attacks import fgsm
 from benchmarks import tables as benchmark_tables
+from benchmarks.formats import AgreementReport, BenchmarkReport
 from study import robustness, tables
-from study.formats import find, read_robustness
-from study.formats import read_study as read_report
+from study.formats import StudyEntry, read_robustness, read_whole_study
 from study.paper import PRINTED, REMEASURED
 from tests.helpers.project import ROOT
 from utils.checkpoints import file_digest, load_checkpoint, read_metadata
@@ -25,53 +26,59 @@ from utils.constants import PGD_20, RADIUS
 from utils.data import load_split
 from utils.diagnosis import diagnose
 from utils.evaluation import accuracy, evaluate, evaluate_fgsm
+from utils.formats import LogHeader, TestReport, TrainingArguments, read_document
+from utils.runs import read_log
+from utils.tables import percent
 from utils.validation import collapse_warning
 
-STUDY = read_report(ROOT / "results" / "study.json")
-SHIPPED = [entry["name"] for entry in tables.part(STUDY, "study")]
-ROBUSTNESS = read_robustness(ROOT / "results" / "robustness.json")
-LOGS = robustness.training_logs(ROOT / "models", ROOT / "results")
+RESULTS, MODELS = ROOT / "results", ROOT / "models"
+STUDY = read_whole_study(RESULTS / "study.json")
+SHIPPED = [entry.name for entry in STUDY.entries_of("study")]
+ROBUSTNESS = read_robustness(RESULTS / "robustness.json")
+LOGS = robustness.training_logs(MODELS, RESULTS)
 ROBUST = ["cnn-robust", "cnn-lstm-robust"]
 DIAGNOSES = [
-    json.loads((ROOT / "results" / "diagnosis" / f"{e['name']}.json").read_text(encoding="utf-8"))
-    for e in ROBUSTNESS["networks"]
+    read_document(RESULTS / "diagnosis" / f"{entry.name}.json", TestReport, "a test report")
+    for entry in ROBUSTNESS.entries
 ]
+BENCHMARKS = read_document(RESULTS / "benchmarks.json", BenchmarkReport, "a report of the benchmarks")
 
 
-def entry(name):
-    return next(e for e in STUDY["networks"] if e["name"] == name)
+def entry(name: str) -> StudyEntry:
+    """The study's entry of the network of that name."""
+    return next(entry for entry in STUDY.entries if entry.name == name)
 
 
-def result(name):
-    return json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))
+def asked(header: LogHeader) -> TrainingArguments:
+    """The training that a log is of, without its machine."""
+    return TrainingArguments(**{name: getattr(header, name) for name in TrainingArguments.__struct_fields__})
 
 
 @pytest.mark.parametrize("name", SHIPPED + ROBUST)
 def test_model_card_has_the_digest(name):
-    digest = hashlib.sha256((ROOT / "models" / f"{name}.safetensors").read_bytes()).hexdigest()
+    digest = hashlib.sha256((MODELS / f"{name}.safetensors").read_bytes()).hexdigest()
     assert f"`{digest}`" in (ROOT / "models" / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_log_belongs_to_the_checkpoint(name):
-    metadata = read_metadata(ROOT / "models" / f"{name}.safetensors")
-    first, *epochs = map(json.loads, (ROOT / "models" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines())
-    assert first.items() >= metadata["training"].items()
-    assert len(epochs) == metadata["epochs"] == metadata["training"]["epochs"]
-    assert epochs[-1]["validation_accuracy"] == metadata["validation_accuracy"]
+    header, log = read_metadata(MODELS / f"{name}.safetensors"), read_log(MODELS / f"{name}.jsonl")
+    assert asked(log.arguments) == header.training
+    assert len(log.epochs) == header.epochs == header.training.epochs
+    assert log.epochs[-1].validation_accuracy == header.validation_accuracy
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_checkpoint_is_the_one_of_the_study(name):
-    path = ROOT / "models" / f"{name}.safetensors"
-    assert file_digest(path) == entry(name)["sha256"]
-    assert read_metadata(path)["training"] == entry(name)["training"]
+    path = MODELS / f"{name}.safetensors"
+    assert file_digest(path) == entry(name).sha256
+    assert read_metadata(path).training == entry(name).training
 
 
 def test_nothing_else_is_shipped():
     listed = subprocess.run(["git", "ls-files", "models"], cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode:
-        pytest.skip("this is no git checkout: what is shipped cannot be told from what the reader trained")
+        pytest.skip("this is not a git checkout, so shipped files cannot be told from those that the reader trained")
     files = [ROOT / name for name in listed.stdout.split() if name.endswith(".safetensors")]
     assert {path.stem for path in files} == {*SHIPPED, *ROBUST}
     assert sum(path.stat().st_size for path in files if path.stem in SHIPPED) < 11 * 2**20
@@ -80,48 +87,48 @@ def test_nothing_else_is_shipped():
 @pytest.mark.parametrize("name", [name for name in SHIPPED if "0.0" not in name])  # of the others, the digest says it
 def test_shipped_checkpoint_scores_what_results_say(name, cifar10_dir):
     """On the split that chose nothing and on the validation images; rounding differs a little between machines."""
-    network, source = (load_checkpoint(ROOT / "models" / f"{n}.safetensors") for n in (name, entry(name)["network"]))
+    network, source = (load_checkpoint(MODELS / f"{n}.safetensors") for n in (name, entry(name).architecture))
     test, validation = (load_split("cifar10", split, cifar10_dir) for split in ("test", "validation"))
-    expected = [entry(name)["transfer"][index] for index in (0, 1, 5)]
-    results = evaluate_fgsm(network, test, [row["epsilon"] for row in expected[1:]], source=source)
-    assert [r.accuracy for r in results] == pytest.approx([row["accuracy"] for row in expected], abs=0.003)
-    assert accuracy(network, validation) == pytest.approx(entry(name)["validation_accuracy"], abs=0.001)
+    expected = [entry(name).transfer[index] for index in (0, 1, 5)]
+    results = evaluate_fgsm(network, test, [row.epsilon for row in expected[1:]], source=source)
+    assert [r.accuracy for r in results] == pytest.approx([row.accuracy for row in expected], abs=0.003)
+    assert accuracy(network, validation) == pytest.approx(entry(name).validation_accuracy, abs=0.001)
 
 
 # ---- robustness ----
 
 
-def under(name, attack, epsilon=RADIUS, setting="white_box", **options):
-    return find(ROBUSTNESS, name, attack, epsilon, setting, **options)["accuracy"]
+def under(name: str, attack: str, epsilon: float = RADIUS, **options: int) -> float:
+    """The accuracy of a network under a white-box attack, as the report on robustness has it."""
+    return ROBUSTNESS.entry(name).find(attack, epsilon, "white_box", **options).accuracy
 
 
 def test_robustness_is_of_the_shipped_checkpoints_and_real_data():
-    assert (ROBUSTNESS["dataset"], ROBUSTNESS["split"]) == ("cifar10", "test")
+    assert (ROBUSTNESS.dataset, ROBUSTNESS.split) == ("cifar10", "test")
     assert tables.tested_counts(ROBUSTNESS) == (10_000, 1_000)
     paths = [path for _, path in robustness.checkpoint_paths(ROOT / "models")]
-    assert [e["name"] for e in ROBUSTNESS["networks"]] == [path.stem for path in paths]
-    assert [e["sha256"] for e in ROBUSTNESS["networks"]] == [file_digest(path) for path in paths]
+    assert [entry.name for entry in ROBUSTNESS.entries] == [path.stem for path in paths]
+    assert [entry.sha256 for entry in ROBUSTNESS.entries] == [file_digest(path) for path in paths]
     plan = robustness.tests(10_000, 1_000)
-    assert all(test.find(e["results"]) for e in ROBUSTNESS["networks"] for test in plan)
+    assert all(test.find(entry.results) for entry in ROBUSTNESS.entries for test in plan)
 
 
 @pytest.mark.parametrize("name", ROBUST)
 def test_log_of_a_robust_network_belongs_to_it(name):
-    metadata = read_metadata(ROOT / "models" / f"{name}.safetensors")
-    first, *epochs = map(json.loads, (ROOT / "models" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines())
-    assert first.items() >= metadata["training"].items()
-    assert len(epochs) == metadata["training"]["epochs"]
-    kept = epochs[metadata["epochs"] - 1]
-    assert kept["choosing_accuracy"] == max(epoch["choosing_accuracy"] for epoch in epochs)
-    assert kept.items() >= {key: value for key, value in metadata.items() if key.endswith("_accuracy")}.items()
+    header, log = read_metadata(MODELS / f"{name}.safetensors"), read_log(MODELS / f"{name}.jsonl")
+    assert asked(log.arguments) == header.training
+    assert len(log.epochs) == header.training.epochs
+    kept = log.epochs[header.epochs - 1]
+    assert kept.choosing_accuracy == max(epoch.choosing_accuracy for epoch in log.epochs)
+    for field in ("validation_accuracy", "robust_accuracy", "choosing_accuracy"):
+        assert getattr(header, field) in (None, getattr(kept, field))
 
 
 @pytest.mark.parametrize(("name", "autoattack", "clean"), [("cnn-robust", 0.33, 0.65), ("cnn-lstm-robust", 0.29, 0.60)])
 def test_robust_networks_hold(name, autoattack, clean):
     assert under(name, "autoattack") >= autoattack
     assert under(name, "fgsm", 0.0) >= clean
-    (tested,) = (e for e in ROBUSTNESS["networks"] if e["name"] == name)
-    assert tested["parameters"] <= 4_000_000
+    assert ROBUSTNESS.entry(name).parameters <= 4_000_000
     assert under(name, "autoattack") <= under(name, "pgd", steps=50) <= under(name, "pgd", steps=20)
 
 
@@ -133,7 +140,7 @@ def test_baselines_and_the_studys_defence_hold_nothing(name):
 
 @pytest.mark.parametrize("name", ROBUST)
 def test_robust_checkpoint_scores_what_results_say(name, cifar10_dir):
-    network = load_checkpoint(ROOT / "models" / f"{name}.safetensors")
+    network = load_checkpoint(MODELS / f"{name}.safetensors")
     test = load_split("cifar10", "test", cifar10_dir)
     assert accuracy(network, test) == pytest.approx(under(name, "fgsm", 0.0), abs=0.003)
     attacked = evaluate(network, test.first(1000), "pgd", 0.1, options=PGD_20)
@@ -141,26 +148,27 @@ def test_robust_checkpoint_scores_what_results_say(name, cifar10_dir):
 
 
 @pytest.mark.parametrize(
-    ("name", "report"), [(e["name"], report) for e, report in zip(ROBUSTNESS["networks"], DIAGNOSES, strict=True)]
+    ("name", "report"),
+    [(entry.name, report) for entry, report in zip(ROBUSTNESS.entries, DIAGNOSES, strict=True)],
 )
 def test_verdicts_are_the_expected_ones(name, report):
-    diagnosis = report["diagnosis"]
-    assert (report["dataset"], report["split"]) == ("cifar10", "test")
-    assert Path(report["checkpoint"]).stem == name
-    assert report["sha256"] == file_digest(ROOT / "models" / f"{name}.safetensors")
-    assert diagnosis["epsilon"] == RADIUS
-    assert report["examples"] >= (100 if name in ROBUST else 500)
-    failed = [check["name"] for check in diagnosis["checks"] if not check["passed"]]  # or not run
+    diagnosis = report.diagnosis
+    assert (report.dataset, report.split) == ("cifar10", "test")
+    assert Path(report.checkpoint).stem == name
+    assert report.sha256 == file_digest(MODELS / f"{name}.safetensors")
+    assert diagnosis.epsilon == RADIUS
+    assert report.examples >= (100 if name in ROBUST else 500)
+    failed = [check.name for check in diagnosis.checks if not check.passed]  # or not run
     if "augment" in name:
-        assert diagnosis["verdict"].startswith("label leaking")
+        assert diagnosis.verdict.startswith("label leaking")
         assert len(failed) == 1
     else:
-        assert diagnosis["verdict"] == "trustworthy"
+        assert diagnosis.verdict == "trustworthy"
         assert not failed
     if "robust" in name:
-        assert diagnosis["robust_accuracy"] > 0.25
+        assert diagnosis.robust_accuracy > 0.25
     else:
-        assert diagnosis["robust_accuracy"] <= 0.01
+        assert diagnosis.robust_accuracy <= 0.01
 
 
 @pytest.mark.parametrize(
@@ -168,8 +176,8 @@ def test_verdicts_are_the_expected_ones(name, report):
     [("cnn", "cnn-lstm", 200), ("cnn-fgsm-augment-0.2", "cnn", 500), ("cnn-lstm-robust", "cnn-lstm", 16)],
 )
 def test_shipped_checkpoint_is_diagnosed_anew(name, source, examples, cifar10_dir):
-    """With so few images for the robust network, on which attacks take their time, that only gross faults are seen."""
-    network, source = (load_checkpoint(ROOT / "models" / f"{n}.safetensors") for n in (name, source))
+    """Attacks on the robust network take long, so it gets few images, and only large mistakes are seen."""
+    network, source = (load_checkpoint(MODELS / f"{n}.safetensors") for n in (name, source))
     test = load_split("cifar10", "test", cifar10_dir).first(examples)
     diagnosis = diagnose(network, test, source=source, queries=100)
     if "augment" in name:
@@ -181,11 +189,11 @@ def test_shipped_checkpoint_is_diagnosed_anew(name, source, examples, cifar10_di
 
 def test_fgsm_overfits_catastrophically_and_n_fgsm_does_not():
     logs = {
-        (log[0]["defense"]["name"], round(255 * log[0]["defense"]["epsilon"]), log[0]["width"]): log
-        for log in LOGS["overfitting"]
+        (log.arguments.defense_name, round(255 * log.arguments.defense_epsilon), log.arguments.width): log
+        for log in LOGS.overfitting
     }
     fgsm_log, n_fgsm_log = logs["fgsm", 16, 32], logs["n-fgsm", 16, 32]
-    assert {**fgsm_log[0], "defense": None} == {**n_fgsm_log[0], "defense": None}
+    assert replace(fgsm_log.arguments, defense=None) == replace(n_fgsm_log.arguments, defense=None)
     named = {
         settings: any(collapse_warning(log.epochs[:end]) for end in range(1, len(log.epochs) + 1))
         for settings, log in logs.items()
@@ -195,74 +203,71 @@ def test_fgsm_overfits_catastrophically_and_n_fgsm_does_not():
 
 
 def test_torchattacks_agrees():
-    report = json.loads((ROOT / "results" / "agreement.json").read_text(encoding="utf-8"))
+    report = read_document(RESULTS / "agreement.json", AgreementReport, "a report of the agreement")
     assert benchmark_tables.agreement_table(report) in DOCS["robustness"]
-    assert report["examples"] == 1000
-    digests = {e["name"]: e["sha256"] for e in ROBUSTNESS["networks"]}
-    assert [row["name"] for row in report["networks"]] == list(digests)
-    for row in report["networks"]:
-        assert row["sha256"] == digests[row["name"]]
-        assert row["pixels_that_differ"] < row["pixels"] / 100_000
-        assert row["fgsm"] == row["peer_fgsm"]
-        assert abs(row["pgd"] - row["peer_pgd"]) <= 0.01
+    assert report.examples == 1000
+    assert [entry.name for entry in report.entries] == [entry.name for entry in ROBUSTNESS.entries]
+    for compared in report.entries:
+        assert compared.sha256 == ROBUSTNESS.entry(compared.name).sha256
+        assert compared.pixels_that_differ < compared.pixels / 100_000
+        assert compared.fgsm == compared.peer_fgsm
+        assert abs(compared.pgd - compared.peer_pgd) <= 0.01
 
 
 def test_performance_page_shows_the_benchmarks():
-    report = json.loads((ROOT / "results" / "benchmarks.json").read_text(encoding="utf-8"))
-    assert (report["dataset"], report["quick"]) == ("cifar10", False)
-    assert benchmark_tables.benchmarks_table(report) in DOCS["performance"]
-    assert mean(report["time-to-accuracy"]["accuracies"]["ours"]) >= PRINTED["cnn"][None][0] / 100
-    assert (ROOT / "results" / "benchmarks.md").read_text(encoding="utf-8") == benchmark_tables.benchmarks_document(
-        report
-    )
+    assert (BENCHMARKS.dataset, BENCHMARKS.quick) == ("cifar10", False)
+    assert benchmark_tables.benchmarks_table(BENCHMARKS) in DOCS["performance"]
+    assert mean(BENCHMARKS.time_to_accuracy.accuracies["ours"]) >= PRINTED["cnn"][None][0] / 100
+    made = (RESULTS / "benchmarks.md").read_text(encoding="utf-8")
+    assert made == benchmark_tables.benchmarks_document(BENCHMARKS)
 
 
 @pytest.mark.parametrize(("name", "floor"), [("cnn", 0.88), ("cnn-lstm", 0.865)])
 def test_baselines_are_better_than_the_study_and_fall_to_fgsm(name, floor):
-    report = result(name)
-    assert (report["dataset"], report["split"], report["examples"]) == ("cifar10", "test", 10_000)
-    assert report["clean_accuracy"] >= floor
-    assert {attack["setting"] for attack in report["attacks"]} == {"white_box"}
-    assert max(attack["accuracy"] for attack in report["attacks"]) < report["clean_accuracy"] - 0.3
+    report = read_document(RESULTS / f"{name}.json", TestReport, "a test report")
+    assert (report.dataset, report.split, report.examples) == ("cifar10", "test", 10_000)
+    assert report.clean_accuracy >= floor
+    assert {attack.setting for attack in report.attacks} == {"white_box"}
+    assert max(attack.accuracy for attack in report.attacks) < report.clean_accuracy - 0.3
 
 
 def test_study_is_of_all_test_images_and_every_network():
-    assert (STUDY["dataset"], STUDY["split"], STUDY["examples"]) == ("cifar10", "test", 10_000)
-    assert [len(tables.part(STUDY, name)) for name in ("study", "reproduction", "spread")] == [10, 4, 6]
-    assert {e["training"]["width"] for e in STUDY["networks"]} == {32}
+    assert (STUDY.dataset, STUDY.split, STUDY.examples) == ("cifar10", "test", 10_000)
+    assert [len(STUDY.entries_of(part)) for part in ("study", "reproduction", "spread")] == [10, 4, 6]
+    assert {entry.training.width for entry in STUDY.entries} == {32}
 
 
-@pytest.mark.parametrize("network", ["cnn", "cnn-lstm"])
-def test_retrained_networks_are_more_accurate_than_the_studys(network):
+@pytest.mark.parametrize("architecture", ["cnn", "cnn-lstm"])
+def test_retrained_networks_are_more_accurate_than_the_studys(architecture):
     """Clean, by 5.5 points at least; retrained on 0.2, in every cell. docs/results.md lists the others."""
-    for e in tables.part(STUDY, "study", network):
-        if e["training_epsilon"] is not None:
-            assert 100 * e["transfer"][0]["accuracy"] >= PRINTED[network][e["training_epsilon"]][0] + 5.5
-    missed = {(e["network"], e["training_epsilon"]) for e, _, _ in tables.misses(STUDY)}
-    assert (network, 0.2) not in missed
+    for retrained in STUDY.entries_of("study", architecture)[1:]:
+        printed = PRINTED[architecture][retrained.training_epsilon]
+        assert 100 * retrained.transfer[0].accuracy >= printed[0] + 5.5
+    missed = {(entry.architecture, entry.training_epsilon) for entry, *_ in tables.misses(STUDY)}
+    assert (architecture, 0.2) not in missed
 
 
 @pytest.mark.parametrize("name", [name for name in SHIPPED if "augment" in name])
 def test_retrained_networks_fall_to_their_own_gradient(name):
-    """Why the transferred figures are no defence: white-box, most of the accuracy is gone."""
-    transfer, white_box = entry(name)["transfer"], entry(name)["white_box"]
+    """Why the transferred figures do not show a defence: white-box, most of the accuracy is gone."""
+    transfer, white_box = entry(name).transfer, entry(name).white_box
     assert white_box[0] == transfer[0]
-    assert max(row["accuracy"] for row in white_box[1:]) < white_box[0]["accuracy"] / 2
+    assert max(row.accuracy for row in white_box[1:]) < white_box[0].accuracy / 2
 
 
 @pytest.mark.parametrize("name", ["cnn-paper", "cnn-lstm-paper"])
 def test_papers_recipe_reproduces_the_study(name):
     """Clean within two points; retrained on 0.2, from two points below to six above the one measured alike."""
-    baseline, retrained = tables.part(STUDY, "reproduction", entry(name)["network"])
-    printed, measured = (table[baseline["network"]] for table in (PRINTED, REMEASURED))
-    assert 100 * baseline["transfer"][0]["accuracy"] == pytest.approx(printed[None][0], abs=2)
-    accuracies = [100 * row["accuracy"] for row in retrained["transfer"]]
+    baseline, retrained = STUDY.entries_of("reproduction", entry(name).architecture)
+    printed, measured = (table[baseline.architecture] for table in (PRINTED, REMEASURED))
+    assert 100 * baseline.transfer[0].accuracy == pytest.approx(printed[None][0], abs=2)
+    accuracies = [100 * row.accuracy for row in retrained.transfer]
     differences = [ours - theirs for ours, theirs in zip(accuracies, measured[0.2], strict=True)]
     assert min(differences) > -2
     assert max(differences) < 6.15, "docs/results.md says by how much at most"
 
 
-def crafted_as_in_the_study(network, images, labels, epsilon):
+def crafted_as_in_the_study(network: nn.Module, images: Tensor, labels: Tensor, epsilon: float) -> Tensor:
     """FGSM with batch norm in training mode on batches of one."""
     adversarial = []
     network.train()
@@ -303,7 +308,7 @@ def test_training_on_cifar10_learns_within_two_gibibytes(cifar10_dir, tmp_path):
     training = ["train-cnn.py", "--epochs", "1", "--data-dir", cifar10_dir, "--output", output]
     measured = subprocess.run([sys.executable, "-c", PEAK_MEMORY, *training], cwd=ROOT, capture_output=True, check=True)
     assert int(measured.stdout) < 2 * 2**30
-    assert read_metadata(output)["validation_accuracy"] > 0.5
+    assert read_metadata(output).validation_accuracy > 0.5
 
 
 # ---- README, docs and the model card ----
@@ -321,17 +326,17 @@ def test_readme_is_one_screen():
 
 
 def test_tables_are_made_from_the_report():
-    assert (ROOT / "results" / "tables.md").read_text(encoding="utf-8") == tables.document(STUDY)
+    assert (RESULTS / "tables.md").read_text(encoding="utf-8") == tables.document(STUDY)
 
 
 def test_robustness_tables_are_made_from_the_report_and_quoted():
-    made = (ROOT / "results" / "robustness.md").read_text(encoding="utf-8")
+    made = (RESULTS / "robustness.md").read_text(encoding="utf-8")
     assert made == tables.robustness_document(ROBUSTNESS, LOGS)
     assert tables.robustness_table(ROBUSTNESS) in README
     assert tables.diagnosis_table(DIAGNOSES) in DOCS["robustness"]
-    assert tables.training_table(LOGS["defenses"]) in DOCS["robustness"]
-    assert tables.overfitting_table(LOGS["overfitting"]) in DOCS["robustness"]
-    assert tables.training_table(LOGS["tried"]) in CARD
+    assert tables.training_table(LOGS.defenses) in DOCS["robustness"]
+    assert tables.overfitting_table(LOGS.overfitting) in DOCS["robustness"]
+    assert tables.training_table(LOGS.tried) in CARD
     assert tables.robust_checkpoint_table(ROBUSTNESS) in CARD
     first_table = next(line for line in README.splitlines() if line.startswith("|"))
     assert tables.robustness_table(ROBUSTNESS).startswith(first_table)
@@ -348,12 +353,11 @@ def test_every_table_and_sentence_is_quoted():
 def test_percentages_in_the_prose_are_results():
     """Every "12.34 %" in a sentence of README or docs is a figure of a report or of the study's tables."""
     known = {f"{v:g}" for t in (PRINTED, REMEASURED) for rows in t.values() for row in rows.values() for v in row}
-    for e in STUDY["networks"]:
-        known |= {f"{100 * row['accuracy']:.2f}" for row in e["transfer"] + e["white_box"]}
-    for e in ROBUSTNESS["networks"]:
-        known |= {f"{100 * row['accuracy']:.2f}" for row in e["results"]}
-    report = json.loads((ROOT / "results" / "benchmarks.json").read_text(encoding="utf-8"))
-    known |= {f"{100 * accuracy:.2f}" for seeds in report["processes"]["accuracies"].values() for accuracy in seeds}
+    for e in STUDY.entries:
+        known |= {percent(row.accuracy) for row in (*e.transfer, *e.white_box)}
+    for e in ROBUSTNESS.entries:
+        known |= {percent(row.accuracy) for row in e.results}
+    known |= {percent(reached) for seeds in BENCHMARKS.processes.accuracies.values() for reached in seeds}
     prose = [line for page in (README, *DOCS.values()) for line in page.splitlines() if not line.startswith("|")]
     quoted = re.findall(r"(\d+\.\d+) %", "\n".join(prose))
     assert len(quoted) >= 5
@@ -405,6 +409,6 @@ def test_model_card_names_the_precision_of_each_training():
     """Each command of a retrained network trains in the number format that its checkpoint's header names."""
     commands = re.findall(r"train-(.*)\.py --defense fgsm-augment --epsilon ([\d.]+) --recipe (.*)", CARD)
     for network, epsilon, flags in commands:
-        header = read_metadata(ROOT / "models" / f"{network}-fgsm-augment-{epsilon}.safetensors")
+        header = read_metadata(MODELS / f"{network}-fgsm-augment-{epsilon}.safetensors")
         assert ("--precision bfloat16" in flags) == (header.precision == "bfloat16"), flags
     assert len(commands) == 8
