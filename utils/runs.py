@@ -1,7 +1,7 @@
 """Runs: what a training keeps on the disk, how an interrupted one is resumed, and the log that it leaves."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
+from defenses.losses import Defense
 from utils import distributed
 from utils.adversarial_sets import AugmentedSplit
 from utils.checkpoints import CheckpointError, read_header, read_tensors, save_checkpoint, versions, write_tensors
@@ -26,13 +27,13 @@ from utils.formats import (
     Option,
     RunState,
     TrainingArguments,
-    decode,
     decode_lines,
     encode,
     encode_lines,
 )
 from utils.quoting import one_line, shown
 from utils.recipes import Recipe
+from utils.validation import best_epoch
 
 
 class TrainingError(UserError):
@@ -43,8 +44,7 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C during a training. saved_epochs: how many epochs this run has finished and saved."""
 
     def __init__(self, saved_epochs: int) -> None:
-        saved = f"; {saved_epochs} of its epochs are saved" if saved_epochs else "; no epoch was finished"
-        super().__init__(saved)
+        super().__init__(f"; {saved_epochs} finished epochs are saved" if saved_epochs else "; no epoch was finished")
         self.saved_epochs = saved_epochs
 
 
@@ -58,7 +58,7 @@ def training_arguments(
     *,
     width: int,
     seed: int,
-    defense: Callable[..., Tensor] | None = None,
+    defense: Defense | None = None,
 ) -> TrainingArguments:
     """What was asked of a training: stored in its checkpoint, and compared before a run is resumed.
 
@@ -66,22 +66,17 @@ def training_arguments(
     """
     if defense:
         recipe = recipe.with_defense()  # a defence is a loss of its own and ignores the recipe's label smoothing
-    arguments = TrainingArguments(
-        network=name,
-        width=width,
-        dataset=training.dataset,
-        examples=len(training),
-        defense=described(defense) if defense else training.defense,  # type: ignore[arg-type]  # decode checks it
-        seed=seed,
-        **msgspec.structs.asdict(recipe),
-    )
+    given: dict[str, Any] = {"network": name, "width": width, "dataset": training.dataset, "examples": len(training)}
+    given |= {"seed": seed, "defense": described(defense) if defense else training.defense}
+    arguments = TrainingArguments(**given, **msgspec.structs.asdict(recipe))
     try:
-        return decode(encode(arguments), TrainingArguments)
+        encode(arguments)
     except (TypeError, ValueError) as error:
         raise TrainingError(f"these training arguments are not valid: {one_line(error)}") from error
+    return arguments
 
 
-def described(defense: Callable[..., Tensor]) -> str | dict[str, Any]:
+def described(defense: Defense) -> str | dict[str, Any]:
     """A defence's name, with its numbers if it has any: the fields of a dataclass or the keywords of a partial.
 
     A value that is not a number, a text or a list of these is described by the name of its type.
@@ -135,8 +130,13 @@ class TrainingState:
 
     @property
     def current(self) -> nn.Module:
-        """The network to validate and keep after an epoch: the moving average if there is one."""
+        """The network to validate after an epoch: the moving average if there is one."""
         return self.average.module if self.average else self.network
+
+    @property
+    def kept(self) -> nn.Module:
+        """The network to keep at the end: that of the best epoch if the defence chooses one."""
+        return self.best or self.current
 
     def tensors(self) -> dict[str, Tensor]:
         """All of the state, by name."""
@@ -217,9 +217,8 @@ class PartialRun:
         try:
             state.load(tensors)
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"{self.state} does not hold the state of this training ({one_line(error)})"
-            ) from error
+            told = one_line(error)
+            raise CheckpointError(f"{self.state} does not hold the state of this training ({told})") from error
         self.saved_epochs = len(header.epochs)
         return header.epochs
 
@@ -228,28 +227,23 @@ class PartialRun:
         check_same_arguments(self.state, header.arguments, arguments)
         processes = distributed.world_size()
         if header.processes != processes:  # other shares of a batch would be normalised otherwise
-            raise TrainingError(
-                f"{self.state} was begun by {header.processes} processes: {processes} cannot go on with it"
-            )
+            begun = f"{self.state} was begun by {header.processes} processes"
+            raise TrainingError(f"{begun}: {processes} cannot go on with it")
         for entry in header.epochs[-1:]:
             if entry.precision != precision:
                 raise TrainingError(f"{self.state} was begun in {entry.precision}, not in {precision}: --precision")
         return header, tensors
 
     def finish(
-        self,
-        arguments: TrainingArguments,
-        epochs: list[Epoch],
-        kept: Epoch,
-        network: nn.Module,
-        class_names: tuple[str, ...],
+        self, arguments: TrainingArguments, epochs: list[Epoch], state: TrainingState, class_names: tuple[str, ...]
     ) -> None:
-        """Write the checkpoint and the log, then remove the partial files. kept: the epoch that the network is from."""
+        """Write the checkpoint and the log, then remove the partial files."""
+        kept = best_epoch(epochs) if state.best else epochs[-1]
         results = msgspec.structs.asdict(kept)
         about = {name: results[name] for name in results if name == "precision" or name.endswith("_accuracy")}
         about |= {"dataset": arguments.dataset, "class_names": list(class_names), "training": arguments}
         self._write_log(self.log, arguments, epochs)
-        save_checkpoint(self.output, network, about | {"epochs": kept.epoch})
+        save_checkpoint(self.output, state.kept, about | {"epochs": kept.epoch})
         # The state goes last: as long as it is there, a resumed run comes back here.
         for path in (self.partial_log, self.state):
             temporary_of(path).unlink(missing_ok=True)  # left by a process that was killed in the last epoch

@@ -19,7 +19,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from defenses.losses import cross_entropy
+from defenses.losses import Defense, cross_entropy
 from networks import NETWORKS
 from utils import distributed
 from utils.adversarial_sets import AugmentedSplit
@@ -60,7 +60,7 @@ def train(
     recipe: Recipe,
     *,
     output: str | Path,
-    defense: Callable[..., Tensor] | None = None,
+    defense: Defense | None = None,
     **settings: Any,
 ) -> nn.Module:
     """Train a new network and save it to `output`, a .safetensors file. Returns the network in evaluation mode.
@@ -100,24 +100,17 @@ def train(
         loss = partial(loss_function, distributed.replicated(state.network))
         for epoch in range(len(epochs) + 1, recipe.epochs + 1):
             distributed.seed_noise(how.seed, epoch)
-            mean_loss, seconds = train_epoch(epoch, loss, training, recipe, state, how)
-            entry = Epoch(
-                epoch=epoch,
-                loss=mean_loss,
-                validation_accuracy=accuracy(state.current, validation),
-                precision=how.precision,
-                seconds=round(seconds, 2),
-                images_per_second=round(len(training) / seconds),
-                **(robust_validation(state.current) if robust_validation else {}),
-            )
-            epochs.append(entry)
-            if state.best and best_epoch(epochs) is entry:
+            measured = train_epoch(epoch, loss, training, recipe, state, how)
+            measured["validation_accuracy"] = accuracy(state.current, validation)
+            if robust_validation:
+                measured |= robust_validation(state.current)
+            epochs.append(Epoch(epoch=epoch, precision=how.precision, **measured))
+            if state.best and best_epoch(epochs) is epochs[-1]:
                 state.best.load_state_dict(state.current.state_dict())
             distributed.from_main(partial(run.save, arguments, epochs, state))
             report(epochs, recipe.epochs, how.quiet)
-        kept, network = (best_epoch(epochs), state.best) if state.best else (epochs[-1], state.current)
-        distributed.from_main(partial(run.finish, arguments, epochs, kept, network, training.class_names))
-        return network.eval()
+        distributed.from_main(partial(run.finish, arguments, epochs, state, training.class_names))
+        return state.kept.eval()
 
 
 def check_images(training: Split | AugmentedSplit, validation: Split) -> None:
@@ -152,8 +145,8 @@ def train_epoch(
     recipe: Recipe,
     state: TrainingState,
     how: Settings,
-) -> tuple[float, float]:
-    """Train for one pass over the training images. Returns the mean loss over the images, and the seconds it took."""
+) -> dict[str, Any]:
+    """Train for one pass over the training images. Returns the fields of its Epoch: the mean loss and the speed."""
     start = time.perf_counter()
     steps = math.ceil(len(training) / recipe.batch_size)
     mirrored = training.dataset != "digits"  # a mirrored digit is another sign
@@ -188,7 +181,7 @@ def train_epoch(
     seconds = max(time.perf_counter() - start, 0.001)  # a clock may stand still or be set back
     mean_loss = sum(losses) / sum(counts)
     check_epoch(epoch, mean_loss, state.network)
-    return mean_loss, seconds
+    return {"loss": mean_loss, "seconds": round(seconds, 2), "images_per_second": round(len(training) / seconds)}
 
 
 def check_losses(losses: list[tuple[int, float, Tensor]], epoch: int, steps: int) -> float:
