@@ -44,7 +44,8 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C during a training. saved_epochs: how many epochs this run has finished and saved."""
 
     def __init__(self, saved_epochs: int) -> None:
-        super().__init__(f"; {saved_epochs} finished epochs are saved" if saved_epochs else "; no epoch was finished")
+        count = {0: "no epoch is", 1: "1 epoch is"}.get(saved_epochs, f"{saved_epochs} epochs are")
+        super().__init__(f": {count} saved")
         self.saved_epochs = saved_epochs
 
 
