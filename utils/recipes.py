@@ -17,7 +17,8 @@ class Recipe(Struct, frozen=True, kw_only=True):
     lr: Annotated[float, Meta(gt=0, le=1e9, description="highest learning rate")]
     # One-cycle schedule: the rate rises from 0 during this part of the training, then falls to 0. None: it is constant.
     warmup: Annotated[float, Meta(gt=0, lt=1)] | None
-    epochs: Annotated[int, Meta(ge=1, le=10**9, description="passes over the training images")]
+    # At most so many that the training's log, formats.LONGEST_LOG, can be read.
+    epochs: Annotated[int, Meta(ge=1, le=100_000, description="passes over the training images")]
     batch_size: Annotated[int, Meta(ge=1, le=10**9, description="images in each step")]
     weight_decay: Annotated[float, Meta(ge=0, le=1e9, description="L2 penalty")]
     label_smoothing: Annotated[float, Meta(ge=0, lt=1)]

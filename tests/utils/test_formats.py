@@ -20,6 +20,7 @@ from utils.evaluation import ATTACKS, Result, report_row
 from utils.files import temporary_of, write_atomically
 from utils.formats import (
     LONGEST_LINE,
+    LONGEST_LOG,
     LONGEST_TEXT,
     AttackRow,
     Check,
@@ -164,6 +165,18 @@ def test_files_name_their_format(tmp_path):
         with pytest.raises(ValueError, match="Expected"):
             write_document(tmp_path / "a.json", spoilt)
     assert read_document(tmp_path / "a.json", TestReport, "a test report") == report
+
+
+def test_the_longest_log_of_a_training_can_be_read():
+    epochs = next(field for field in msgspec.inspect.type_info(TrainingArguments).fields if field.name == "epochs")
+    most = getattr(epochs.type, "type", epochs.type).le
+    third = 1 / 3
+    accuracies = {name: third for name in Epoch.__struct_fields__ if name.endswith("_accuracy")}
+    longest = Epoch(
+        epoch=most, loss=-1e8 - third, precision="bfloat16", seconds=1e6 + third, images_per_second=10**12, **accuracies
+    )
+    line = encode_lines([longest])
+    assert most * len(json.dumps(line.decode())) + LONGEST_LINE < LONGEST_LOG  # also inside the JSON of a header
 
 
 # ---- what was written before ----

@@ -25,6 +25,8 @@ def epsilon(text: str) -> float:
         raise ArgumentTypeError(f"{shown(text)} is not a number or a fraction such as 8/255")
     if value < 0:
         raise ArgumentTypeError(f"{text} is negative, but a radius is at least 0")
+    if value > 1e6:
+        raise ArgumentTypeError(f"{text} is too large: pixels are in [0, 1]")
     return value
 
 
