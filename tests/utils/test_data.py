@@ -1,4 +1,4 @@
-"""Splits, batches and augmentation; the augmentation against a slow reference."""
+"""Splits, batches and augmentation, which is compared with a slow reference."""
 
 import hashlib
 import io
@@ -70,7 +70,7 @@ def test_missing_cifar10_says_where_it_looked_and_what_to_do(tmp_path, monkeypat
 
 
 def test_half_a_download_is_fetched_again_and_not_opened(tmp_path, monkeypatch):
-    """The archive that an interrupted download has left."""
+    """An interrupted download leaves part of an archive."""
     asked = []
 
     def no_network(request, *_, **__):
@@ -86,7 +86,7 @@ def test_half_a_download_is_fetched_again_and_not_opened(tmp_path, monkeypatch):
 
 
 def test_download_starts_again_after_half_of_one(cifar10_dir, tmp_path, monkeypatch):
-    """From an archive as the authors', of the same files, but not compressed."""
+    """The archive here holds the same files as the published one, but is not compressed."""
     from torchvision.datasets import CIFAR10
 
     archive = tmp_path / "whole.tar.gz"
@@ -199,7 +199,7 @@ def test_batches_without_augmentation_are_the_images():
 
 
 def slow_flip_and_shift(image, flipped, down, right, margin=5):
-    """One image, through torch's own flip and reflection padding."""
+    """Augment one image with the flip and the reflection padding of torch."""
     image = image.flip(-1) if flipped else image
     padded = F.pad(image.double()[None], (margin,) * 4, mode="reflect")[0]
     _, height, width = image.shape
@@ -230,7 +230,7 @@ def test_training_batches_use_every_shift_and_flip_only_where_asked(flip):
                 seen[variant.numpy().tobytes()] = [flipped, 0]
     for images, _ in training_batches(split, 500, torch.Generator().manual_seed(0), flip=flip, shift=2):
         for variant in (images * 255).round().to(torch.uint8):
-            seen[variant.contiguous().numpy().tobytes()][1] += 1  # a KeyError if it is none of the fifty
+            seen[variant.contiguous().numpy().tobytes()][1] += 1  # a KeyError if it is not one of the fifty
     assert all((count > 0) == (flip or not flipped) for flipped, count in seen.values())
     assert sum(count for flipped, count in seen.values() if flipped) == pytest.approx(1000 if flip else 0, abs=100)
 

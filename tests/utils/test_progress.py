@@ -11,7 +11,7 @@ from utils.progress import Lines
 @pytest.fixture
 def clock(monkeypatch):
     """A list whose last number is the time in seconds."""
-    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)  # of a notebook that another test has run
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)  # another test may have run a notebook
     times = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: times[-1])
     return times
@@ -36,7 +36,7 @@ def test_updates_count_like_iterations(clock, capsys):
 
 
 @pytest.mark.parametrize(("terminal", "notebook"), [(True, False), (False, True)])
-def test_elsewhere_it_is_a_bar_that_tqdm_shows_or_hides(terminal, notebook, monkeypatch):
+def test_outside_a_log_it_is_a_bar_that_tqdm_shows_or_hides(terminal, notebook, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
     if notebook:
         monkeypatch.setitem(sys.modules, "ipykernel", sys)
@@ -48,7 +48,7 @@ def test_elsewhere_it_is_a_bar_that_tqdm_shows_or_hides(terminal, notebook, monk
     bar.close()
 
 
-def test_what_is_not_wanted_is_not_shown(clock, capsys):
+def test_bar_that_is_not_visible_prints_nothing(clock, capsys):
     for _ in progress.progress_bar([1, 2], title="a", total=2, unit="step", visible=False):
         clock.append(clock[-1] + 100)
     assert capsys.readouterr().err == ""
