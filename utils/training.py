@@ -42,8 +42,8 @@ class Settings:
     width: int = 32  # channels of the first convolution
     seed: int = 0  # of the initial weights, the order of the images and their augmentation
     device: Device = "cpu"
-    # Of the forward and backward passes: "float32", or "bfloat16" for torch.autocast's mixed precision, about twice as
-    # fast on a device that computes in it. Weights, optimiser and validation stay in float32.
+    # The forward and backward passes compute in "float32", or in "bfloat16" through torch.autocast, which is about twice
+    # as fast on a device that supports it. Weights, optimiser and validation stay in float32.
     precision: Precision = "float32"
     resume: bool = False  # continue an interrupted run, if there is one, after its last finished epoch
     quiet: bool = False  # print warnings only
