@@ -42,7 +42,7 @@ class Settings:
     width: int = 32  # channels of the first convolution
     seed: int = 0  # of the initial weights, the order of the images and their augmentation
     device: Device = "cpu"
-    # The forward and backward passes compute in "float32", or in "bfloat16" through torch.autocast, which is about twice
+    # The forward and backward passes compute in "float32", or in "bfloat16" through torch.autocast. That is about twice
     # as fast on a device that supports it. Weights, optimiser and validation stay in float32.
     precision: Precision = "float32"
     resume: bool = False  # continue an interrupted run, if there is one, after its last finished epoch
