@@ -9,7 +9,7 @@ from msgspec.structs import asdict, replace
 from study import figures, robustness, tables
 from study.formats import RobustnessEntry, read_robustness
 from study.robustness import RADII, measure
-from utils import evaluation, plotting
+from utils import evaluation
 from utils.checkpoints import load_checkpoint
 from utils.constants import PGD_20, RADIUS, UserError
 from utils.evaluation import evaluate, evaluate_fgsm
@@ -265,25 +265,3 @@ def test_a_foreign_log_is_one_line(text, tmp_path):
     with pytest.raises(UserError, match=r"a\.jsonl is not a training log") as raised:
         robustness.training_logs(tmp_path, tmp_path)
     assert "\n" not in str(raised.value)
-
-
-def test_gradient_and_targeted_figures_show_each_network(networks, digits):
-    tested = dict(zip(("baseline", "robust"), networks.values(), strict=True))
-    for draw in (plotting.input_gradients, plotting.targeted_examples):
-        figure = draw(tested, digits["test"], "CNN", columns=3)
-        assert len(figure.axes) == 9
-        images, baseline, robust = ([axis.images[0].get_array() for axis in figure.axes[i : i + 3]] for i in (0, 3, 6))
-        for image, one, other in zip(images, baseline, robust, strict=True):
-            assert (one != image).any()
-            assert (one != other).any()
-        plt.close(figure)
-
-
-def test_targeted_examples_reach_the_other_class_within_epsilon(networks, digits):
-    network = next(iter(networks.values()))
-    images, labels = digits["test"].take(slice(6))
-    targets = (labels + 1) % 10
-    moved = plotting.towards(network, images, targets, epsilon=0.5, steps=20)
-    assert (moved - images).abs().max() <= 0.5 + 1e-6
-    assert 0 <= moved.min() <= moved.max() <= 1
-    assert (network(moved).argmax(1) == targets).all()

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
+import msgspec
 import pytest
 import torch
 
@@ -74,4 +75,39 @@ def test_examples_figure_of_a_network_that_gets_nothing_right(digits):
         lambda images: always_zero + 0 * images.sum((1, 2, 3))[:, None], only_ones, 0.1, columns=4
     )
     assert len(figure.axes) == 12
+    plt.close(figure)
+
+
+@pytest.mark.parametrize("draw", [plotting.input_gradients, plotting.targeted_examples])
+def test_gradient_and_targeted_figures_show_each_network(draw, digits, trained):
+    networks = {"baseline": load_checkpoint(trained("cnn")), "robust": load_checkpoint(trained("cnn-lstm"))}
+    figure = draw(networks, digits["test"], "CNN", columns=3)
+    assert len(figure.axes) == 9
+    images, baseline, robust = ([axis.images[0].get_array() for axis in figure.axes[i : i + 3]] for i in (0, 3, 6))
+    for image, one, other in zip(images, baseline, robust, strict=True):
+        assert (one != image).any()
+        assert (one != other).any()
+    plt.close(figure)
+
+
+def test_targeted_examples_reach_the_other_class_within_epsilon(digits, trained):
+    network = load_checkpoint(trained("cnn"))
+    images, labels = digits["test"].take(slice(6))
+    targets = (labels + 1) % 10
+    moved = plotting.towards(network, images, targets, epsilon=0.5, steps=20)
+    assert (moved - images).abs().max() <= 0.5 + 1e-6
+    assert 0 <= moved.min() <= moved.max() <= 1
+    assert (network(moved).argmax(1) == targets).all()
+
+
+@pytest.mark.parametrize("name", ["$\\frac$", "$", "a\nb", "\ud800", "100 %"])
+def test_names_from_a_file_are_drawn_as_they_are(name):
+    """Matplotlib would take "$...$" for a formula, and fail if it is not one."""
+    whole = msgspec.structs.replace(report([0.1]), dataset=name, network=name)
+    plotting.png(plotting.accuracy_against_epsilon(whole), dpi=20)
+
+
+def test_a_report_without_attacks_is_drawn():
+    figure = plotting.accuracy_against_epsilon(msgspec.structs.replace(report([]), attacks=[]))
+    assert figure.axes[0].get_title().startswith("No attack against the CNN")
     plt.close(figure)
