@@ -27,6 +27,8 @@ NO_SOURCE = "not run: it needs another network to craft examples on"
 NO_LEAK = "transferred FGSM examples are not easier than images"
 MANY = f"PGD-{MANY_STEPS} with {RESTARTS} restarts"
 
+Outcome = tuple[bool | None, str]  # of a check: passed, figures
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
@@ -140,7 +142,9 @@ def judge(found: Evidence) -> Diagnosis:
     within = [found.clean, found.fgsm, *found.smaller, found.pgd, found.longer, found.margin, found.square]
     together = torch.stack([result.mask for result in (*within, *found.transferred)]).all(0)
     strongest = Result(found.pgd.epsilon, int(together.sum()), len(together), 0.0, "all attacks above together")
-    return Diagnosis([check(found) for check in CHECKS], strongest)
+    outcomes = {name: check(found) for name, check in CHECKS.items()}
+    checks = [Check(name=name, passed=passed, figures=figures) for name, (passed, figures) in outcomes.items()]
+    return Diagnosis(checks, strongest)
 
 
 def flat_fraction(network: Model, split: Split, batch_size: int = EVALUATION_BATCH) -> float:
@@ -158,113 +162,82 @@ def flat_fraction(network: Model, split: Split, batch_size: int = EVALUATION_BAT
     return flat / max(right, 1)
 
 
-# ---- the checks: each takes the evidence, and says what is expected, whether it is so, and the figures ----
+# ---- the checks: whether what CHECKS expects is so (None: it could not be checked), and the figures that show it ----
 
 
-def same_answer(found: Evidence) -> Check:
+def same_answer(found: Evidence) -> Outcome:
     """With another answer in each pass, an attack follows the gradient of a draw that does not judge it."""
     changed = int((found.clean.mask != found.clean_again.mask).sum())
-    return Check(
-        name="the same image gets the same answer",
-        passed=changed == 0,
-        figures=f"{changed} of {found.clean.examples} change",
-    )
+    return changed == 0, f"{changed} of {found.clean.examples} change"
 
 
-def gradient_seldom_zero(found: Evidence) -> Check:
+def gradient_seldom_zero(found: Evidence) -> Outcome:
     """Where the gradient is 0, an attack that follows it stands still."""
-    return Check(
-        name="the gradient is seldom zero",
-        passed=found.flat <= TOLERANCE,
-        figures=f"in most pixels for {found.flat:.1%} of the correctly classified images",
-    )
+    return found.flat <= TOLERANCE, f"in most pixels for {found.flat:.1%} of the correctly classified images"
 
 
-def iterative_beats_single_step(found: Evidence) -> Check:
-    """Several small steps find more than a single step, unless the gradient changes from pixel value to pixel value."""
-    return Check(
-        name="iterative beats single-step",
-        passed=found.pgd.correct <= found.fgsm.correct,
-        figures=f"PGD-{STEPS} {found.pgd.accuracy:.1%}, FGSM {found.fgsm.accuracy:.1%}",
-    )
+def iterative_beats_single_step(found: Evidence) -> Outcome:
+    """Several small steps find more than a single step, unless the gradient changes within a step."""
+    figures = f"PGD-{STEPS} {found.pgd.accuracy:.1%}, FGSM {found.fgsm.accuracy:.1%}"
+    return found.pgd.correct <= found.fgsm.correct, figures
 
 
-def unbounded_reaches_zero(found: Evidence) -> Check:
-    """At radius 1 an attack may replace the image by another, so whatever survives was not attacked well."""
-    return Check(
-        name="an unbounded attack reaches 0 %",
-        passed=found.unbounded.correct == 0,
-        figures=f"PGD-{MANY_STEPS} at epsilon 1 {found.unbounded.accuracy:.1%}",
-    )
+def unbounded_reaches_zero(found: Evidence) -> Outcome:
+    """At radius 1 an attack may replace the image by another, so an image that survives was not attacked well."""
+    return found.unbounded.correct == 0, f"PGD-{MANY_STEPS} at epsilon 1 {found.unbounded.accuracy:.1%}"
 
 
-def accuracy_falls(found: Evidence) -> Check:
+def accuracy_falls(found: Evidence) -> Outcome:
     """A larger ball contains the smaller one. Accuracies may rise by chance, but not beyond the interval."""
     growing = [*found.smaller, found.pgd, found.larger]
     first, last = growing[0], growing[-1]
     never_rises = all(weak.confidence_interval[1] >= strong.accuracy for weak, strong in combinations(growing, 2))
-    return Check(
-        name="accuracy falls as epsilon grows",
-        passed=never_rises and (last.correct < first.correct or first.correct == 0),
-        figures=f"PGD-{STEPS} " + ", ".join(f"{r.accuracy:.1%} at {255 * r.epsilon:.3g}/255" for r in growing),
-    )
+    figures = ", ".join(f"{result.accuracy:.1%} at {255 * result.epsilon:.3g}/255" for result in growing)
+    return never_rises and (last.correct < first.correct or first.correct == 0), f"PGD-{STEPS} {figures}"
 
 
-def white_box_beats_transfer(found: Evidence) -> Check:
+def white_box_beats_transfer(found: Evidence) -> Outcome:
     """An attack that knows the network is at least as strong as one that does not, if its gradient is right."""
-    name = "white-box is at least as strong as transfer"
     if not found.transferred:
-        return Check(name=name, passed=None, figures=NO_SOURCE)
+        return None, NO_SOURCE
     own = f"PGD-{STEPS} on its own gradient {found.pgd.accuracy:.1%}"
     left = " and ".join(f"{result.accuracy:.1%}" for result in found.transferred)
-    return Check(
-        name=name,
-        passed=found.pgd.correct <= min(result.correct for result in found.transferred),
-        figures=f"{own}, FGSM and PGD-{STEPS} on the source's {left}",
-    )
+    passed = found.pgd.correct <= min(result.correct for result in found.transferred)
+    return passed, f"{own}, FGSM and PGD-{STEPS} on the source's {left}"
 
 
-def more_steps_change_little(found: Evidence) -> Check:
+def more_steps_change_little(found: Evidence) -> Outcome:
     """If more steps still find more, PGD-20 has not converged, and its figure flatters the network."""
-    low, high = found.pgd.confidence_interval
-    expected = found.pgd.accuracy
-    return Check(
-        name="more steps and restarts change little",
-        passed=min(expected - TOLERANCE, low) <= found.longer.accuracy <= max(expected + TOLERANCE, high),
-        figures=f"PGD-{STEPS} {expected:.1%}, {MANY} {found.longer.accuracy:.1%}",
-    )
+    (low, high), expected, longer = found.pgd.confidence_interval, found.pgd.accuracy, found.longer.accuracy
+    passed = min(expected - TOLERANCE, low) <= longer <= max(expected + TOLERANCE, high)
+    return passed, f"PGD-{STEPS} {expected:.1%}, {MANY} {longer:.1%}"
 
 
-def gradient_free_not_stronger(found: Evidence) -> Check:
+def gradient_free_not_stronger(found: Evidence) -> Outcome:
     """An attack without gradients knows less, so it finds more only if the gradient misleads the others."""
     square, longer, margin = (result.accuracy for result in (found.square, found.longer, found.margin))
-    return Check(
-        name="a gradient-free attack is not stronger",
-        passed=square >= min(longer, margin) - TOLERANCE,
-        figures=f"Square {square:.1%}, {MANY} {longer:.1%}, on the margin {margin:.1%}",
-    )
+    figures = f"Square {square:.1%}, {MANY} {longer:.1%}, on the margin {margin:.1%}"
+    return square >= min(longer, margin) - TOLERANCE, figures
 
 
-def no_label_leaking(found: Evidence) -> Check:
+def no_label_leaking(found: Evidence) -> Outcome:
     """FGSM's examples can only be easier than clean images if the perturbation tells the label."""
     if not found.leaking:
-        return Check(name=NO_LEAK, passed=None, figures=NO_SOURCE)
+        return None, NO_SOURCE
     clean, easiest = found.clean.accuracy, max(found.leaking, key=lambda result: result.accuracy)
-    return Check(
-        name=NO_LEAK,
-        passed=easiest.confidence_interval[0] <= clean,
-        figures=f"clean {clean:.1%}, FGSM at {easiest.epsilon:g} through the source {easiest.accuracy:.1%}",
-    )
+    figures = f"clean {clean:.1%}, FGSM at {easiest.epsilon:g} through the source {easiest.accuracy:.1%}"
+    return easiest.confidence_interval[0] <= clean, figures
 
 
-CHECKS: tuple[Callable[[Evidence], Check], ...] = (
-    same_answer,
-    gradient_seldom_zero,
-    iterative_beats_single_step,
-    unbounded_reaches_zero,
-    accuracy_falls,
-    white_box_beats_transfer,
-    more_steps_change_little,
-    gradient_free_not_stronger,
-    no_label_leaking,
-)
+# What is expected of a network whose figures can be trusted. Without a source, two of them cannot be checked.
+CHECKS: dict[str, Callable[[Evidence], Outcome]] = {
+    "the same image gets the same answer": same_answer,
+    "the gradient is seldom zero": gradient_seldom_zero,
+    "iterative beats single-step": iterative_beats_single_step,
+    "an unbounded attack reaches 0 %": unbounded_reaches_zero,
+    "accuracy falls as epsilon grows": accuracy_falls,
+    "white-box is at least as strong as transfer": white_box_beats_transfer,
+    "more steps and restarts change little": more_steps_change_little,
+    "a gradient-free attack is not stronger": gradient_free_not_stronger,
+    NO_LEAK: no_label_leaking,
+}

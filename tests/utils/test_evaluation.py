@@ -207,6 +207,7 @@ def test_notes_about_something_else_are_not_used(change, digits, attacked, tmp_p
         of |= change
     evaluate(**of, notes=notes)
     assert len(attacked) > 2
+    assert len(Notes(tmp_path / "notes.jsonl").rows) == 2  # and those of the first evaluation are still there
 
 
 def test_notes_need_a_network_with_weights(digits, attacked, tmp_path):
