@@ -1,15 +1,14 @@
-"""The study's own figures, to be set beside ours: accuracies in percent on CIFAR-10's test images.
+"""The published figures of the study, for comparison with ours: accuracies in percent on CIFAR-10's test images.
 
 Source: B. Liu and I. Qian, "Developing Robust Networks to Defend Against Adversarial Examples" (UCLA ECE C147, 2023).
-Every table: network -> training epsilon (None: the baseline) -> accuracy at each of EPSILONS, under FGSM examples
+Each table is network -> training epsilon (None: the baseline) -> accuracy at each of EPSILONS, under FGSM examples
 crafted on that network's baseline.
 """
 
 TRAINING_EPSILONS = (0.005, 0.01, 0.015, 0.2)
 
-
 # Tables 1 and 2, as printed. The attack was crafted with batch norm in training mode, on batches of one image.
-PRINTED = {
+PRINTED: dict[str, dict[float | None, tuple[float, ...]]] = {
     "cnn": {
         None: (80.374, 36.943, 19.715, 13.784, 10.798, 9.375),
         0.005: (76.0, 69.477, 58.678, 46.477, 37.968, 30.971),
@@ -26,9 +25,8 @@ PRINTED = {
     },
 }
 
-
 # The study's released checkpoints measured again, with the attack crafted in evaluation mode on 10,000 images.
-REMEASURED = {
+REMEASURED: dict[str, dict[float | None, tuple[float, ...]]] = {
     "cnn": {
         None: (80.40, 3.82, 1.87, 1.98, 2.49, 3.05),
         0.005: (76.01, 60.74, 45.06, 34.72, 28.06, 24.18),
