@@ -1,1 +1,1 @@
-"""This study: its plan and how it is done, its two reports, and their tables, figures and notebooks."""
+"""The study of this project: its plan and how it is done, its two reports, their tables, figures and notebooks."""
