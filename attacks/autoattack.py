@@ -1,6 +1,7 @@
 """AutoAttack: the standard ensemble of four attacks, run by its authors' package."""
 
 import contextlib
+import itertools
 import logging
 import sys
 import warnings
@@ -21,6 +22,7 @@ from attacks.core import (
     warn_of_zero_gradient,
     zero_gradient,
 )
+from attacks.progress import report_progress
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 
@@ -69,10 +71,13 @@ def autoattack(
     with attacking(model, images.device), _random_state_kept(images.device), _log_as_warnings():
         originals, labels = images.detach().clone(memory_format=torch.contiguous_format), labels.clone()
         classes, flat = _classes_and_flat(model, originals, labels, gradients=set(attacks) != {"square"})
-        ensemble = AutoAttack(model, eps=min(float(epsilon), 1.0), seed=seed, device=images.device)
+        targets = min(9, classes - 1)
+        passes = {"apgd-ce": 100, "apgd-t": 100 * targets, "fab-t": 200 * targets, "square": queries}
+        reporting = _reporting(model, sum(passes[attack] for attack in attacks))
+        ensemble = AutoAttack(reporting, eps=float(epsilon), seed=seed, device=images.device)
         ensemble.attacks_to_run = list(attacks)
         ensemble.square.n_queries = queries
-        ensemble.apgd_targeted.n_target_classes = ensemble.fab.n_target_classes = min(9, classes - 1)
+        ensemble.apgd_targeted.n_target_classes = ensemble.fab.n_target_classes = targets
         checks.funcs.update(dict.fromkeys(checks.funcs, 0))  # the package still counts calls of earlier models
         tracing = sys.gettrace()
         try:
@@ -98,6 +103,18 @@ def _classes_and_flat(model: Model, images: Tensor, labels: Tensor, gradients: b
     if flat.any():  # some attacks of the ensemble follow another gradient, so cross-entropy alone does not decide
         flat &= zero_gradient(input_gradient(model, images, labels, margin)[2])
     return logits.shape[1], flat
+
+
+def _reporting(model: Model, passes: int) -> Model:
+    """The model, which reports after each forward pass how many of about `passes` are done."""
+    done = itertools.count(1)
+
+    def reporting(images: Tensor) -> Tensor:
+        logits = model(images)
+        report_progress(min(1.0, next(done) / passes))
+        return logits
+
+    return reporting
 
 
 @contextlib.contextmanager

@@ -21,9 +21,10 @@ class AttackError(ValueError):
 
 
 def check_epsilon(epsilon: float) -> None:
-    """Raise ValueError unless epsilon is finite and at least 0."""
-    if not (math.isfinite(epsilon) and epsilon >= 0):
-        raise ValueError(f"epsilon must be finite and at least 0, not {epsilon}")
+    """Raise ValueError unless epsilon, an L-infinity radius for pixels in [0, 1], is from 0 to 1."""
+    if not 0 <= epsilon <= 1:  # NaN fails this test too
+        hint = f": did you mean {float(epsilon):g}/255?" if 1 < epsilon <= 255 else ""
+        raise ValueError(f"epsilon must be from 0 to 1, not {epsilon}{hint}")
 
 
 def check_images_and_labels(images: Tensor, labels: Tensor) -> None:

@@ -25,13 +25,13 @@ def fgsm(model: Model, images: Tensor, labels: Tensor, *, epsilon: float, target
     model: any callable from images in [0, 1] to logits (N, K). An nn.Module is attacked in evaluation mode. Its mode,
         its parameters' requires_grad and their .grad are afterwards as they were before.
     images: float (N, C, H, W) in [0, 1], in any memory format. labels: int64 (N,) in 0..K-1.
-    epsilon: L-infinity radius in pixel units, such as 8/255. 0 returns the images bit for bit. A radius above 1 does
-        the same as 1, because every image lies within 1 of every other.
+    epsilon: L-infinity radius in pixel units, such as 8/255. 0 returns the images bit for bit. 1 is the
+        largest, because every image lies within 1 of every other.
 
     Returns images of the same shape, dtype, device and memory format, each within epsilon of its original (to one
     rounding unit of the dtype) and inside [0, 1].
     Raises TypeError if images are not a floating point tensor or labels are not an int64 tensor. Raises ValueError if a
-    shape does not fit, images leave [0, 1], a label is not a class of the model, or epsilon is negative or not finite.
+    shape does not fit, images leave [0, 1], a label is not a class of the model, or epsilon is not from 0 to 1.
     Raises AttackError, a kind of ValueError, if the gradient is missing or not finite. Warns (RuntimeWarning) if an
     image's gradient is zero in every pixel; that image is returned unchanged.
     """

@@ -19,6 +19,7 @@ from attacks.core import (
     warn_of_zero_gradient,
     zero_gradient,
 )
+from attacks.progress import report_progress
 
 
 def pgd(
@@ -67,7 +68,7 @@ def pgd(
     _check_options(epsilon, steps, step_size, restarts, random_start, loss)
     if len(images) == 0:
         return images.detach().clone()
-    radius = min(float(epsilon), 1.0)
+    radius = float(epsilon)
     size = default_step_size(epsilon, steps) if step_size is None else step_size
     generator = torch.Generator().manual_seed(seed)
     model = faster_equivalent(model)
@@ -76,7 +77,7 @@ def pgd(
         search = _Search(model, images, labels.clone(), loss, targeted, early_stop)
         if random_start:
             search.look_at(images)
-        for _ in range(restarts):
+        for restart in range(restarts):
             start = images
             if random_start:
                 # Drawn for the whole batch: an image's noise must not depend on which images have stopped.
@@ -84,6 +85,7 @@ def pgd(
                 start = (images + noise.to(images)).clamp_(0, 1)
             iterates = pgd_iterates(images, start, search.gradient, epsilon=epsilon, steps=steps, size=size)
             for index, iterate in enumerate(iterates):
+                report_progress((restart + index / steps) / restarts)
                 if search.finished():
                     return search.best
                 if index == steps:  # the last iterate, whose gradient `pgd_iterates` does not ask for
@@ -103,9 +105,10 @@ def pgd_iterates(
 
     images, start, and each iterate: float (N, C, H, W) in [0, 1]. gradient: from such a tensor to the gradient of the
     loss, of the same shape. It is called once for each iterate but the last, when the next iterate is asked for.
-    epsilon, size: at least 0, in pixel units.
+    epsilon: from 0 to 1, size: at least 0, both in pixel units. Raises ValueError for another epsilon.
     """
-    radius = min(float(epsilon), 1.0)
+    check_epsilon(epsilon)
+    radius = float(epsilon)
     low, high = (images - radius).clamp_(0, 1), (images + radius).clamp_(0, 1)
     iterate = start
     yield iterate
@@ -117,9 +120,9 @@ def pgd_iterates(
 def default_step_size(epsilon: float, steps: int) -> float:
     """2.5 * epsilon / steps, the choice of Madry et al. (2018, section 5): large enough to cross the ball.
 
-    epsilon: at least 0, in pixel units; above 1, it counts as 1. steps: at least 1.
+    epsilon: at least 0, in pixel units. steps: at least 1.
     """
-    return 2.5 * min(float(epsilon), 1.0) / steps
+    return 2.5 * float(epsilon) / steps
 
 
 class _Search:

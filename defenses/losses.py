@@ -4,9 +4,10 @@ A defence is called like any loss, defense(model, images, labels) -> scalar: mod
 are float (N, C, H, W) in [0, 1], labels are int64 (N,). The scalar is float32, and its gradient reaches the parameters.
 
 All defences here craft on the network in training, through its own gradient. Meanwhile its parameters are frozen and
-its batch-norm statistics do not change. `epsilon` is the L-infinity radius in pixel units, such as 8/255. `crafting`
-says how batch norm normalises meanwhile: "training" by the batch, as in the step that follows, or "evaluation" by the
-statistics so far, which did no better on validation (models/README.md).
+its batch-norm statistics do not change. `epsilon` is the L-infinity radius in pixel units, such as 8/255; a value that
+is not from 0 to 1 raises ValueError at once. `crafting` says how batch norm normalises meanwhile: "training" by the
+batch, as in the step that follows, or "evaluation" by the statistics so far, which did no better on validation
+(models/README.md).
 """
 
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attacks import step
+from attacks.core import check_epsilon
 from defenses.crafting import crafting_gradient, crafting_state, last_iterate
 
 # From a network in training, images (N, C, H, W) in [0, 1] and int64 labels (N,) to a scalar.
@@ -25,14 +27,21 @@ Defense = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class FGSM:
+class _WithRadius:
+    epsilon: float
+
+    def __post_init__(self) -> None:
+        check_epsilon(self.epsilon)
+
+
+@dataclass(frozen=True)
+class FGSM(_WithRadius):
     """Cross-entropy on one FGSM step from each image (Goodfellow et al., 2015, arXiv:1412.6572, section 6).
 
     It is here to be studied: it overfits catastrophically, which means that the network learns to withstand the single
     step and nothing else. (Goodfellow et al. average this loss with that of the clean images.)
     """
 
-    epsilon: float
     crafting: str = "training"
     name: ClassVar[str] = "fgsm"
 
@@ -42,7 +51,7 @@ class FGSM:
 
 
 @dataclass(frozen=True)
-class NFGSM:
+class NFGSM(_WithRadius):
     """N-FGSM: cross-entropy on a step of epsilon from a noisy image (de Jorge et al., 2022, arXiv:2202.01181).
 
     As in the paper's algorithm 1, the noise is part of the training image and nothing is clipped: an example may lie
@@ -50,7 +59,6 @@ class NFGSM:
     noise: the largest noise of a pixel, in units of epsilon.
     """
 
-    epsilon: float
     noise: float = 2.0
     crafting: str = "training"
     name: ClassVar[str] = "n-fgsm"
@@ -62,13 +70,12 @@ class NFGSM:
 
 
 @dataclass(frozen=True)
-class PGD:
+class PGD(_WithRadius):
     """Cross-entropy on PGD's last iterate, from a random start (Madry et al., 2018, arXiv:1706.06083, section 2.1).
 
     steps: at least 1.
     """
 
-    epsilon: float
     steps: int = 7
     crafting: str = "training"
     name: ClassVar[str] = "pgd"
@@ -82,14 +89,13 @@ class PGD:
 
 
 @dataclass(frozen=True)
-class TRADES:
+class TRADES(_WithRadius):
     """Clean cross-entropy plus beta times a divergence (TRADES, Zhang et al., 2019, arXiv:1901.08573, eq. 5).
 
     The divergence is the Kullback-Leibler divergence from the network's answer for an image to its answer for the
     adversarial example. PGD crafts the example to make this divergence large. steps: at least 1.
     """
 
-    epsilon: float
     steps: int = 7
     beta: float = 6.0
     crafting: str = "training"

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from attacks import fgsm_direction, step
+from attacks.core import check_epsilon
 from utils.checkpoints import (
     DTYPES,
     CheckpointError,
@@ -149,13 +150,16 @@ class AugmentedSplit:
 
     clean: Split of N images. direction: int8, the shape of its images, from an AdversarialSet. epsilon: L-inf radius in
     pixel units. source_sha256: of the checkpoint that the direction comes from. Images are perturbed when they are
-    taken, so one direction serves every epsilon.
+    taken, so one direction serves every epsilon. Raises ValueError if epsilon is not from 0 to 1.
     """
 
     clean: Split
     direction: Tensor
     epsilon: float
     source_sha256: str
+
+    def __post_init__(self) -> None:
+        check_epsilon(self.epsilon)
 
     @property
     def dataset(self) -> str:

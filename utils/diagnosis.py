@@ -101,7 +101,7 @@ def diagnose(
 ) -> Diagnosis:
     """Attack a network on a split in all the ways that Evidence lists, and judge the results.
 
-    epsilon: L-inf radius in pixel units.
+    epsilon: L-inf radius in pixel units, from 0 to 1.
     source: another network, on which transferred examples are crafted. Without it, two checks cannot be run.
     queries: how many each image allows to the gradient-free attack, Square of the package pyautoattack.
     seed: of the attacks' random numbers. notes, progress: as for `evaluate`.
@@ -125,7 +125,7 @@ def diagnose(
             fgsm=attacked("fgsm"),
             pgd=attacked(steps=STEPS),
             smaller=[attacked(radius=factor * epsilon, steps=STEPS) for factor in (0.25, 0.5)],
-            larger=attacked(radius=2 * epsilon, steps=STEPS),
+            larger=attacked(radius=min(2 * epsilon, 1.0), steps=STEPS),
             unbounded=attacked(radius=1.0, steps=MANY_STEPS),
             longer=attacked(**long),
             margin=attacked(**long, loss="margin"),

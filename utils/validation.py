@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from attacks.core import check_epsilon
 from utils.data import Split
 from utils.evaluation import evaluate
 from utils.formats import Epoch
@@ -18,7 +19,11 @@ class RobustValidation:
     """
 
     def __init__(self, validation: Split, epsilon: float) -> None:
-        """validation: at least one image. epsilon: the L-inf radius of the attacks, in pixel units."""
+        """validation: at least one image. epsilon: the L-inf radius of the attacks, in pixel units.
+
+        Raises ValueError if epsilon is not from 0 to 1.
+        """
+        check_epsilon(epsilon)
         watched = max(1, min(500, len(validation) // 5))
         self.watched = validation.between(0, watched)
         self.choosing = validation.between(watched, watched + 2000) if len(validation) > 1 else validation

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from attacks import fgsm, fgsm_direction, step
 from tests.helpers.attacked import model_and_images
 
-EPSILONS = [0, 1e-4, 1 / 255, Fraction(8, 255), 0.1, 0.9, 1.5, 1e300]
+EPSILONS = [0, 1e-4, 1 / 255, Fraction(8, 255), 0.1, 0.9, 1]
 
 
 # ---- the formula ----

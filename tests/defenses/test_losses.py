@@ -152,6 +152,13 @@ def test_unknown_crafting_is_refused(name):
         DEFENSES[name](EPSILON, crafting="magic")(model, images, labels)
 
 
+@pytest.mark.parametrize("name", DEFENSES)
+def test_a_radius_that_is_surely_a_mistake_is_refused_at_once(name):
+    with pytest.raises(ValueError, match=r"from 0 to 1, not 8: did you mean 8/255\?"):
+        DEFENSES[name](8)
+    assert DEFENSES[name](1).epsilon == 1
+
+
 def test_cross_entropy_is_computed_in_float32_and_smoothed_if_asked():
     logits, labels = torch.randn(6, 4, dtype=torch.bfloat16), torch.randint(4, (6,))
     for smoothing in (0.0, 0.1):

@@ -220,6 +220,8 @@ def test_augmented_split_is_the_clean_images_then_their_counterparts(digits, sou
     assert torch.equal(images[40:], fgsm(load_checkpoint(source), split.images / 255, split.labels, epsilon=0.2))
     assert torch.equal(labels, split.labels.repeat(2))
     assert both.channel_statistics() == split.channel_statistics()
+    with pytest.raises(ValueError, match="did you mean 8/255"):
+        replace(both, epsilon=8)
 
 
 def test_images_are_perturbed_first_and_then_flipped_and_shifted(digits, source, tmp_path):

@@ -267,6 +267,9 @@ def test_attacks_are_those_that_the_evidence_promises(digits, monkeypatch):
         ("fgsm", 1, {}, other, "notes"),
         ("pgd", 1, pgd, other, "notes"),
     ]
+    asked.clear()
+    diagnose(network, digits["test"].first(2), epsilon=0.75, batch_size=1)
+    assert max(epsilon for _, epsilon, *_ in asked) == round(1 / EPSILON, 6)  # not 1.5, which is not a radius
 
 
 @pytest.mark.parametrize(("used", "fraction"), [(1535, 1), (1537, 0)])

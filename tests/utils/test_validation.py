@@ -50,6 +50,8 @@ def test_groups_of_images_do_not_overlap(digits):
     assert (len(groups.watched), len(groups.choosing)) == (60, 240)
     assert groups.watched.digest() == digits["validation"].first(60).digest()
     assert groups.choosing.digest() == digits["validation"].between(60, 300).digest()
+    with pytest.raises(ValueError, match="did you mean 8/255"):  # before the training, not after its first epoch
+        RobustValidation(digits["validation"], 8)
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
