@@ -3,17 +3,17 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo notebooks study defenses overfitting robustness diagnosis agreement benchmark test coverage torture mutants lint types audit format figures constraints clean
+.PHONY: help digits notebooks study defenses overfitting robustness diagnosis agreement benchmark test coverage torture mutants lint types audit format figures constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-13s %s\n", $$1, $$2 }' Makefile
 
-demo: $(VENV)/installed  ## the whole study on scikit-learn's digits: six minutes, without a download
+digits: $(VENV)/installed  ## the whole study on scikit-learn's digits, and two robust networks: six minutes
 	$(RUN) -m study --dataset digits
 	for name in cnn cnn-lstm; do \
 	  $(RUN) train-$$name.py --dataset digits --defense n-fgsm --epsilon 0.1 --recipe paper --epochs 20 --quiet \
-	    --resume --output results/demo/$$name-robust.safetensors || exit; done
+	    --resume --output results/digits/$$name-robust.safetensors || exit; done
 
 notebooks: $(VENV)/installed  ## run the four notebooks from top to bottom and store their outputs
 	$(RUN) -m study.notebooks main.ipynb cnn.ipynb rnn.ipynb analysis.ipynb
@@ -95,8 +95,8 @@ constraints: $(VENV)/installed-dev  ## pin the newest versions that requirements
 	 $(RUN) -m uv pip compile --quiet --universal --upgrade --python-version 3.10 --no-annotate --no-header \
 	 requirements-dev.txt) > constraints.txt
 
-clean:  ## remove the environment and the demo's output
-	rm -rf $(VENV) .venv-peers results/demo data/adversarial/digits-*
+clean:  ## remove the environment and what was made from digits
+	rm -rf $(VENV) .venv-peers results/digits data/adversarial/digits-*
 
 $(VENV)/installed: requirements.txt constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=...")'

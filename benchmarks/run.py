@@ -20,7 +20,7 @@ from benchmarks import adversarial_sets, attacks, growth, startup, training
 from benchmarks.formats import BenchmarkReport
 from benchmarks.tables import benchmarks_document
 from benchmarks.timing import ROOT, Setting, cpu_name
-from study.__main__ import DEMO
+from study.__main__ import DIGITS
 from utils.checkpoints import versions
 from utils.constants import DATASETS, SPLITS, UserError
 from utils.data import DataError, Split, load_split
@@ -54,7 +54,7 @@ def main() -> None:
         versions=versions(*PEERS),
         quick=args.quick,
     )
-    path = (args.results or (DEMO if dataset == "digits" else Path("results"))) / "benchmarks.json"
+    path = (args.results or (DIGITS if dataset == "digits" else Path("results"))) / "benchmarks.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         report = report_to_continue(path, about, args.sections)
@@ -85,7 +85,7 @@ def argument_parser() -> argparse.ArgumentParser:
     option("--dataset", choices=DATASETS, default="cifar10")
     option("--device", type=torch.device, default="cpu")
     option("--rounds", type=int, default=7, help="of each comparison (default 7)")
-    option("--results", type=Path, metavar="FOLDER", help=f"default results, for digits {DEMO}")
+    option("--results", type=Path, metavar="FOLDER", help=f"default results, for digits {DIGITS}")
     option("--quick", action="store_true", help="see that everything runs, on a few digits; no figure means anything")
     return parser
 

@@ -10,7 +10,7 @@ from utils.commands.checkpoints import load_network
 from utils.commands.parser import Parser, check_writable, pick_device, run
 from utils.constants import ARCHITECTURES, DATASETS, TITLES
 
-DEMO = Path("results/demo")  # the folder for everything that the study writes on digits
+DIGITS = Path("results/digits")  # the folder for everything that the study writes on digits
 
 
 def main() -> None:
@@ -42,11 +42,11 @@ def study_script() -> None:
         "--epochs", type=types.positive_int, help="of every training, for a quick look (default: those of each recipe)"
     )
     option = parser.add_argument_group("output").add_argument
-    text = f"the ten networks of the tables; an existing baseline is used as it is (default models, for digits {DEMO})"
+    text = f"the ten networks of the tables; an existing baseline stays as it is (default models, for digits {DIGITS})"
     option("--models", type=types.file_path, metavar="FOLDER", help=text)
-    text = f"the networks of the study's own recipe and of the seeds (default runs/study, for digits {DEMO})"
+    text = f"the networks of the study's own recipe and of the seeds (default runs/study, for digits {DIGITS})"
     option("--scratch", type=types.file_path, metavar="FOLDER", help=text)
-    text = f"study.json, tables.md and, in study/, the figures (default results, for digits {DEMO})"
+    text = f"study.json, tables.md and, in study/, the figures (default results, for digits {DIGITS})"
     option("--results", type=types.file_path, metavar="FOLDER", help=text)
     text = "train again if a checkpoint is damaged or was trained with other arguments; existing baselines are kept"
     option("--overwrite", action="store_true", help=text)
@@ -54,7 +54,7 @@ def study_script() -> None:
     if args.command:
         parser.error(f"{args.command} comes before the flags: python -m study {args.command} ...")
     set_default_folders(args)
-    args.scratch = args.scratch or (DEMO if args.dataset == "digits" else Path("runs/study"))
+    args.scratch = args.scratch or (DIGITS if args.dataset == "digits" else Path("runs/study"))
     parser.refuse_many_processes()
     run(parser, lambda: study_command(args), output=args.results / "study.json")
 
@@ -62,8 +62,8 @@ def study_script() -> None:
 def set_default_folders(args: Namespace) -> None:
     """Set --models and --results where the user gave none."""
     digits = args.dataset == "digits"
-    args.models = args.models or (DEMO if digits else Path("models"))
-    args.results = args.results or (DEMO if digits else Path("results"))
+    args.models = args.models or (DIGITS if digits else Path("models"))
+    args.results = args.results or (DIGITS if digits else Path("results"))
 
 
 def study_command(args: Namespace) -> None:
@@ -123,12 +123,11 @@ def robustness_script() -> None:
     option("--dataset", choices=DATASETS, default="cifar10", help="the data set to test on (default cifar10)")
     text = "attack the first N test images with PGD and AutoAttack, and all with FGSM (default 1000)"
     option("--examples", type=types.positive_int, metavar="N", default=1000, help=text)
-    parser.add_argument_group("network").add_argument(
-        "--models", type=types.file_path, metavar="FOLDER", help=f"the six networks (default models, for digits {DEMO})"
-    )
+    text = f"the six networks (default models, for digits {DIGITS})"
+    parser.add_argument_group("network").add_argument("--models", type=types.file_path, metavar="FOLDER", help=text)
     option = parser.add_argument_group("output").add_argument
     text = "robustness.json, robustness.md and, in robustness/, the figures, some of which show the logs in defenses/, "
-    text += f"overfitting/ and tried/ (default results, for digits {DEMO})"
+    text += f"overfitting/ and tried/ (default results, for digits {DIGITS})"
     option("--results", type=types.file_path, metavar="FOLDER", help=text)
     text = "replace results of other checkpoints, versions or numbers of images in the report"
     option("--overwrite", action="store_true", help=text)

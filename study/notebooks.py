@@ -30,7 +30,7 @@ from utils.training import train
 class Notebook:
     """The data and networks of a notebook.
 
-    Shipped checkpoints and results are in models/ and results/; those of the digits are where `make demo` puts them.
+    Shipped checkpoints and results are in models/ and results/; those of the digits are where `make digits` puts them.
     Whatever a notebook trains goes to runs/.
     """
 
@@ -135,12 +135,12 @@ class Notebook:
         return f"{device}{threads}; {images}. All of it takes {lasts}."
 
     def _shipped(self, folder: str) -> Path:
-        return Path(folder if self.dataset == "cifar10" else "results/demo")
+        return Path(folder if self.dataset == "cifar10" else "results/digits")
 
     def _made(self, path: Path) -> Path:
-        """The path. Raises UserError if only `make demo` can make the file and nobody has run it."""
+        """The path. Raises UserError if only `make digits` can make the file and nobody has run it."""
         if not path.exists() and self.dataset == "digits":
-            raise UserError(f"{path} does not exist: make demo makes it, in a few minutes")
+            raise UserError(f"{path} does not exist: make digits makes it, in about six minutes")
         return path
 
     def _retrained(self) -> Path:

@@ -121,21 +121,21 @@ def assert_ran(notebook: nbformat.NotebookNode) -> None:
 
 
 @pytest.fixture(scope="session")
-def demo(quick_study, script, tmp_path_factory):
-    """A folder in which a quick demo was made."""
-    folder = tmp_path_factory.mktemp("made") / "demo"
+def made(quick_study, script, tmp_path_factory):
+    """A folder with the study on digits and the two robust networks, all quick."""
+    folder = tmp_path_factory.mktemp("made") / "digits"
     shutil.copytree(quick_study, folder)
     for name in ("cnn", "cnn-lstm"):
-        output = f"results/demo/{name}-robust.safetensors"
+        output = f"results/digits/{name}-robust.safetensors"
         defense = ("--defense", "n-fgsm", "--epsilon", 0.1, "--quiet", "--output", output)
-        made = script(f"train-{name}.py", *QUICK, *defense, cwd=folder)
-        assert made.returncode == 0, made.stderr
+        result = script(f"train-{name}.py", *QUICK, *defense, cwd=folder)
+        assert result.returncode == 0, result.stderr
     return folder
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_runs_on_digits(name, demo):
-    assert_ran(execute(name, demo, dataset="digits"))
+def test_runs_on_digits(name, made):
+    assert_ran(execute(name, made, dataset="digits"))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -159,7 +159,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine's PATH")
-def test_explorer_in_a_browser(demo, tmp_path):
+def test_explorer_in_a_browser(made, tmp_path):
     """JupyterLab on loopback: run all cells of main.ipynb, move the slider, and the picture changes."""
     sync_api = pytest.importorskip("playwright.sync_api")
     notebook = stored("main")
@@ -169,12 +169,12 @@ def test_explorer_in_a_browser(demo, tmp_path):
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
     notebook.metadata.pop("widgets", None)
-    nbformat.write(notebook, demo / "main.ipynb")
+    nbformat.write(notebook, made / "main.ipynb")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     arguments = [f"--ServerApp.port={port}", "--ServerApp.ip=127.0.0.1", "--IdentityProvider.token="]
-    arguments += ["--no-browser", "--allow-root", "--LabApp.expose_app_in_browser=True", f"--ServerApp.root_dir={demo}"]
+    arguments += ["--no-browser", "--allow-root", "--LabApp.expose_app_in_browser=True", f"--ServerApp.root_dir={made}"]
     # All cells are to be in the page, not only those in view.
     settings = tmp_path / "settings" / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
     settings.parent.mkdir(parents=True)
@@ -183,7 +183,7 @@ def test_explorer_in_a_browser(demo, tmp_path):
     environment["JUPYTERLAB_SETTINGS_DIR"] = str(tmp_path / "settings")
     with open(tmp_path / "lab.log", "w") as log:
         lab = subprocess.Popen(
-            [sys.executable, "-m", "jupyterlab", *arguments], env=environment, stdout=log, stderr=log, cwd=demo
+            [sys.executable, "-m", "jupyterlab", *arguments], env=environment, stdout=log, stderr=log, cwd=made
         )
     try:
         url = f"http://127.0.0.1:{port}"

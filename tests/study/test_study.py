@@ -58,14 +58,14 @@ def finished(quick_study, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def report(finished):
-    return read_whole_study(finished[0] / "results/demo/study.json")
+    return read_whole_study(finished[0] / "results/digits/study.json")
 
 
 def study(folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Study:
     """The study of `finished`, ready to continue in this process."""
     monkeypatch.chdir(folder)
-    demo = folder / "results" / "demo"
-    arguments = {"models": demo, "scratch": demo, "report": demo / "study.json", "width": 4, "epochs": 2, "quiet": True}
+    made = folder / "results" / "digits"
+    arguments = {"models": made, "scratch": made, "report": made / "study.json", "width": 4, "epochs": 2, "quiet": True}
     return Study("digits", **{**arguments, **options})
 
 
@@ -76,17 +76,17 @@ def test_every_network_is_trained_on_its_baselines_examples_and_tested(finished,
         *(("reproduction", name, epsilon, 0) for name in ("cnn", "cnn-lstm") for epsilon in (None, 0.2)),
         *(("spread", "cnn", epsilon, seed) for seed in (0, 1, 2) for epsilon in (None, 0.2)),
     ]
-    demo = finished[0] / "results/demo"
+    made = finished[0] / "results/digits"
     for entry in report.entries:
-        training = read_metadata(demo / f"{entry.name}.safetensors").training
+        training = read_metadata(made / f"{entry.name}.safetensors").training
         assert entry.training == training
         assert training.examples == 1197 * (1 if entry.training_epsilon is None else 2)
         if entry.training_epsilon is not None:
             baseline = entry_of(report, entry.name.split("-fgsm-augment")[0])
             assert training.defense["source_sha256"] == baseline.sha256
             assert training.label_smoothing == 0  # which the baselines' recipes have
-    assert {path.suffix for path in demo.iterdir() if path.is_file()} == {".safetensors", ".jsonl", ".json", ".md"}
-    assert len(list((demo / "study").iterdir())) == 9
+    assert {path.suffix for path in made.iterdir() if path.is_file()} == {".safetensors", ".jsonl", ".json", ".md"}
+    assert len(list((made / "study").iterdir())) == 9
 
 
 def test_it_says_what_remains_and_for_how_long(finished):
@@ -99,9 +99,9 @@ def test_it_says_what_remains_and_for_how_long(finished):
 
 
 def test_figures_are_those_of_the_evaluation(finished, report, digits):
-    demo = finished[0] / "results/demo"
+    made = finished[0] / "results/digits"
     entry = entry_of(report, "cnn-fgsm-augment-0.2")
-    network, baseline = (load_checkpoint(demo / f"{name}.safetensors") for name in (entry.name, "cnn"))
+    network, baseline = (load_checkpoint(made / f"{name}.safetensors") for name in (entry.name, "cnn"))
     for measured, source in ((entry.transfer, baseline), (entry.white_box, None)):
         results = evaluate_fgsm(network, digits["test"], EPSILONS[1:], source=source)
         assert [m.epsilon for m in measured] == list(EPSILONS)
@@ -122,7 +122,7 @@ def test_finished_study_has_nothing_left_to_do(finished, report, monkeypatch):
 
 def test_lost_checkpoint_of_the_tables_is_made_again(finished, monkeypatch, tmp_path):
     lost = "cnn-lstm-fgsm-augment-0.01"
-    path = finished[0] / "results/demo" / f"{lost}.safetensors"
+    path = finished[0] / "results/digits" / f"{lost}.safetensors"
     before = path.read_bytes()
     path.rename(tmp_path / "lost")
     try:
@@ -137,7 +137,7 @@ def test_lost_checkpoint_of_the_tables_is_made_again(finished, monkeypatch, tmp_
 
 def test_lost_baseline_is_not_replaced_by_another_unasked(finished, monkeypatch, tmp_path):
     """Otherwise the networks retrained on its examples would be trained again too: hours on CIFAR-10."""
-    path = finished[0] / "results/demo/cnn.safetensors"
+    path = finished[0] / "results/digits/cnn.safetensors"
     path.rename(tmp_path / "lost")
     try:
         with pytest.raises(
@@ -150,8 +150,8 @@ def test_lost_baseline_is_not_replaced_by_another_unasked(finished, monkeypatch,
 
 
 def test_checkpoints_that_are_not_shipped_may_be_gone(finished, monkeypatch, tmp_path):
-    demo = finished[0] / "results/demo"
-    gone = [path for path in demo.iterdir() if re.match(r"cnn-(lstm-)?(paper|short).*", path.name)]
+    made = finished[0] / "results/digits"
+    gone = [path for path in made.iterdir() if re.match(r"cnn-(lstm-)?(paper|short).*", path.name)]
     assert len(gone) == 20
     for path in gone:
         path.rename(tmp_path / path.name)
@@ -164,7 +164,7 @@ def test_checkpoints_that_are_not_shipped_may_be_gone(finished, monkeypatch, tmp
 
 def test_what_was_trained_otherwise_is_refused_unless_told_to_overwrite(script, finished, monkeypatch):
     folder = finished[0]
-    path = folder / "results/demo/cnn-fgsm-augment-0.005.safetensors"
+    path = folder / "results/digits/cnn-fgsm-augment-0.005.safetensors"
     before = path.read_bytes()
     refused = script("study", *QUICK[:2], "--epochs", 3, "--width", 4, cwd=folder)
     assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
@@ -177,15 +177,15 @@ def test_what_was_trained_otherwise_is_refused_unless_told_to_overwrite(script, 
 def test_replaced_baseline_is_tested_again(finished, report, monkeypatch, tmp_path):
     """The new baseline has the first one's training arguments and other weights, so the report's figures are stale."""
     shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
-    demo = tmp_path / "results" / "demo"
-    for path in demo.glob("cnn-fgsm-augment-*"):
+    made = tmp_path / "results" / "digits"
+    for path in made.glob("cnn-fgsm-augment-*"):
         path.unlink()
-    network, header = load_checkpoint(demo / "cnn.safetensors"), read_metadata(demo / "cnn.safetensors")
+    network, header = load_checkpoint(made / "cnn.safetensors"), read_metadata(made / "cnn.safetensors")
     with torch.no_grad():
         network.classifier.weight.neg_()
     about = {"dataset": header.dataset, "class_names": header.class_names, "training": header.training}
-    save_checkpoint(demo / "cnn.safetensors", network, about)  # without a validation accuracy
-    (demo / "cnn.jsonl").unlink()
+    save_checkpoint(made / "cnn.safetensors", network, about)  # without a validation accuracy
+    (made / "cnn.jsonl").unlink()
     again = study(tmp_path, monkeypatch)
     assert [planned.name for planned in again.todo][:2] == ["cnn", "cnn-fgsm-augment-0.005"]
     again.todo = again.todo[:1]
@@ -199,7 +199,7 @@ def test_replaced_baseline_is_tested_again(finished, report, monkeypatch, tmp_pa
 def test_earlier_figures_are_not_dropped_unasked(finished, monkeypatch, tmp_path):
     """The networks are in other folders now, and these flags would train them otherwise."""
     path = tmp_path / "study.json"
-    shutil.copy(finished[0] / "results/demo/study.json", path)
+    shutil.copy(finished[0] / "results/digits/study.json", path)
     before = path.read_bytes()
     elsewhere = {"models": tmp_path / "m", "scratch": tmp_path / "s", "report": path}
     with pytest.raises(UserError, match=r"study\.json has figures of .*cnn\.safetensors from another .*width 4, not 3"):
@@ -213,8 +213,8 @@ def test_earlier_figures_are_not_dropped_unasked(finished, monkeypatch, tmp_path
 def test_baseline_killed_between_its_last_writes_is_finished(finished, monkeypatch, tmp_path):
     """When it was killed, its checkpoint was there and the files of the run were not yet deleted."""
     monkeypatch.chdir(tmp_path)
-    demo = tmp_path / "results" / "demo"
-    demo.mkdir(parents=True)
+    made = tmp_path / "results" / "digits"
+    made.mkdir(parents=True)
     unlink = Path.unlink
 
     def killed(path, *arguments, **options):
@@ -225,35 +225,35 @@ def test_baseline_killed_between_its_last_writes_is_finished(finished, monkeypat
     monkeypatch.setattr(Path, "unlink", killed)
     with pytest.raises(KeyboardInterrupt):
         study(tmp_path, monkeypatch).run()
-    assert {path.name for path in demo.iterdir() if path.is_file()} == {
+    assert {path.name for path in made.iterdir() if path.is_file()} == {
         *("cnn.safetensors", "cnn.jsonl", "cnn.partial.safetensors", "cnn.partial.jsonl")
     }
     monkeypatch.setattr(Path, "unlink", unlink)
     again = study(tmp_path, monkeypatch)
     again.todo = again.todo[:1]
     assert again.run().entries[0].training_seconds > 0
-    assert not list(demo.glob("*.partial.*"))
-    assert (demo / "cnn.safetensors").read_bytes() == (finished[0] / "results/demo/cnn.safetensors").read_bytes()
+    assert not list(made.glob("*.partial.*"))
+    assert (made / "cnn.safetensors").read_bytes() == (finished[0] / "results/digits/cnn.safetensors").read_bytes()
 
 
 def test_baseline_that_is_there_is_taken_as_it_is(digits, monkeypatch, tmp_path):
-    demo = tmp_path / "results" / "demo"
-    demo.mkdir(parents=True)
+    made = tmp_path / "results" / "digits"
+    made.mkdir(parents=True)
     recipe = replace(RECIPES["paper"], epochs=1, lr=0.005)
-    train("cnn", digits["train"], digits["validation"], recipe, output=demo / "cnn.safetensors", width=4, quiet=True)
-    before = (demo / "cnn.safetensors").read_bytes()
+    train("cnn", digits["train"], digits["validation"], recipe, output=made / "cnn.safetensors", width=4, quiet=True)
+    before = (made / "cnn.safetensors").read_bytes()
     taken = study(tmp_path, monkeypatch)
     taken.todo = taken.todo[:2]
     entries = taken.run().entries
-    assert (demo / "cnn.safetensors").read_bytes() == before
+    assert (made / "cnn.safetensors").read_bytes() == before
     assert [entry.name for entry in entries] == ["cnn", "cnn-fgsm-augment-0.005"]
     assert entries[0].training.lr == 0.005
 
 
 def test_baseline_of_another_network_or_data_set_is_refused(finished, monkeypatch, tmp_path):
-    demo = tmp_path / "results" / "demo"
-    demo.mkdir(parents=True)
-    (demo / "cnn.safetensors").write_bytes((finished[0] / "results/demo/cnn-lstm.safetensors").read_bytes())
+    made = tmp_path / "results" / "digits"
+    made.mkdir(parents=True)
+    (made / "cnn.safetensors").write_bytes((finished[0] / "results/digits/cnn-lstm.safetensors").read_bytes())
     with pytest.raises(UserError, match=r"cnn\.safetensors is not a cnn of width 4 trained on digits"):
         study(tmp_path, monkeypatch)
     with pytest.raises(UserError, match=r"cnn\.safetensors is not a cnn of width 8 trained on digits"):
@@ -262,8 +262,8 @@ def test_baseline_of_another_network_or_data_set_is_refused(finished, monkeypatc
 
 def test_overwriting_trains_again_what_is_stale_or_damaged(finished, monkeypatch, tmp_path):
     shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
-    demo = tmp_path / "results" / "demo"
-    damaged, stale = (demo / f"cnn-fgsm-augment-{epsilon}.safetensors" for epsilon in ("0.005", "0.2"))
+    made = tmp_path / "results" / "digits"
+    damaged, stale = (made / f"cnn-fgsm-augment-{epsilon}.safetensors" for epsilon in ("0.005", "0.2"))
     before = damaged.read_bytes(), stale.read_bytes()
     damaged.write_bytes(before[0][:-1])
     stale.write_bytes(damaged.with_stem("cnn-fgsm-augment-0.01").read_bytes())
@@ -277,12 +277,12 @@ def test_overwriting_trains_again_what_is_stale_or_damaged(finished, monkeypatch
     assert again.seconds_left(0) == pytest.approx((trained + 2 * 5 * 300) / 1000)
     again.speeds = {}
     assert 0 < again.seconds_left(0) < 600
-    assert without_times(again.run()) == without_times(read_study(finished[0] / "results/demo/study.json"))
+    assert without_times(again.run()) == without_times(read_study(finished[0] / "results/digits/study.json"))
     assert (damaged.read_bytes(), stale.read_bytes()) == before
 
 
 def test_report_of_other_data_is_refused(finished, monkeypatch, tmp_path):
-    report = json.loads((finished[0] / "results/demo/study.json").read_text())
+    report = json.loads((finished[0] / "results/digits/study.json").read_text())
     path = tmp_path / "study.json"
     path.write_text(json.dumps({**report, "dataset": "cifar10"}))
     before = path.read_bytes()
@@ -300,12 +300,12 @@ def test_finished_study_leaves_the_report_as_it_is(finished, monkeypatch):
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"networks": [1]}', b"\xff", b"[" * 100_000])
 def test_foreign_report_is_refused(content, monkeypatch, tmp_path):
-    demo = tmp_path / "results" / "demo"
-    demo.mkdir(parents=True)
-    (demo / "study.json").write_bytes(content)
+    made = tmp_path / "results" / "digits"
+    made.mkdir(parents=True)
+    (made / "study.json").write_bytes(content)
     with pytest.raises(UserError, match=r"study\.json is not a report of the study"):
         study(tmp_path, monkeypatch)
-    assert (demo / "study.json").read_bytes() == content
+    assert (made / "study.json").read_bytes() == content
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
@@ -326,13 +326,13 @@ def test_study_killed_at_random_points_ends_with_the_same_report(finished, repor
         time.sleep(0 if attempt == 0 else draw.uniform(0, 0.5))
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=60)
-        resumed += (tmp_path / "results/demo").glob("*.partial.safetensors")
+        resumed += (tmp_path / "results/digits").glob("*.partial.safetensors")
     subprocess.run(study, cwd=tmp_path, env=environment, check=True, capture_output=True, timeout=300)
     assert resumed, "no training was killed halfway"
-    assert without_times(read_study(tmp_path / "results/demo/study.json")) == without_times(report)
-    for path in (finished[0] / "results/demo").glob("*.safetensors"):
-        assert (tmp_path / "results/demo" / path.name).read_bytes() == path.read_bytes()
-    assert not list((tmp_path / "results/demo").glob("*.partial.*"))
+    assert without_times(read_study(tmp_path / "results/digits/study.json")) == without_times(report)
+    for path in (finished[0] / "results/digits").glob("*.safetensors"):
+        assert (tmp_path / "results/digits" / path.name).read_bytes() == path.read_bytes()
+    assert not list((tmp_path / "results/digits").glob("*.partial.*"))
 
 
 def test_interrupted_training_is_resumed_and_not_started_again(finished, monkeypatch, tmp_path):
@@ -344,7 +344,7 @@ def test_interrupted_training_is_resumed_and_not_started_again(finished, monkeyp
         raise KeyboardInterrupt
 
     monkeypatch.setattr(PartialRun, "save", interrupted)
-    (tmp_path / "results" / "demo").mkdir(parents=True)
+    (tmp_path / "results" / "digits").mkdir(parents=True)
     with pytest.raises(KeyboardInterrupt):
         study(tmp_path, monkeypatch).run()
     monkeypatch.setattr(PartialRun, "save", save)
@@ -356,8 +356,8 @@ def test_interrupted_training_is_resumed_and_not_started_again(finished, monkeyp
     again.todo = again.todo[:1]
     again.run()
     assert len(epochs) == 1
-    demo = "results/demo/cnn.safetensors"
-    assert (tmp_path / demo).read_bytes() == (finished[0] / demo).read_bytes()
+    made = "results/digits/cnn.safetensors"
+    assert (tmp_path / made).read_bytes() == (finished[0] / made).read_bytes()
 
 
 def test_names_of_the_shipped_checkpoints(tmp_path):
@@ -516,8 +516,8 @@ def test_side_by_side_shows_both_networks_on_both_attacks(digits, trained):
 
 
 def test_report_is_json_with_final_newline(finished, report):
-    text = (finished[0] / "results/demo/study.json").read_text()
+    text = (finished[0] / "results/digits/study.json").read_text()
     assert text.endswith("}\n")
     assert all(entry["threads"] >= 1 for entry in json.loads(text)["networks"])
-    markdown = (finished[0] / "results/demo/tables.md").read_text()
+    markdown = (finished[0] / "results/digits/tables.md").read_text()
     assert markdown == tables.document(report)  # as first read, because other tests train a network again
