@@ -1,4 +1,4 @@
-"""How long a study still takes, roughly, and how to say it."""
+"""How fast a network trains, roughly, which tells how long a study still takes."""
 
 import time
 
@@ -33,11 +33,3 @@ def training_speed(architecture: str, width: int, device: str, precision: str) -
 def _wait(network: nn.Module) -> None:
     """Until a GPU has computed the network's parameters."""
     next(network.parameters()).sum().item()
-
-
-def duration(seconds: float) -> str:
-    """As people say it: 40 s, 12 min, 1 h 40 min."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from study.estimate import duration, training_speed
+from study.estimate import training_speed
 from study.formats import Measurement, StudyEntry, StudyReport, read_study
 from study.paper import TRAINING_EPSILONS
 from study.plan import Planned, lines
@@ -22,6 +22,7 @@ from utils.constants import EPSILONS, UserError
 from utils.data import Split, load_split
 from utils.evaluation import Result, accuracy, evaluate_fgsm
 from utils.formats import write_document
+from utils.progress import duration
 from utils.runs import PartialRun, read_epochs
 from utils.training import train
 

@@ -8,17 +8,21 @@ the perturbation.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import combinations
 
 import torch
 
 from attacks.core import Model, attacking, input_gradient
+from attacks.progress import report_progress
+from utils import distributed
 from utils.constants import EVALUATION_BATCH, RADIUS
 from utils.data import Split, batches
 from utils.evaluation import Result, evaluate, evaluate_fgsm
 from utils.formats import Check, DiagnosisReport
 from utils.notes import Notes
+from utils.progress import moving, progress_bar
 
 STEPS, MANY_STEPS, RESTARTS = 20, 100, 3
 LEAK_RADII = (0.02, 0.1, 0.2, 0.3)  # where transferred FGSM examples may be easier than clean images, in pixel units
@@ -111,15 +115,30 @@ def diagnose(
         attack: str = "pgd", radius: float = epsilon, source: Model | None = None, **options: object
     ) -> Result:
         options = options if attack == "fgsm" else {"seed": seed, **options}
-        return evaluate(network, split, attack, radius, options=options, source=source, notes=notes, **common)
+        with part(attack, **options):  # type: ignore[arg-type]
+            return evaluate(network, split, attack, radius, options=options, source=source, notes=notes, **common)
 
     def clean() -> Result:  # without notes, which would answer the second time what they heard the first time
-        return evaluate(network, split, "fgsm", 0.0, **common)
+        with part("clean images"):
+            return evaluate(network, split, "fgsm", 0.0, **common)
 
-    common: dict = {"batch_size": batch_size, "progress": progress}
+    def part(name: str, steps: int = 1, restarts: int = 1, queries: int = 0, **_: object) -> AbstractContextManager:
+        bar.set_postfix(now=name)
+        return moving(bar, queries or steps * restarts)
+
+    common: dict = {"batch_size": batch_size}
     long: dict = {"steps": MANY_STEPS, "restarts": RESTARTS}
-    return judge(
-        Evidence(
+    # How often an image goes through the network, roughly: four times for clean images, their gradient and FGSM.
+    passes = 4 + 4 * STEPS + MANY_STEPS + 2 * MANY_STEPS * RESTARTS + queries + (2 + STEPS if source else 0)
+    visible = progress and distributed.rank() == 0
+    with progress_bar(title="diagnosis", total=passes, unit="step", visible=visible) as bar:
+        with part("gradients"):
+            flat = flat_fraction(network, split, batch_size)
+        leaking = []
+        if source:
+            with part("fgsm"):
+                _, *leaking = evaluate_fgsm(network, split, LEAK_RADII, source=source, **common)
+        found = Evidence(
             clean=clean(),
             clean_again=clean(),
             fgsm=attacked("fgsm"),
@@ -131,10 +150,10 @@ def diagnose(
             margin=attacked(**long, loss="margin"),
             square=attacked("autoattack", attacks=["square"], queries=queries),
             transferred=[attacked("fgsm", source=source), attacked(steps=STEPS, source=source)] if source else [],
-            flat=flat_fraction(network, split, batch_size),
-            leaking=evaluate_fgsm(network, split, LEAK_RADII, source=source, **common)[1:] if source else [],
+            flat=flat,
+            leaking=leaking,
         )
-    )
+    return judge(found)
 
 
 def judge(found: Evidence) -> Diagnosis:
@@ -154,7 +173,8 @@ def flat_fraction(network: Model, split: Split, batch_size: int = EVALUATION_BAT
     """
     flat = right = 0
     with attacking(network, split.device):
-        for images, labels in batches(split, batch_size):
+        for batch, (images, labels) in enumerate(batches(split, batch_size)):
+            report_progress(batch * batch_size / len(split))
             logits, _, gradient = input_gradient(network, images, labels)
             correct = logits.argmax(1) == labels
             flat += int((correct & ((gradient == 0).flatten(1).float().mean(1) > 0.5)).sum())

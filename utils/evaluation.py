@@ -16,15 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from attacks import autoattack, default_step_size, fgsm, fgsm_direction, pgd, step
-from attacks.core import Model, evaluating
+from attacks.core import Model, check_epsilon, evaluating
 from utils import distributed
 from utils.checkpoints import versions
 from utils.constants import EVALUATION_BATCH
 from utils.data import Split, batches, tensor_digest
 from utils.formats import AttackRow
 from utils.notes import Notes, Row
-from utils.progress import progress_bar
+from utils.progress import Bar, moving, progress_bar
 from utils.statistics import wilson_interval
+from utils.tables import epsilon_text
 
 # The names that the command line and reports use.
 ATTACKS: dict[str, Callable[..., Tensor]] = {"fgsm": fgsm, "pgd": pgd, "autoattack": autoattack}
@@ -108,14 +109,16 @@ def transfer_matrix(
     progress: bool = False,
 ) -> list[list[Result]]:
     """FGSM from each network to each network: row i has the results of all networks on examples crafted on number i."""
-    matrix = []
-    for source in progress_bar(networks, title="transfer", total=len(networks), unit="network", visible=progress):
-        direction = torch.cat([fgsm_direction(source, *batch).to(torch.int8) for batch in batches(split, batch_size)])
-        transferred = partial(
-            evaluate_fgsm, split=split, epsilons=[epsilon], direction=direction, batch_size=batch_size
-        )
-        matrix.append([transferred(tested)[1] for tested in networks])
-    return matrix
+    rows = []
+    with progress_bar(title="transfer", total=len(networks) ** 2, unit="pair", visible=progress) as bar:
+        for source in networks:
+            signs = torch.cat([fgsm_direction(source, *batch).to(torch.int8) for batch in batches(split, batch_size)])
+            row = []
+            for tested in networks:
+                with moving(bar, 1):
+                    row += evaluate_fgsm(tested, split, [epsilon], direction=signs, batch_size=batch_size)[1:]
+            rows.append(row)
+    return rows
 
 
 def evaluate_fgsm(
@@ -137,28 +140,32 @@ def evaluate_fgsm(
     progress: whether to show a progress bar.
     Returns a Result for the clean images and one for each epsilon, without masks. The seconds of an attack are those
     for the direction, which all epsilons share, and those for its own forward passes: what it would take alone. Those
-    of all processes are added.
+    of all processes are added. Raises ValueError for an epsilon that is not from 0 to 1.
     """
     radii = [0.0, *epsilons]
+    for epsilon in radii:
+        check_epsilon(epsilon)
     totals = torch.zeros(len(radii), 2, dtype=torch.float64)  # correct images, seconds
-    rank, ranks = distributed.rank(), distributed.world_size()
+    rank, ranks, seen = distributed.rank(), distributed.world_size(), 0
     signs: Tensor = torch.zeros(())  # the clean images need none
     bar = progress_bar(title="evaluating", total=len(split), unit="image", visible=progress and rank == 0)
     with bar, evaluating(network, split.device):
         crafted = iter(() if direction is None else direction.split(batch_size)[rank::ranks])
         for images, labels in batches(split, batch_size, rank, ranks):
-            start = time.perf_counter()
-            if direction is not None:
-                signs = next(crafted).to(images)
-            elif epsilons:
-                signs = fgsm_direction(network if source is None else source, images, labels)
-            crafting = time.perf_counter() - start
-            for i, epsilon in enumerate(radii):
+            with moving(bar, min(ranks * len(labels), len(split) - bar.n)):
                 start = time.perf_counter()
-                correct = correctly_classified(network, step(images, signs, epsilon), labels).sum().item()
-                seconds = time.perf_counter() - start + (crafting if i else 0)
-                totals[i] += torch.tensor([correct, seconds], dtype=torch.float64)
-            bar.update(len(labels))
+                if direction is not None:
+                    signs = next(crafted).to(images)
+                elif epsilons:
+                    signs = fgsm_direction(network if source is None else source, images, labels)
+                crafting = time.perf_counter() - start
+                for i, epsilon in enumerate(radii):
+                    start = time.perf_counter()
+                    correct = correctly_classified(network, step(images, signs, epsilon), labels).sum().item()
+                    seconds = time.perf_counter() - start + (crafting if i else 0)
+                    totals[i] += torch.tensor([correct, seconds], dtype=torch.float64)
+            seen += len(labels)
+            bar.set_postfix(**{f"at {epsilon_text(radii[i])}": f"{totals[i, 0] / seen:.1%}" for i in (0, -1)})
     totals = torch.stack(distributed.gather(totals)).sum(0)
     return [Result(radius, int(row[0]), len(split), row[1].item()) for radius, row in zip(radii, totals, strict=True)]
 
@@ -198,15 +205,14 @@ def evaluate(
     sizes = [len(labels) for labels in split.labels.split(batch_size)]
     rows = distributed.from_main(partial(notes.kept, key, sizes)) if notes else []
     visible = progress and distributed.rank() == 0
-    bar = progress_bar(title=f"{attack} at {epsilon:.4g}", total=len(split), unit="image", visible=visible)
+    title, done = f"{attack} at {epsilon_text(epsilon)}", sum(sizes[: len(rows)])
+    bar = progress_bar(title=title, total=len(split), unit="image", initial=done, visible=visible)
     with bar, evaluating(network, split.device):
-        bar.update(_count(rows))
-        for new in _rounds(split, batch_size, len(rows), attacked):
+        for new in _rounds(split, batch_size, len(rows), attacked, bar):
             if notes:
                 distributed.from_main(partial(notes.add, key, new))
             rows += new
-            bar.update(_count(new))
-            bar.set_postfix(accuracy=f"{sum(hits.count('1') for hits, _ in rows) / _count(rows):.1%}")
+            bar.set_postfix(accuracy=f"{sum(hits.count('1') for hits, _ in rows) / bar.n:.1%}")
     mask = torch.tensor([hit == "1" for hits, _ in rows for hit in hits])
     seconds = sum(seconds for _, seconds in rows)
     return Result(epsilon, int(mask.sum()), len(split), seconds, attack, options, mask)
@@ -242,20 +248,17 @@ def _described(network: Model) -> list[Any]:
 
 
 def _rounds(
-    split: Split, batch_size: int, first: int, attacked: Callable[[Tensor, Tensor], Row]
+    split: Split, batch_size: int, first: int, attacked: Callable[[Tensor, Tensor], Row], bar: Bar
 ) -> Iterator[list[Row]]:
     """attacked(images, labels) for each batch from number `first` on, one batch for each process in a round.
 
     Yields the rows of a round, in the order of the batches, on every process. In the last round, some processes may
-    have no batch left.
+    have no batch left. The bar counts images.
     """
     rank, ranks = distributed.rank(), distributed.world_size()
     mine = batches(split, batch_size, first + rank, ranks)
-    for _ in range(first * batch_size, len(split), ranks * batch_size):
+    for start in range(first * batch_size, len(split), ranks * batch_size):
         batch = next(mine, None)
-        yield [row for row in distributed.gather(batch and attacked(*batch)) if row]
-
-
-def _count(rows: Sequence[Row]) -> int:
-    """The number of images in the batches."""
-    return sum(len(hits) for hits, _ in rows)
+        with moving(bar, min(ranks * batch_size, len(split) - start)):
+            rows = distributed.gather(batch and attacked(*batch))
+        yield [row for row in rows if row]

@@ -18,7 +18,6 @@ import torch
 from msgspec.structs import replace
 
 from study import figures, tables
-from study.estimate import duration
 from study.formats import Measurement, StudyEntry, StudyReport, WholeStudy, read_study, read_whole_study
 from study.paper import PRINTED, REMEASURED, TRAINING_EPSILONS
 from study.plan import lines
@@ -368,14 +367,6 @@ def test_names_of_the_shipped_checkpoints(tmp_path):
     assert "cnn-fgsm-augment-0.2.safetensors" in shipped
     assert "cnn-lstm-fgsm-augment-0.015.safetensors" in shipped
     assert len(set(paths)) == len(paths) == 20
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0, "0 s"), (89, "89 s"), (91, "2 min"), (3500, "58 min"), (3599, "1 h 00 min"), (6000, "1 h 40 min")],
-)
-def test_duration(seconds, text):
-    assert duration(seconds) == text
 
 
 def measured(accuracy: float) -> tuple[Measurement, ...]:

@@ -15,6 +15,7 @@ from utils.checkpoints import load_checkpoint
 from utils.diagnosis import Evidence, diagnose, flat_fraction, judge
 from utils.evaluation import Result
 from utils.formats import DiagnosisReport, decode, encode
+from utils.progress import Lines
 from utils.recipes import RECIPES
 from utils.training import train
 
@@ -40,6 +41,32 @@ def test_baseline_is_trustworthy_and_about_zero(baseline, other, digits):
     assert diagnosis.failed == []
     assert diagnosis.verdict == "trustworthy"
     assert diagnosis.strongest.accuracy <= 0.02
+
+
+@pytest.mark.parametrize("with_source", [True, False])
+def test_one_bar_shows_how_far_the_diagnosis_is(with_source, baseline, other, digits, monkeypatch):
+    """It moves within each attack, never back, and ends at 100 %."""
+    bars, places = [], []
+
+    class Recorded(Lines):
+        def update(self, count):
+            super().update(count)
+            places.append(self.n)
+
+    def bar(iterable=None, *, title, total, unit, visible, initial=0):
+        bars.append(Recorded((), title, total, unit, initial) if visible else Lines((), title, total, unit, initial))
+        return bars[-1]
+
+    monkeypatch.setattr(diagnosis_module, "progress_bar", bar)
+    for name, number in {"STEPS": 4, "MANY_STEPS": 8, "RESTARTS": 2}.items():
+        monkeypatch.setattr(diagnosis_module, name, number)
+    source = other if with_source else None
+    diagnose(baseline, digits["test"].first(4), epsilon=0.001, source=source, queries=20, progress=True)
+    assert [bar.title for bar in bars] == ["diagnosis"]
+    assert places == sorted(places)
+    assert places[-1] == bars[0].total
+    moves = [after - before for before, after in zip(places, places[1:], strict=False)]
+    assert max(moves) < 8  # of the 20 passes of Square; the unbounded attack ends after two or more of its 8
 
 
 def test_papers_defence_leaks_the_label_and_is_about_zero(baseline, digits, tmp_path):

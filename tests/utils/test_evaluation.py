@@ -1,6 +1,8 @@
 """Accuracy: what is counted, against whom, and what an interrupted evaluation keeps."""
 
 import json
+import sys
+import time
 from dataclasses import replace
 from itertools import product
 from types import SimpleNamespace
@@ -308,6 +310,44 @@ def test_transfer_matrix_crafts_on_rows_and_tests_columns(digits, network, other
         for tested, result in zip(networks, row, strict=True):
             expected = evaluate_fgsm(tested, split, [0.05], source=source, batch_size=25)[1]
             assert (result.epsilon, result.correct, result.examples) == (0.05, expected.correct, 60)
+
+
+def test_a_radius_that_is_surely_a_mistake_is_refused(digits, network):
+    for attack in ("fgsm", "pgd"):
+        with pytest.raises(ValueError, match="did you mean 8/255"):
+            evaluate(network, digits["test"].first(2), attack, 8)
+
+
+def test_a_slow_attack_says_within_a_batch_how_long_it_takes(digits, network, capsys, monkeypatch):
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)  # another test may have run a notebook
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[-1])
+
+    def slow(images):
+        clock.append(clock[-1] + 4)
+        return network(images)
+
+    options = {"steps": 20, "restarts": 2, "early_stop": False}
+    evaluate(slow, digits["test"].first(60), "pgd", 8 / 255, options=options, progress=True, batch_size=30)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == pytest.approx(clock[-1] / 32, abs=1)  # every half minute, at the next pass
+    assert lines[0] == "pgd at 8/255: 5 of 60 images in 32 s, about 6 min left"
+    done = [int(line.split()[3]) for line in lines]
+    assert done == sorted(done)
+    assert "in 3 min, about 3 min left" in "".join(lines)
+    accuracy = evaluate(network, digits["test"].first(30), "pgd", 8 / 255, options=options).accuracy
+    assert lines[-1].endswith(f"left, accuracy {accuracy:.1%}")
+
+
+def test_fgsm_says_the_accuracy_so_far(digits, network, capsys, monkeypatch):
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    monkeypatch.setattr("utils.progress.SECONDS_BETWEEN_LINES", 0)
+    clean, attacked = evaluate_fgsm(network, digits["test"].first(60), [8 / 255], batch_size=30, progress=True)
+    first, last = capsys.readouterr().err.splitlines()
+    halves = [evaluate_fgsm(network, digits["test"].first(30), [8 / 255])[i].accuracy for i in (0, 1)]
+    assert first.startswith("evaluating: 30 of 60 images in 0 s, about 0 s left")
+    assert last.endswith(f"at 0 {halves[0]:.1%}, at 8/255 {halves[1]:.1%}")
+    assert clean.accuracy > attacked.accuracy
 
 
 def test_evaluation_leaves_the_network_in_its_mode(digits):
