@@ -3,11 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help digits notebooks study defenses overfitting robustness diagnosis agreement benchmark test coverage torture mutants lint types audit format figures constraints clean
+.PHONY: help demo digits notebooks study defenses overfitting robustness diagnosis agreement benchmark test coverage torture mutants lint types audit format figures constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-13s %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/installed  ## the study's story in two minutes, on scikit-learn's digits: a table and a picture
+	$(RUN) -m study demo
 
 digits: $(VENV)/installed  ## the whole study on scikit-learn's digits, and two robust networks: six minutes
 	$(RUN) -m study --dataset digits
@@ -95,11 +98,14 @@ constraints: $(VENV)/installed-dev  ## pin the newest versions that requirements
 	 $(RUN) -m uv pip compile --quiet --universal --upgrade --python-version 3.10 --no-annotate --no-header \
 	 requirements-dev.txt) > constraints.txt
 
-clean:  ## remove the environment and what was made from digits
-	rm -rf $(VENV) .venv-peers results/digits data/adversarial/digits-*
+clean:  ## remove the environments and what was made from digits
+	rm -rf $(VENV) .venv-peers results/demo results/digits data/adversarial/digits-*
 
 $(VENV)/installed: requirements.txt constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=...")'
+	@echo "This downloads about 2 GB and takes 6 GB of disk. PyTorch's build for CPUs alone is a tenth of that:"
+	@echo "  make PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu $(or $(MAKECMDGOALS),demo)"
+	@echo "See https://pytorch.org/get-started/locally/"
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --disable-pip-version-check -r requirements.txt -c constraints.txt
 	@touch $@

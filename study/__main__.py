@@ -1,4 +1,4 @@
-"""The study from the command line: `python -m study` and `python -m study robustness`."""
+"""The study from the command line: `python -m study`, `python -m study robustness` and `python -m study demo`."""
 
 import sys
 from argparse import Namespace
@@ -15,11 +15,10 @@ DIGITS = Path("results/digits")  # the folder for everything that the study writ
 
 def main() -> None:
     """Run the command that the first argument names; without one, the study itself."""
-    if sys.argv[1:2] == ["robustness"]:
+    script = {"robustness": robustness_script, "demo": demo_script}.get("".join(sys.argv[1:2]), study_script)
+    if script is not study_script:
         del sys.argv[1]
-        robustness_script()
-    else:
-        study_script()
+    script()
 
 
 def study_script() -> None:
@@ -34,8 +33,9 @@ def study_script() -> None:
     parser.add_argument(
         "command",
         nargs="?",
-        choices=["robustness"],
-        help="test the networks under every attack instead; python -m study robustness --help explains its flags",
+        choices=["robustness", "demo"],
+        help="robustness: test the networks under every attack instead; demo: tell the study's story in two minutes, "
+        "on digits; python -m study robustness --help and python -m study demo --help explain their flags",
     )
     parser.add_training_flags()
     parser.training.add_argument(
@@ -161,6 +161,32 @@ def robustness_command(args: Namespace) -> None:
         plotting.save(figure, args.results / "robustness" / f"{name}.png")
     if not args.quiet:
         print(f"\nsee {args.results / 'robustness.md'} and the figures in {args.results / 'robustness'}")
+
+
+def demo_script() -> None:
+    """Tell the study's story on digits, as the command line says."""
+    parser = Parser(
+        "python -m study demo",
+        "Tell the study's story in two minutes, on scikit-learn's digits: a CNN, an attack that breaks it, the "
+        "study's defence, an attack that breaks that too, and adversarial training. Finished parts are skipped.",
+        ["--results runs/demo"],
+    )
+    text = "of every training, for a quick look (default: as many as the story needs)"
+    parser.add_argument("--epochs", type=types.positive_int, help=text)
+    text = "the three networks and demo.png (default results/demo)"
+    parser.add_argument("--results", type=types.file_path, metavar="FOLDER", default=Path("results/demo"), help=text)
+    args = parser.parse_args()
+    parser.refuse_many_processes()
+    run(parser, lambda: demo_command(args), output=args.results / "demo.png")
+
+
+def demo_command(args: Namespace) -> None:
+    """Train, attack, and show what came out."""
+    check_writable(args.results / "demo.png")
+
+    from study.demo import Demo
+
+    Demo(args.results, epochs=args.epochs, device=str(pick_device(args.device))).tell()
 
 
 if __name__ == "__main__":
