@@ -1,5 +1,6 @@
 """Test the CNN-LSTM, clean and under attack: `python test-cnn-lstm.py --help` explains every flag."""
 
+import utils.commands.interrupts  # noqa: F401, because it comes first
 from utils.commands.test import test_script
 
 if __name__ == "__main__":

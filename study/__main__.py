@@ -1,12 +1,15 @@
 """The study from the command line: `python -m study`, `python -m study robustness` and `python -m study demo`."""
 
+import utils.commands.interrupts  # noqa: F401, because it comes first
+
+# isort: split
 import sys
 from argparse import Namespace
 from pathlib import Path
 
 from study.paper import TRAINING_EPSILONS
 from utils.commands import types
-from utils.commands.checkpoints import load_network
+from utils.commands.checkpoints import is_shipped, load_network
 from utils.commands.parser import Parser, check_writable, pick_device, run
 from utils.constants import ARCHITECTURES, DATASETS, TITLES
 
@@ -38,32 +41,40 @@ def study_script() -> None:
         "on digits; python -m study robustness --help and python -m study demo --help explain their flags",
     )
     parser.add_training_flags()
-    parser.training.add_argument(
-        "--epochs", type=types.positive_int, help="of every training, for a quick look (default: those of each recipe)"
+    parser.add(
+        "training",
+        "--epochs",
+        types.positive_int,
+        "of every training, for a quick look (default: those of each recipe)",
     )
-    option = parser.add_argument_group("output").add_argument
     text = f"the ten networks of the tables; an existing baseline stays as it is (default models, for digits {DIGITS})"
-    option("--models", type=types.file_path, metavar="FOLDER", help=text)
+    parser.add("output", "--models", types.file_path, text)
     text = f"the networks of the study's own recipe and of the seeds (default runs/study, for digits {DIGITS})"
-    option("--scratch", type=types.file_path, metavar="FOLDER", help=text)
+    parser.add("output", "--scratch", types.file_path, text)
     text = f"study.json, tables.md and, in study/, the figures (default results, for digits {DIGITS})"
-    option("--results", type=types.file_path, metavar="FOLDER", help=text)
+    parser.add("output", "--results", types.file_path, text)
     text = "train again if a checkpoint is damaged or was trained with other arguments; existing baselines are kept"
-    option("--overwrite", action="store_true", help=text)
+    parser.add_switch("--overwrite", text)
     args = parser.parse_args()
     if args.command:
         parser.error(f"{args.command} comes before the flags: python -m study {args.command} ...")
-    set_default_folders(args)
+    set_default_folders(parser, args, "models", "results")
     args.scratch = args.scratch or (DIGITS if args.dataset == "digits" else Path("runs/study"))
     parser.refuse_many_processes()
     run(parser, lambda: study_command(args), output=args.results / "study.json")
 
 
-def set_default_folders(args: Namespace) -> None:
-    """Set --models and --results where the user gave none."""
-    digits = args.dataset == "digits"
-    args.models = args.models or (DIGITS if digits else Path("models"))
-    args.results = args.results or (DIGITS if digits else Path("results"))
+def set_default_folders(parser: Parser, args: Namespace, *written: str) -> None:
+    """Set --models and --results where the user gave none; end the process if --overwrite might replace shipped files.
+
+    written: the folders among these two that the command writes to.
+    """
+    for name in ("models", "results"):
+        if getattr(args, name) is None:
+            folder = DIGITS if args.dataset == "digits" else Path(name)
+            if args.overwrite and name in written and is_shipped(folder):
+                parser.error(f"--overwrite could replace shipped files: say with --{name} in which folder it may")
+            setattr(args, name, folder)
 
 
 def study_command(args: Namespace) -> None:
@@ -118,21 +129,19 @@ def robustness_script() -> None:
         "transferred FGSM to AutoAttack. Finished tests are skipped, and an interrupted test continues.",
         ["--data-dir data", "--examples 100 --results runs/robustness"],
     )
-    parser.add_argument("--quiet", action="store_true", help="print only errors")
-    option = parser.data.add_argument
-    option("--dataset", choices=DATASETS, default="cifar10", help="the data set to test on (default cifar10)")
+    parser.add_switch("--quiet", "print only errors")
+    parser.add("data", "--dataset", DATASETS, "the data set to test on: cifar10 (default) or digits", default="cifar10")
     text = "attack the first N test images with PGD and AutoAttack, and all with FGSM (default 1000)"
-    option("--examples", type=types.positive_int, metavar="N", default=1000, help=text)
+    parser.add("data", "--examples", types.positive_int, text, default=1000)
     text = f"the six networks (default models, for digits {DIGITS})"
-    parser.add_argument_group("network").add_argument("--models", type=types.file_path, metavar="FOLDER", help=text)
-    option = parser.add_argument_group("output").add_argument
+    parser.add("network", "--models", types.file_path, text)
     text = "robustness.json, robustness.md and, in robustness/, the figures, some of which show the logs in defenses/, "
     text += f"overfitting/ and tried/ (default results, for digits {DIGITS})"
-    option("--results", type=types.file_path, metavar="FOLDER", help=text)
+    parser.add("output", "--results", types.file_path, text)
     text = "replace results of other checkpoints, versions or numbers of images in the report"
-    option("--overwrite", action="store_true", help=text)
+    parser.add_switch("--overwrite", text)
     args = parser.parse_args()
-    set_default_folders(args)
+    set_default_folders(parser, args, "results")
     parser.refuse_many_processes()
     run(parser, lambda: robustness_command(args), output=args.results / "robustness.json")
 
@@ -172,9 +181,9 @@ def demo_script() -> None:
         ["--results runs/demo"],
     )
     text = "of every training, for a quick look (default: as many as the story needs)"
-    parser.add_argument("--epochs", type=types.positive_int, help=text)
+    parser.add("training", "--epochs", types.positive_int, text)
     text = "the three networks and demo.png (default results/demo)"
-    parser.add_argument("--results", type=types.file_path, metavar="FOLDER", default=Path("results/demo"), help=text)
+    parser.add("output", "--results", types.file_path, text, default=Path("results/demo"))
     args = parser.parse_args()
     parser.refuse_many_processes()
     run(parser, lambda: demo_command(args), output=args.results / "demo.png")

@@ -15,6 +15,7 @@ from torch import nn
 
 from study.formats import RobustnessEntry, RobustnessReport, read_robustness
 from utils.checkpoints import file_digest, read_metadata, versions
+from utils.commands.checkpoints import overwrite_advice
 from utils.constants import ARCHITECTURES, EPSILONS, PGD_20, RADIUS, UserError
 from utils.data import Split
 from utils.evaluation import evaluate, evaluate_fgsm, report_row
@@ -156,7 +157,7 @@ def measure(
     if lost and not overwrite:
         raise UserError(
             f"{path} holds {lost} figures of other checkpoints, versions or numbers of images, which would be lost: "
-            "--results names another folder, --overwrite replaces them"
+            f"{overwrite_advice(path, 'replaces them')}--results names another folder"
         )
     notes = Notes(beside(path, ".partial.jsonl"))
     for entry, done, network in zip(results.entries, results.done, networks.values(), strict=True):

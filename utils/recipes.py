@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 
 class Recipe(Struct, frozen=True, kw_only=True):
-    """The numbers of a training. A field with a default is newer than some trainings, which used its default."""
+    """The numbers of a training. A field with a default was added later; older trainings used its default."""
 
     optimizer: Literal["sgd", "adam"]  # "sgd" has Nesterov momentum 0.9
     lr: Annotated[float, Meta(gt=0, le=1e9, description="highest learning rate")]
@@ -22,12 +22,10 @@ class Recipe(Struct, frozen=True, kw_only=True):
     batch_size: Annotated[int, Meta(ge=1, le=10**9, description="images in each step")]
     weight_decay: Annotated[float, Meta(ge=0, le=1e9, description="L2 penalty")]
     label_smoothing: Annotated[float, Meta(ge=0, lt=1)]
-    shift: Annotated[int, Meta(ge=0, le=31, description="augmentation: move images by up to this many pixels")]
-    contrast: Annotated[
-        float, Meta(gt=0, le=1, description="augmentation: scale the contrast by a random factor from this to 1")
-    ] = 1.0
+    shift: Annotated[int, Meta(ge=0, le=31, description="augmentation: shift by up to this many pixels")]
+    contrast: Annotated[float, Meta(gt=0, le=1, description="augmentation: random contrast from this to 1")] = 1.0
     average: Annotated[
-        float, Meta(ge=0, lt=1, description="keep a moving average of the weights; this part of it stays in each step")
+        float, Meta(ge=0, lt=1, description="moving average of the weights: the part kept in each step")
     ] = 0.0
 
     def lr_at(self, done: float) -> float:

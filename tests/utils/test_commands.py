@@ -7,13 +7,17 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import SUPPRESS
+from pathlib import Path
 
 import msgspec
 import pytest
 
 from tests.helpers.project import QUICK, ROOT, command, prog
 from utils.checkpoints import file_digest, load_checkpoint, read_metadata, save_checkpoint
-from utils.commands.train import flags_of_recipe
+from utils.commands.checkpoints import overwrite_advice
+from utils.commands.test import test_parser as parser_of_tests
+from utils.commands.train import flags_of_recipe, train_parser
 from utils.commands.types import epsilon
 from utils.formats import TestReport, read_document
 from utils.recipes import RECIPES
@@ -196,7 +200,7 @@ def test_diagnose_prints_checks_and_two_verdicts(script, trained, tmp_path):
 
 def test_train_with_a_defence(script, tmp_path):
     output = tmp_path / "a.safetensors"
-    arguments = [*QUICK, "--defense", "trades", "--epsilon", "0.1", "--steps", 2, "--beta", 3, "--average", "0.5"]
+    arguments = [*QUICK, "--defence", "trades", "--epsilon", "0.1", "--steps", 2, "--beta", 3, "--average", "0.5"]
     result = script("train-cnn.py", *arguments, "--crafting", "evaluation", "--output", output)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("under PGD") == 2
@@ -227,7 +231,7 @@ def test_retrain_on_adversarial_examples(script, tmp_path):
     trained = script("train-cnn.py", *defended, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert "2,394 digits images, fgsm-augment at 0.0313725" in trained.stdout
-    output = tmp_path / "models" / "cnn-digits-fgsm-augment-0.0313725.safetensors"
+    output = tmp_path / "runs" / "cnn-digits-fgsm-augment-0.0313725.safetensors"
     assert read_metadata(output).training.defense["epsilon"] == 8 / 255
     (kept,) = (tmp_path / "data" / "adversarial").iterdir()
     assert kept.name == "digits-train-fgsm-cnn-digits.safetensors"
@@ -241,12 +245,14 @@ def test_retrain_on_adversarial_examples(script, tmp_path):
     assert_one_line(refused, output.name, "source_sha256")
     again = script("train-cnn.py", *defended, "--overwrite", "--quiet", cwd=tmp_path)
     assert (again.returncode, again.stderr.count("\n")) == (0, 1)
-    assert f"{kept.name} is of another source: it is built again" in again.stderr
+    assert f"{kept.name}: made from another source: building it again" in again.stderr
 
 
 def test_retraining_with_no_or_a_foreign_source(script, trained, tmp_path):
     defended = (*QUICK, "--defense", "fgsm-augment", "--epsilon", 0.2, "--output", tmp_path / "a.safetensors")
-    assert_one_line(script("train-cnn.py", *defended, cwd=tmp_path), "models/cnn-digits.safetensors", "no such")
+    missing = "runs/cnn-digits.safetensors is missing: python train-cnn.py --dataset digits makes it"
+    assert_one_line(script("train-cnn.py", *defended, cwd=tmp_path), missing)
+    assert_one_line(script("test-cnn.py", "--dataset", "digits", cwd=tmp_path), missing)
     itself = (*QUICK, "--defense", "fgsm-augment", "--epsilon", 0.2, "--overwrite", "--source", trained("cnn"))
     before = trained("cnn").read_bytes()
     replaced = script("train-cnn.py", *itself, "--output", trained("cnn"), cwd=tmp_path)
@@ -259,12 +265,45 @@ def test_retraining_with_no_or_a_foreign_source(script, trained, tmp_path):
 
 def test_default_names_and_another_working_directory(script, tmp_path):
     assert script("train-cnn.py", *QUICK, "--quiet", cwd=tmp_path).stdout == ""
-    assert (tmp_path / "models" / "cnn-digits.safetensors").exists()
+    assert (tmp_path / "runs" / "cnn-digits.safetensors").exists()
     tested = script("test-cnn.py", "--dataset", "digits", "--split", "validation", cwd=tmp_path)
     assert tested.returncode == 0, tested.stderr
-    assert "models/cnn-digits.safetensors" in tested.stdout.replace("\\", "/")
+    assert "runs/cnn-digits.safetensors" in tested.stdout.replace("\\", "/")
+    assert "newest" not in tested.stdout  # it is the tested one
     assert "digits validation split, 300 images" in tested.stdout
     assert tested.stdout.count("fgsm") == 5
+
+
+def test_a_test_says_how_to_test_the_newest_training(script, trained, tmp_path):
+    (tmp_path / "runs").mkdir()
+    for age, name in enumerate(("my net.safetensors", "cnn-digits.safetensors", "broken.safetensors")):
+        (tmp_path / "runs" / name).write_bytes(trained("cnn").read_bytes() if age < 2 else b"not a checkpoint")
+        os.utime(tmp_path / "runs" / name, (1e9, 1e9 - age))
+    (tmp_path / "runs" / "lstm.safetensors").write_bytes(trained("cnn-lstm").read_bytes())  # newer than all others
+    tested = script("test-cnn.py", "--dataset", "digits", "--examples", 5, cwd=tmp_path)
+    assert tested.returncode == 0, tested.stderr
+    hint = "to test your newest training: python test-cnn.py --checkpoint 'runs/my net.safetensors'"
+    assert hint in tested.stdout.replace("\\", "/").splitlines()
+
+
+@pytest.mark.parametrize("flags", [(), ("--resume",)])
+@pytest.mark.parametrize("name", ["models/cnn.safetensors", "models/new.safetensors", "results/cnn.safetensors"])
+def test_shipped_files_are_not_replaced_and_nothing_advises_it(name, flags, script):
+    """--overwrite with --output does replace them, which no test should try."""
+    shipped = [path for path in (ROOT / "models").iterdir() if path.suffix != ".md"]
+    before = {path: file_digest(path) for path in shipped}
+    refused = script("train-cnn.py", *QUICK, "--output", ROOT / name, *flags)
+    assert_one_line(refused, "is among the shipped files: choose another --output, such as runs/")
+    assert "--overwrite" not in refused.stderr
+    assert before == {path: file_digest(path) for path in shipped}
+    assert (ROOT / name).exists() == (name == "models/cnn.safetensors")
+
+
+def test_advice_to_overwrite_is_for_files_of_the_user():
+    assert overwrite_advice(Path("runs/cnn.safetensors"), "replaces it") == "--overwrite replaces it, "
+    assert overwrite_advice(ROOT / "results/digits/study.json", "replaces it") == "--overwrite replaces it, "
+    assert overwrite_advice(ROOT / "models/../models/cnn.safetensors", "replaces it") == ""
+    assert overwrite_advice(ROOT / "results/study.json", "replaces it") == ""
 
 
 def test_existing_output_is_refused_unless_told(script, tmp_path):
@@ -272,7 +311,7 @@ def test_existing_output_is_refused_unless_told(script, tmp_path):
     assert script("train-cnn.py", *QUICK, "--output", output).returncode == 0
     before = output.read_bytes()
     for name, flags, message in [
-        ("train-cnn.py", (), "--overwrite"),
+        ("train-cnn.py", (), "exists: --output chooses another file, --overwrite replaces this one"),
         ("train-cnn.py", ("--resume", "--seed", 1), "seed 0, not 1"),
         ("train-cnn-lstm.py", ("--resume",), "network 'cnn', not 'cnn-lstm'"),
     ]:
@@ -336,11 +375,39 @@ def test_training_interrupted_in_the_first_epoch_does_not_speak_of_a_saved_one(t
     assert list(tmp_path.iterdir()) == []
 
 
-def interruptible(name, *arguments):
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
+@pytest.mark.parametrize("name", ["train-cnn.py", "test-cnn.py", "study", "study robustness", "study demo"])
+@pytest.mark.parametrize("library", ["argparse", "torch"])
+def test_interrupt_while_a_library_is_imported_is_one_line(library, name, tmp_path):
+    expected = "interrupted" if library == "argparse" else f"{prog(name)}: interrupted"
+    assert interrupted_in(library, tmp_path, name) == expected
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
+@pytest.mark.parametrize("library", ["msgspec", "numpy", "sklearn"])
+def test_interrupt_later_in_the_start_is_one_line(library, tmp_path):
+    """msgspec describes the flags; torch imports numpy from C, where Ctrl-C can get lost; sklearn holds the digits."""
+    expected = "interrupted" if library == "msgspec" else "train-cnn.py: interrupted"
+    assert interrupted_in(library, tmp_path, "train-cnn.py", "--dataset", "digits") == expected
+
+
+def interrupted_in(library, folder, name, *arguments):
+    """What a command prints that is interrupted while it imports the library, of which a slow one is made in folder."""
+    (folder / f"{library}.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+    process = interruptible(name, *arguments, cwd=folder, PYTHONPATH=f"{folder}{os.pathsep}{ROOT}")
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=50)
+    assert (process.returncode, output, errors.count("\n")) == (130, "", 1)
+    return errors.removesuffix("\n")
+
+
+def interruptible(name, *arguments, cwd=ROOT, **environment):
     """A running command that heeds SIGINT; Python ignores it in a background job."""
     return subprocess.Popen(
         command(name, *arguments),
-        cwd=ROOT,
+        cwd=cwd,
+        env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -357,39 +424,60 @@ def wait_for(path, process):
         time.sleep(0.01)
 
 
+@pytest.mark.parametrize("columns", [80, 100])
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_help_explains_every_flag_without_torch_and_ends_with_two_examples(name, script, tmp_path):
+def test_help_fits_on_a_screen_explains_every_flag_and_needs_no_torch(name, columns, script, tmp_path):
     (tmp_path / "torch.py").write_text("raise SystemExit('--help imports torch')")
-    shown = script(name, "--help", COLUMNS="100", PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    shown = script(name, "--help", COLUMNS=str(columns), PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
     assert shown.returncode == 0, shown.stderr
-    flags, examples = shown.stdout.split("examples:\n")
-    started = f"  python {prog(name).removeprefix('python ')} "
-    assert [line.startswith(started) for line in examples.splitlines()] == [True, True]
-    wanted = {
-        "train": "dataset data-dir epochs batch-size lr weight-decay shift contrast average width recipe defense "
-        "epsilon steps beta crafting source output overwrite resume seed device precision quiet",
-        "study": "dataset data-dir epochs width models scratch results overwrite device precision quiet",
-        "robustness": "dataset data-dir models results examples overwrite device quiet",
-        "test": "checkpoint attack epsilon steps step-size restarts loss source split examples diagnose dataset "
-        "data-dir device batch-size seed json figures",
+    assert shown.stdout.count("\n") <= 60
+    flags = shown.stdout.split("examples:\n")[0]
+    assert max(map(len, flags.splitlines())) < columns
+    groups, wanted = {
+        "train": (
+            "data network training defence output",
+            "dataset data-dir epochs batch-size lr weight-decay shift contrast average width recipe defense epsilon "
+            "steps beta crafting source output overwrite resume seed device precision quiet",
+        ),
+        "study": (
+            "data network training output",
+            "dataset data-dir epochs width models scratch results overwrite device precision quiet",
+        ),
+        "robustness": ("data network output", "dataset data-dir models results examples overwrite device quiet"),
+        "test": (
+            "data network attack output",
+            "checkpoint attack epsilon steps step-size restarts loss source split examples diagnose dataset data-dir "
+            "device batch-size seed json figures",
+        ),
     }[name.removesuffix(".py").split()[-1].split("-")[0]]
-    explained = flags.split("options:")[1]
+    assert re.findall(r"^(\w+):$", flags, re.MULTILINE) == groups.split()
     for flag in wanted.split():
-        assert f"  --{flag} " in explained
+        assert f"  --{flag} " in flags
+    assert "--defence" not in flags  # understood, but one name is enough to read
     if name == "study":
-        assert "python -m study robustness --help" in explained
+        assert "python -m study robustness --help" in " ".join(flags.split())
+
+
+@pytest.mark.parametrize("parser", [train_parser("cnn"), parser_of_tests("cnn")], ids=["train", "test"])
+def test_help_names_every_choice(parser):
+    for action in parser._actions:
+        for choice in (action.choices or ()) if action.help != SUPPRESS else ():
+            assert re.search(rf"(?<![\w-]){choice}(?![\w-])", parser.format_help()), (action.dest, choice)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_examples_in_help_are_valid(name, script, tmp_path):
-    """The examples' flags are accepted, and an example of a training does not write to a shipped checkpoint."""
-    for line in script(name, "--help").stdout.split("examples:\n")[1].splitlines():
+def test_examples_in_help_run_as_they_stand(name, script, tmp_path):
+    """Their flags are accepted, no training writes to a shipped checkpoint, and what they read is there."""
+    examples = script(name, "--help").stdout.split("examples:\n")[1].splitlines()
+    assert len(examples) >= 2
+    for line in examples:
+        assert line.startswith(f"  python {prog(name).removeprefix('python ')}")
         arguments = line.removeprefix(f"  python {prog(name).removeprefix('python ')}").split()
-        if name in ("study", "study robustness"):
+        assert all((ROOT / argument).exists() for argument in arguments if argument.startswith("models/"))
+        if name.startswith("study"):
             assert_one_line(script(name, *arguments, "--results", ROOT / "README.md"), "README.md", "cannot be written")
             continue
-        if name.startswith("train"):
-            assert arguments[arguments.index("--output") + 1].startswith("runs/")
+        assert "--output" not in arguments
         # The last value of a flag counts. The run ends where it looks for the output's folder or the checkpoint.
         file = "--output" if name.startswith("train") else "--checkpoint"
         (tmp_path / "a").touch()
@@ -443,6 +531,8 @@ def assert_one_line(result, *parts, status=2):
         ("train-cnn.py", ["--defense", "fgsm-augment"], ["fgsm-augment needs --epsilon"]),
         ("train-cnn.py", ["--defense", "fgsm-augment", "--epsilon", "0"], ["--epsilon", "0 changes no image"]),
         ("train-cnn.py", ["--defense", "fgsm-augment", "--epsilon", "-1"], ["--epsilon", "-1"]),
+        ("train-cnn.py", ["--defense", "pgd", "--epsilon", "8"], ["--epsilon", "did you mean 8/255?"]),
+        ("train-cnn.py", ["--defence", "magic"], ["magic", "fgsm-augment"]),
         ("train-cnn.py", ["--epsilon", "0.2"], ["--epsilon", "--defense fgsm-augment"]),
         ("train-cnn.py", ["--source", "models/cnn.safetensors"], ["--source", "--defense fgsm-augment"]),
         ("train-cnn.py", ["--defense", "n-fgsm", "--steps", "3"], ["--steps", "pgd or trades"]),
@@ -457,12 +547,20 @@ def assert_one_line(result, *parts, status=2):
         ("study", ["--epochs", "0"], ["--epochs"]),
         ("study", ["--models", "README.md"], ["README.md", "cannot be written"]),
         ("study", ["--dataset", "digits", "--results", "README.md"], ["README.md", "cannot be written"]),
+        ("study", ["--overwrite"], ["--overwrite could replace shipped files", "--models"]),
+        ("study", ["--overwrite", "--models", "runs/models"], ["could replace shipped files", "--results"]),
+        ("study robustness", ["--overwrite"], ["--overwrite could replace shipped files", "--results"]),
         ("study", ["--scratch", "README.md"], ["README.md", "cannot be written"]),
         ("study robustness", ["--examples", "0"], ["--examples"]),
         ("study robustness", ["--results", "README.md"], ["README.md", "cannot be written"]),
         ("study robustness", ["--dataset", "digits", "--models", "tests"], ["tests/cnn.safetensors", "no such"]),
         ("train-cnn.py", ["--device", "quantum"], ["quantum"]),
         ("test-cnn.py", ["--epsilon", "-1"], ["--epsilon", "-1"]),
+        ("test-cnn.py", ["--epsilon", "0.1", "8"], ["--epsilon", "did you mean 8/255?"]),
+        ("test-cnn.py", ["--epsilon", "1.5"], ["--epsilon", "'1.5' is above 1", "did you mean 1.5/255?"]),
+        ("test-cnn.py", ["--epsilon", "500/255"], ["--epsilon", "'500/255' is above 1, but pixels are in [0, 1] ("]),
+        ("test-cnn.py", ["--attack", "pgd", "--step-size", "2"], ["--step-size", "did you mean 2/255?"]),
+        ("test-cnn.py", ["--attack", "pgd", "--step-size", "0.1"], ["--step-size 0.1 is more than twice --epsilon"]),
         ("test-cnn.py", ["--epsilon", "abc"], ["--epsilon", "abc"]),
         ("test-cnn.py", ["--epsilon", "8/0"], ["--epsilon", "8/0"]),
         ("test-cnn.py", ["--epsilon", "nan"], ["--epsilon", "nan"]),
@@ -486,6 +584,7 @@ def assert_one_line(result, *parts, status=2):
         ("test-cnn.py", ["--json", "utils"], ["utils", "cannot be written"]),
         ("test-cnn.py", ["--json", "/"], ["/ cannot be written"]),
         ("test-cnn.py", ["--json", "models/cnn.safetensors"], ["models/cnn.safetensors", "would replace it"]),
+        ("test-cnn.py", ["--json", "README.md"], ["README.md is not a test report", "would replace it"]),
         ("test-cnn.py", ["--json", os.devnull], [os.devnull, "cannot be written"]),
         ("test-cnn.py", ["--figures", "README.md"], ["README.md", "cannot be written"]),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,15 +15,47 @@ if TYPE_CHECKING:
     from utils.data import Split
 
 
-def default_checkpoint(network: str, dataset: str, epsilon: float | None = None, defense: str = "fgsm-augment") -> Path:
-    """The path of a baseline's checkpoint, or, with `epsilon`, of a network trained with a defence."""
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def default_output(network: str, dataset: str, epsilon: float | None = None, defense: str = "none") -> Path:
+    """Where train-*.py writes: a baseline, or, with `epsilon`, a network trained with a defence."""
     stem = checkpoint_stem(network if dataset == "cifar10" else f"{network}-{dataset}", epsilon, defense)
-    return Path("models") / f"{stem}.safetensors"
+    return Path("runs") / f"{stem}.safetensors"
 
 
-def default_checkpoints(network: str) -> str:
-    """What `--help` says about the default checkpoint."""
-    return f"default {default_checkpoint(network, 'cifar10')}, for digits {default_checkpoint(network, 'digits')}"
+def default_baseline(network: str, dataset: str) -> Path:
+    """The baseline to test or to craft on: for CIFAR-10 the shipped one, for digits the one that the user trains."""
+    return Path("models", f"{network}.safetensors") if dataset == "cifar10" else default_output(network, dataset)
+
+
+def default_baselines(network: str) -> str:
+    """What `--help` says about the default baseline."""
+    return f"default {default_baseline(network, 'cifar10')}; digits: {default_baseline(network, 'digits')}"
+
+
+def newest_training(network: str) -> Path | None:
+    """The newest checkpoint of this network where train-*.py writes by default; None if there is none."""
+    from utils.checkpoints import CheckpointError, read_metadata
+
+    found = filter(Path.is_file, Path("runs").glob("*.safetensors"))
+    for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
+        with suppress(CheckpointError):  # the state of an interrupted run is not a checkpoint
+            if read_metadata(path).network == network:
+                return path
+    return None
+
+
+def is_shipped(path: Path) -> bool:
+    """Whether a path is where this repository ships files: models/ and results/, but not what is made from digits."""
+    names = ("models", "results", "results/demo", "results/digits")
+    inside = [path.resolve().is_relative_to(ROOT / name) for name in names]
+    return any(inside[:2]) and not any(inside[2:])
+
+
+def overwrite_advice(path: Path, effect: str) -> str:
+    """The part of a message that advises --overwrite, with a comma; empty if it would replace a shipped file."""
+    return "" if is_shipped(path) else f"--overwrite {effect}, "
 
 
 def find_baseline(split: Split, network_name: str, tested: Path) -> Path | None:
@@ -33,10 +66,16 @@ def find_baseline(split: Split, network_name: str, tested: Path) -> Path | None:
     from utils.checkpoints import file_digest
 
     for name in sorted(ARCHITECTURES, key=lambda name: name != network_name):
-        path = default_checkpoint(name, split.dataset)
+        path = default_baseline(name, split.dataset)
         if path.exists() and file_digest(path) != file_digest(tested):
             return path
     return None
+
+
+def check_is_made(path: Path, network: str) -> None:
+    """Raise UserError, which says how to make it, if `path` is the default baseline for digits and is missing."""
+    if path == default_baseline(network, "digits") and not path.exists():
+        raise UserError(f"{path} is missing: python train-{network}.py --dataset digits makes it")
 
 
 def load_network(path: Path, split: Split, name: str | None = None) -> nn.Module:

@@ -15,6 +15,7 @@ import textwrap
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -31,6 +32,13 @@ RANK = int(os.environ.get("RANK", 0))
 WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Help whose lines do not end inside a name such as fgsm-augment."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False)
+
+
 class Parser(argparse.ArgumentParser):
     """A script's parser, with the flags that all scripts share. It answers a mistake in one line."""
 
@@ -38,29 +46,37 @@ class Parser(argparse.ArgumentParser):
         command = prog if prog.startswith("python ") else f"python {prog}"
         super().__init__(
             prog=prog,
+            usage=f"{command} [flags]",
             description=textwrap.fill(description, 80, break_on_hyphens=False),
-            epilog="\n".join(["examples:", *(f"  {command} {example}" for example in examples)]),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            epilog="\n".join(["examples:", *(f"  {command} {example}".rstrip() for example in examples)]),
+            formatter_class=partial(HelpFormatter, max_help_position=22),
+            add_help=False,
         )
-        text = "where to compute (default auto: cuda if available, else mps, else cpu)"
-        self.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto", help=text)
-        self.data = self.add_argument_group("data")
-        text = "the folder with the data sets; missing ones are downloaded into it (default $DATA_DIR, else data)"
-        self.data.add_argument("--data-dir", type=types.file_path, metavar="FOLDER", help=text)
+        # In the order of `--help`, which leaves out the groups without a flag.
+        titles = ("data", "network", "training", "defence", "attack", "output")
+        self.groups = {title: self.add_argument_group(title) for title in titles}
+        self.groups["output"].add_argument("-h", "--help", action="help", help="show this help")
+        self.add("data", "--data-dir", types.file_path, "for the data sets (default $DATA_DIR, else data)")
+        text = "cuda, mps, cpu or auto (default): the fastest here"
+        self.add("network", "--device", ("auto", "cuda", "mps", "cpu"), text, default="auto")
+
+    def add(self, title: str, flag: str, kind: Callable[[str], Any] | Sequence[str], text: str, **options: Any) -> None:
+        """Add a flag with a value to a group of flags. kind: the value's type for argparse, or the choices."""
+        how = {"type": kind} if callable(kind) else {"choices": kind}
+        metavar = "PATH" if kind is types.file_path else "N" if callable(kind) else "NAME"
+        self.groups[title].add_argument(flag, help=text, metavar=metavar, **how, **options)
+
+    def add_switch(self, flag: str, text: str) -> None:
+        """Add a flag without a value to the last group of flags."""
+        self.groups["output"].add_argument(flag, action="store_true", help=text)
 
     def add_training_flags(self) -> None:
         """Add the flags that the training of one network and the whole study share."""
-        self.add_argument("--quiet", action="store_true", help="print only errors")
-        text = "the data set to train on (default cifar10)"
-        self.data.add_argument("--dataset", choices=DATASETS, default="cifar10", help=text)
-        option = self.add_argument_group("network").add_argument
-        option("--width", type=types.width, default=32, help="channels of the first convolution (default 32)")
-        self.training = self.add_argument_group("training")
-        text = (
-            "number format of the training steps (default float32); bfloat16 takes half the time on GPUs and on CPUs "
-        )
-        text += "with AVX512_BF16 or AMX, and several times as long on other CPUs"
-        self.training.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help=text)
+        self.add_switch("--quiet", "print only errors")
+        self.add("data", "--dataset", DATASETS, "the training images: cifar10 (default) or digits", default="cifar10")
+        self.add("network", "--width", types.width, "channels of the first convolution (default 32)", default=32)
+        text = "float32 (default), or bfloat16: fast on GPUs and on CPUs with AVX512_BF16 or AMX, slow on others"
+        self.add("training", "--precision", ("float32", "bfloat16"), text, default="float32")
 
     def parse_args(self, *arguments: Any) -> argparse.Namespace:  # type: ignore[override]
         """The arguments of the command line, after standard output was prepared for names outside ASCII."""
@@ -142,6 +158,8 @@ def run(parser: Parser, command: Callable[[], None], output: Path | None = None)
     warnings.formatwarning = lambda message, *_, **__: f"{who}: warning: {one_line(message)}\n"
     try:
         with locked(output) if output and not RANK else contextlib.nullcontext():
+            import numpy  # noqa: F401, because torch, which imports it from C, would not let Ctrl-C through
+
             command()
             print(end="", flush=True)  # a closed pipe shows here, inside the try
     except KeyboardInterrupt as interrupt:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 from argparse import Namespace
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.commands import types
-from utils.commands.checkpoints import default_checkpoint, default_checkpoints, find_baseline, load_network
+from utils.commands import checkpoints, types
 from utils.commands.parser import Parser, check_writable, pick_device, run
 from utils.constants import DATASETS, EPSILONS, EVALUATION_BATCH, RADIUS, SPLITS, UserError
-from utils.formats import AttackRow, DiagnosisReport, TestReport
+from utils.formats import AttackRow, DiagnosisReport, TestReport, read_document
 from utils.quoting import shown
 
 if TYPE_CHECKING:
@@ -32,7 +33,9 @@ def test_script(network: str) -> None:
     args.pgd = {name: getattr(args, name) for name in PGD_OPTIONS if getattr(args, name) is not None}
     if args.pgd and "pgd" not in args.attack:
         parser.error(f"--{next(iter(args.pgd)).replace('_', '-')} belongs to --attack pgd")
-    args.checkpoint = args.checkpoint or default_checkpoint(network, args.dataset or "cifar10")
+    smallest = min(filter(None, args.epsilon or [RADIUS]), default=1)
+    if args.step_size and args.step_size > 2 * smallest:
+        parser.error(f"--step-size {args.step_size:g} is more than twice --epsilon {smallest:g}: it leaves the ball")
     run(parser, lambda: test_command(network, args), output=args.json)
 
 
@@ -42,55 +45,42 @@ def test_parser(network: str) -> Parser:
         f"test-{network}.py",
         f"Test a {network} checkpoint on clean images and under attack, with 95 % Wilson intervals.",
         [
-            "--data-dir data --attack fgsm --epsilon 0.02 8/255 --json out.json",
-            "--checkpoint runs/digits.safetensors --split validation --figures runs/digits",
+            "--epsilon 8/255 --json out.json",
+            f"--checkpoint models/{network}-robust.safetensors --attack pgd --examples 100",
         ],
     )
-    option = parser.data.add_argument
-    option("--dataset", choices=DATASETS, help="the data set to test on (default: the one of the training)")
-    option("--split", choices=SPLITS, default="test", help="the images to test on (default test)")
-    option("--examples", type=types.positive_int, metavar="N", help="test only on the first N images (default all)")
-    option(
-        "--batch-size",
-        type=types.positive_int,
-        default=EVALUATION_BATCH,
-        help="images in a batch (default %(default)s)",
-    )
-    parser.add_argument_group("network").add_argument(
-        "--checkpoint",
-        type=types.file_path,
-        metavar="FILE",
-        help=f"the network to test ({default_checkpoints(network)})",
+    add = partial(parser.add, "data")
+    add("--dataset", DATASETS, "the data set to test on: cifar10 or digits (default: that of the training)")
+    add("--split", SPLITS, "the images to test on: train, validation or test (default)", default="test")
+    add("--examples", types.positive_int, "test only on the first N images (default all)")
+    add("--batch-size", types.positive_int, f"images in a batch (default {EVALUATION_BATCH})", default=EVALUATION_BATCH)
+    parser.add(
+        "network", "--checkpoint", types.file_path, f"the one to test ({checkpoints.default_baselines(network)})"
     )
     add_attack_flags(parser)
-    option = parser.add_argument_group("output").add_argument
-    option("--json", type=types.file_path, metavar="FILE", help="write the report to this file")
-    option(
-        "--figures", type=types.file_path, metavar="FOLDER", help="draw accuracy.png and examples.png into this folder"
-    )
+    parser.add("output", "--json", types.file_path, "write the report to this file")
+    parser.add("output", "--figures", types.file_path, "draw accuracy.png and examples.png into this folder")
     return parser
 
 
 def add_attack_flags(parser: Parser) -> None:
     """Add the flags that choose the attacks and their options."""
-    option = parser.add_argument_group("attack").add_argument
-    text = "the attacks to run (default fgsm); fgsm comes first, in one pass for all radii"
-    option("--attack", nargs="+", choices=["fgsm", "pgd", "autoattack"], default=["fgsm"], help=text)
+    add = partial(parser.add, "attack")
+    text = "one or more of fgsm (default), pgd and autoattack; fgsm comes first, in one pass for all radii"
+    add("--attack", ("fgsm", "pgd", "autoattack"), text, nargs="+", default=["fgsm"])
     text = "L-infinity radii in pixel units, such as 0.02 or 8/255 (default for fgsm 0.02 to 0.1, for the others 8/255)"
-    option("--epsilon", nargs="+", type=types.epsilon, metavar="E", help=text)
-    option("--steps", type=types.positive_int, help="steps of pgd (default 20)")
-    option("--step-size", type=types.epsilon, help="step size of pgd, in pixel units (default 2.5 epsilon / steps)")
-    option("--restarts", type=types.positive_int, help="random starts of pgd (default 1)")
-    option("--loss", choices=("cross_entropy", "margin"), help="the loss that pgd increases (default cross_entropy)")
+    add("--epsilon", types.epsilon, text, nargs="+")
+    add("--steps", types.positive_int, "steps of pgd (default 20)")
+    add("--step-size", types.epsilon, "step size of pgd, in pixel units (default 2.5 epsilon / steps)")
+    add("--restarts", types.positive_int, "random starts of pgd (default 1)")
+    add("--loss", ("cross_entropy", "margin"), "the loss that pgd increases: cross_entropy (default) or margin")
     text = "craft the examples on this network and transfer them (default: craft on the tested network, white-box)"
-    option("--source", type=types.file_path, metavar="CHECKPOINT", help=text)
-    option("--seed", type=types.seed, default=0, help="of the attacks' random numbers; fgsm uses none (default 0)")
+    add("--source", types.file_path, text)
+    add("--seed", types.seed, "of the attacks' random numbers; fgsm uses none (default 0)", default=0)
     text = (
-        "then check whether the figures can be trusted, at the first epsilon or else 8/255: look for masked gradients "
+        "then check whether the figures can be trusted, at the first epsilon, transferring from --source or a baseline"
     )
-    text += "and label leaking, and measure the accuracy under all attacks together. Examples for transfer come from "
-    text += "--source or else from a baseline"
-    option("--diagnose", action="store_true", help=text)
+    parser.groups["attack"].add_argument("--diagnose", action="store_true", help=text)
 
 
 @dataclass
@@ -114,22 +104,25 @@ def test_command(network_name: str, args: Namespace) -> None:
     from utils.allocator import keep_freed_memory
     from utils.distributed import from_main, joined
 
+    newest = None if args.checkpoint else checkpoints.newest_training(network_name)
+    args.checkpoint = args.checkpoint or checkpoints.default_baseline(network_name, args.dataset or "cifar10")
     with joined():
         device = pick_device(args.device)
         subject = from_main(lambda: prepare_test(network_name, args))
         subject.split = split = subject.split.to(device)
-        for each in (subject.network, subject.source, subject.diagnosis_source):
-            if each is not None:
-                each.to(device)
+        for each in filter(None, (subject.network, subject.source, subject.diagnosis_source)):
+            each.to(device)
         network: Any = subject.network
         torch.manual_seed(args.seed)
         keep_freed_memory()
         parameters = sum(parameter.numel() for parameter in network.parameters())
-        print(
-            f"{args.checkpoint}: {network_name}, width {network.arguments['width']}, {parameters:,} parameters, "
-            f"{multiply_adds(network):,} multiply-adds an image\n"
-            f"{split.dataset} {split.name} split, {len(split):,} images, {device}"
-        )
+        cost = f"{parameters:,} parameters, {multiply_adds(network):,} multiply-adds an image"
+        print(f"{args.checkpoint}: {network_name}, width {network.arguments['width']}, {cost}")
+        print(f"{split.dataset} {split.name} split, {len(split):,} images, {device}")
+        if newest not in (None, args.checkpoint):
+            print(
+                f"to test your newest training: python test-{network_name}.py --checkpoint {shlex.quote(str(newest))}"
+            )
         try:
             clean, rows = attack_table(subject, args)
             diagnosis = print_diagnosis(subject, args) if args.diagnose else None
@@ -137,18 +130,15 @@ def test_command(network_name: str, args: Namespace) -> None:
             kept = subject.notes and subject.notes.rows
             hint = "the finished batches are kept, and the same command continues after them" if kept else ""
             raise KeyboardInterrupt(hint) from None
-        report = TestReport(
-            checkpoint=str(args.checkpoint),
-            sha256=subject.sha256,
-            network=network_name,
-            dataset=split.dataset,
-            split=split.name,
-            examples=len(split),
-            clean_accuracy=clean.accuracy,
-            clean_confidence_interval=clean.confidence_interval,
-            attacks=rows,
-            diagnosis=diagnosis,
-        )
+        about: dict[str, Any] = {"checkpoint": str(args.checkpoint), "sha256": subject.sha256, "network": network_name}
+        about |= {
+            "dataset": split.dataset,
+            "split": split.name,
+            "examples": len(split),
+            "clean_accuracy": clean.accuracy,
+        }
+        about |= {"clean_confidence_interval": clean.confidence_interval, "attacks": rows, "diagnosis": diagnosis}
+        report = TestReport(**about)
         from_main(lambda: write_report(report, subject, args))
 
 
@@ -159,24 +149,26 @@ def prepare_test(network_name: str, args: Namespace) -> Subject:
     from utils.files import beside
     from utils.notes import Notes
 
-    for path in (args.json, args.figures and args.figures / "accuracy.png"):
-        if path:
-            check_writable(path)
-    for tested in filter(None, (args.checkpoint, args.source)):
-        if args.json and args.json.resolve() == tested.resolve():
-            raise UserError(f"--json {args.json} is the tested network or its --source, and would replace it")
+    for path in filter(None, (args.json, args.figures and args.figures / "accuracy.png")):
+        check_writable(path)
+    if args.json and args.json.exists() and args.json.stat().st_size:
+        try:
+            read_document(args.json, TestReport, "a test report")
+        except UserError:
+            raise UserError(f"--json {args.json} is not a test report, and a report would replace it") from None
     if ("autoattack" in args.attack or args.diagnose) and not find_spec("pyautoattack"):
         raise UserError("AutoAttack and --diagnose need the package pyautoattack: pip install pyautoattack")
+    checkpoints.check_is_made(args.checkpoint, network_name)
     dataset = args.dataset or read_metadata(args.checkpoint).dataset
     if dataset not in DATASETS:
         raise UserError(f"{args.checkpoint} was trained on {shown(dataset)}, not on {' or '.join(DATASETS)}")
     split = load_split(dataset, args.split, args.data_dir).first(args.examples)
-    network = load_network(args.checkpoint, split, network_name)
-    source = load_network(args.source, split) if args.source else None
+    network = checkpoints.load_network(args.checkpoint, split, network_name)
+    source = checkpoints.load_network(args.source, split) if args.source else None
     diagnosis_path, diagnosis_source = args.source, source
     if args.diagnose and not source:
-        diagnosis_path = find_baseline(split, network_name, args.checkpoint)
-        diagnosis_source = load_network(diagnosis_path, split) if diagnosis_path else None
+        diagnosis_path = checkpoints.find_baseline(split, network_name, args.checkpoint)
+        diagnosis_source = checkpoints.load_network(diagnosis_path, split) if diagnosis_path else None
     notes = Notes(beside(args.json, ".attacks.partial.jsonl")) if args.json else None
     sha256 = file_digest(args.checkpoint)
     return Subject(sha256, split, network, source, diagnosis_path, diagnosis_source, notes)
@@ -208,10 +200,8 @@ def attack_table(subject: Subject, args: Namespace) -> tuple[Result, list[Attack
 def print_row(name: str, setting: str, result: Result) -> None:
     """Print a line of the table of attacks."""
     interval = "{:.2%} - {:.2%}".format(*result.confidence_interval)
-    print(
-        f"{name:12}{setting:11}{result.epsilon:8.4f}{result.accuracy:10.2%}{interval:>17}{result.seconds:9.1f}",
-        flush=True,
-    )
+    figures = f"{result.epsilon:8.4f}{result.accuracy:10.2%}{interval:>17}{result.seconds:9.1f}"
+    print(f"{name:12}{setting:11}{figures}", flush=True)
 
 
 def print_diagnosis(subject: Subject, args: Namespace) -> DiagnosisReport:
@@ -221,26 +211,17 @@ def print_diagnosis(subject: Subject, args: Namespace) -> DiagnosisReport:
     radius = args.epsilon[0] if args.epsilon else RADIUS
     path = subject.diagnosis_path
     print(f"\ncan these figures be trusted? Checks at epsilon {radius:.4g}, source {path or 'none'}:\n")
-    diagnosis = diagnose(
-        subject.network,
-        subject.split,
-        epsilon=radius,
-        source=subject.diagnosis_source,
-        seed=args.seed,
-        batch_size=args.batch_size,
-        notes=subject.notes,
-        progress=True,
-    )
+    options: dict[str, Any] = {"seed": args.seed, "batch_size": args.batch_size, "notes": subject.notes}
+    options |= {"epsilon": radius, "source": subject.diagnosis_source, "progress": True}
+    diagnosis = diagnose(subject.network, subject.split, **options)
     signs = {True: "yes", False: "NO", None: "?"}
     for check in diagnosis.checks:
         print(f"{signs[check.passed]:5}{check.name}: {check.figures}")
     strongest = diagnosis.strongest
-    low, high = strongest.confidence_interval
-    print(
-        f"\nis the evaluation trustworthy? {diagnosis.verdict}\n"
-        f"robust accuracy under the strongest attack: {strongest.accuracy:.2%} ({low:.2%} - {high:.2%}; "
-        f"{strongest.attack}, epsilon {radius:.4g})"
-    )
+    interval = "{:.2%} - {:.2%}".format(*strongest.confidence_interval)
+    attack = f"{strongest.attack}, epsilon {radius:.4g}"
+    print(f"\nis the evaluation trustworthy? {diagnosis.verdict}")
+    print(f"robust accuracy under the strongest attack: {strongest.accuracy:.2%} ({interval}; {attack})")
     return diagnosis.report(str(path) if path else None)
 
 

@@ -5,15 +5,15 @@ The flags of a recipe are made from the fields of utils.recipes.Recipe that have
 
 from __future__ import annotations
 
-from argparse import Namespace
+from argparse import SUPPRESS, Namespace
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from utils.commands import types
-from utils.commands.checkpoints import default_checkpoint, default_checkpoints
+from utils.commands import checkpoints, types
 from utils.commands.parser import Parser, check_writable, pick_device, run
 from utils.constants import RADIUS, UserError
 from utils.recipes import RECIPES, Recipe
@@ -25,13 +25,8 @@ if TYPE_CHECKING:
     from utils.data import Split
 
 ONLINE = ("fgsm", "n-fgsm", "pgd", "trades")  # defences that are losses, by their names in defenses.losses.DEFENSES
-DEFENSES_OF_FLAG = {
-    "epsilon": ("fgsm-augment", *ONLINE),
-    "source": ("fgsm-augment",),
-    "steps": ("pgd", "trades"),
-    "beta": ("trades",),
-    "crafting": ONLINE,
-}
+DEFENSES_OF_FLAG: dict[str, tuple[str, ...]] = {"epsilon": ("fgsm-augment", *ONLINE), "source": ("fgsm-augment",)}
+DEFENSES_OF_FLAG |= {"steps": ("pgd", "trades"), "beta": ("trades",), "crafting": ONLINE}
 
 
 def train_script(network: str) -> None:
@@ -41,16 +36,17 @@ def train_script(network: str) -> None:
     for flag, defenses in DEFENSES_OF_FLAG.items():
         if getattr(args, flag) is not None and args.defense not in defenses:
             parser.error(f"--{flag} belongs to --defense {' or '.join(defenses)}")
+    if args.epsilon == 0:
+        parser.error("--epsilon 0 changes no image")
     if args.defense == "fgsm-augment" and not args.epsilon:
         parser.error("--defense fgsm-augment needs --epsilon")
     if args.defense in ONLINE:
         args.epsilon = args.epsilon or RADIUS
-    args.source = args.source or default_checkpoint(network, args.dataset)
-    args.output = args.output or default_checkpoint(network, args.dataset, args.epsilon, args.defense)
+    args.source = args.source or checkpoints.default_baseline(network, args.dataset)
+    args.output = args.output or checkpoints.default_output(network, args.dataset, args.epsilon, args.defense)
     if args.output.suffix != ".safetensors":
         parser.error(f"--output {args.output}: the name of a checkpoint ends in .safetensors")
-    asked = {name: getattr(args, name) for name, _, _ in flags_of_recipe()}
-    asked = {name: value for name, value in asked.items() if value is not None}
+    asked = {name: value for name, _, _ in flags_of_recipe() if (value := getattr(args, name)) is not None}
     recipe = msgspec.structs.replace(RECIPES[args.recipe], **asked)
     recipe = recipe if args.defense == "none" else recipe.with_defense()
     run(parser, lambda: train_command(network, args, recipe), output=args.output)
@@ -60,26 +56,18 @@ def train_parser(network: str) -> Parser:
     """The parser of train-*.py."""
     parser = Parser(
         f"train-{network}.py",
-        f"Train the {network} network, with or without a defence, and save it as a safetensors checkpoint.",
-        [
-            f"--data-dir data --epochs 10 --output runs/{network}.safetensors",
-            f"--defense fgsm-augment --epsilon 0.2 --output runs/{network}-fgsm-augment-0.2.safetensors",
-        ],
+        f"Train the {network} network and save it as a safetensors checkpoint.",
+        ["--dataset digits", "--defense n-fgsm --epochs 10", "--defense fgsm-augment --epsilon 0.2 --epochs 4"],
     )
     parser.add_training_flags()
     add_recipe_flags(parser)
     add_defense_flags(parser, network)
-    output = parser.add_argument_group("output")
-    text = (
-        f"the checkpoint to write, beside which its log ends in .jsonl ({default_checkpoints(network)}; the name and "
-    )
-    text += "epsilon of a defence are added)"
-    output.add_argument("--output", type=types.file_path, metavar="FILE", help=text)
-    option = output.add_mutually_exclusive_group().add_argument
+    text = f"the checkpoint (default {checkpoints.default_output(network, 'cifar10')}; the name says data set, defence "
+    text += "and radius)"
+    parser.add("output", "--output", types.file_path, text)
+    option = parser.groups["output"].add_mutually_exclusive_group().add_argument
     option("--overwrite", action="store_true", help="replace an existing output when the training is done")
-    text = "continue an interrupted run after its last finished epoch, or start a new run; give the same flags as "
-    text += "before. On the same CPU with as many threads, the result is bit-identical"
-    option("--resume", action="store_true", help=text)
+    option("--resume", action="store_true", help="continue an interrupted run; give the same flags")
     return parser
 
 
@@ -93,41 +81,35 @@ def flags_of_recipe() -> Iterator[tuple[str, Any, str]]:
 
 def add_recipe_flags(parser: Parser) -> None:
     """Add --recipe, a flag for each number of a recipe, and a table of all recipes' numbers."""
-    names = [name for name, _, _ in flags_of_recipe()]
-    table = [["recipe", "optimizer", *(name.replace("_", "-") for name in names)]]
-    for name, recipe in RECIPES.items():
-        table.append([name, recipe.optimizer, *(f"{getattr(recipe, field):g}" for field in names)])
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
-    parser.training.description = "\n".join(
-        ["A recipe is a set of numbers. Each number has a flag that replaces it:", "", *lines]
-    )
-    option = parser.training.add_argument
-    text = "one-cycle (the default), long (the shipped baselines), retrain, retrain-sgd and retrain-large (for "
-    text += "fgsm-augment at small radii, with the CNN at 0.005, and at radii such as 0.2), short (a first impression) "
-    text += "or paper (the study's own)"
-    option("--recipe", choices=RECIPES, default="one-cycle", help=text)
-    for name, annotation, description in flags_of_recipe():
-        option(f"--{name.replace('_', '-')}", type=types.number(annotation), metavar="X", help=description)
-    text = "of the initial weights, shuffling and augmentation (default 0)"
-    option("--seed", type=types.seed, default=0, help=text)
+    columns: dict[str, list[str]] = {"recipe": [*RECIPES], "optimizer": [r.optimizer for r in RECIPES.values()]}
+    text = "from the table (default one-cycle): long for baselines, retrain* for fgsm-augment, paper as in the study"
+    parser.add("training", "--recipe", tuple(RECIPES), text, default="one-cycle")
+    for name, annotation, text in flags_of_recipe():
+        flag = name.replace("_", "-")
+        columns[flag] = [f"{getattr(recipe, name):g}" for recipe in RECIPES.values()]
+        if len({*columns[flag]}) == 1:
+            text += f" (default {columns.pop(flag)[0]})"
+        parser.add("training", f"--{flag}", types.number(annotation), text)
+    rows = [columns, *zip(*columns.values(), strict=True)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [" ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    parser.groups["training"].description = "\n".join(["A flag replaces the number of a recipe:", *lines])
+    parser.add("training", "--seed", types.seed, "of weights, shuffling and augmentation (default 0)", default=0)
 
 
 def add_defense_flags(parser: Parser, network: str) -> None:
     """Add --defense and the options of the defences."""
-    option = parser.add_argument_group("defence").add_argument
-    text = "none (the default) trains on clean images. fgsm-augment, the study's defence, adds an FGSM example of each "
-    text += "image, crafted on a trained network. The others craft examples on the network itself in every step. A "
-    text += "defence is trained without label smoothing"
-    option("--defense", choices=["none", "fgsm-augment", *ONLINE], default="none", help=text)
-    text = "L-infinity radius of the defence, such as 0.2 or 8/255 (default 8/255; fgsm-augment has no default)"
-    option("--epsilon", type=types.training_epsilon, metavar="E", help=text)
-    option("--steps", type=types.positive_int, help="steps of the attack in pgd and trades (default 7)")
-    option("--beta", type=types.positive_float, help="weight of the robust term in trades (default 6)")
-    text = "mode of batch norm while fgsm, n-fgsm, pgd and trades craft examples (default training)"
-    option("--crafting", choices=("training", "evaluation"), help=text)
-    text = f"the trained network on which fgsm-augment crafts ({default_checkpoints(network)})"
-    option("--source", type=types.file_path, metavar="CHECKPOINT", help=text)
+    add = partial(parser.add, "defence")
+    text = "none (default); fgsm, n-fgsm, pgd, trades: train on examples of the network itself; fgsm-augment, the "
+    text += "study's: add those of a trained one"
+    names = ("none", "fgsm-augment", *ONLINE)
+    add("--defense", names, text, default="none")
+    add("--defence", names, SUPPRESS, default=SUPPRESS, dest="defense")
+    add("--epsilon", types.epsilon, "L-infinity radius (default 8/255; fgsm-augment needs one)")
+    add("--steps", types.positive_int, "of the attack in pgd and trades (default 7)")
+    add("--beta", types.positive_float, "weight of the robust term in trades (default 6)")
+    add("--crafting", ("training", "evaluation"), "batch norm's mode: training (default) or evaluation")
+    add("--source", types.file_path, f"crafts for fgsm-augment ({checkpoints.default_baselines(network)})")
 
 
 def train_command(network: str, args: Namespace, recipe: Recipe) -> None:
@@ -166,7 +148,7 @@ def prepare_training(
     from utils.data import load_split
 
     augmented = args.defense == "fgsm-augment"
-    check_files(args)
+    check_files(network, args)
     clean, validation = (load_split(args.dataset, name, args.data_dir) for name in ("train", "validation"))
     training: Any = clean
     defense = None
@@ -189,20 +171,25 @@ def prepare_training(
     return training, validation, defense
 
 
-def check_files(args: Namespace) -> None:
+def check_files(network: str, args: Namespace) -> None:
     """Raise UserError if the output exists and may not be replaced, or a file cannot be written or read."""
     from utils.adversarial_sets import FOLDER
     from utils.checkpoints import read_metadata
     from utils.runs import PartialRun
 
     partial = PartialRun(args.output)
+    if checkpoints.is_shipped(args.output) and not (args.overwrite or (args.resume and partial.exists())):
+        raise UserError(
+            f"{args.output} is among the shipped files: choose another --output, such as runs/{args.output.name}"
+        )
     existing = [path for path in (partial.state, partial.output, partial.log) if path.exists()]
     if existing and not (args.overwrite or args.resume):
         if partial.exists():
             raise UserError(f"{partial.state} is an interrupted run: --resume continues it, --overwrite starts again")
-        raise UserError(f"{existing[0]} exists: --overwrite replaces it, --output chooses another file")
+        raise UserError(f"{existing[0]} exists: --output chooses another file, --overwrite replaces this one")
     check_writable(args.output)
     if args.defense == "fgsm-augment":
+        checkpoints.check_is_made(args.source, network)
         read_metadata(args.source)  # before a data set is downloaded
         if args.source.resolve() == args.output.resolve():
             raise UserError(f"--output {args.output} is the --source, and would replace it")

@@ -14,7 +14,7 @@ from utils.quoting import shown
 
 
 def epsilon(text: str) -> float:
-    """An L-infinity radius of at least 0, as a number or a fraction such as 8/255."""
+    """An L-infinity radius from 0 to 1, as a number or a fraction such as 8/255."""
     numerator, slash, denominator = text.partition("/")
     try:
         value, divisor = float(numerator), float(denominator if slash else 1)
@@ -25,16 +25,9 @@ def epsilon(text: str) -> float:
         raise ArgumentTypeError(f"{shown(text)} is not a number or a fraction such as 8/255")
     if value < 0:
         raise ArgumentTypeError(f"{text} is negative, but a radius is at least 0")
-    if value > 1e6:
-        raise ArgumentTypeError(f"{text} is too large: pixels are in [0, 1]")
-    return value
-
-
-def training_epsilon(text: str) -> float:
-    """An L-infinity radius above 0."""
-    value = epsilon(text)
-    if value == 0:
-        raise ArgumentTypeError("a radius of 0 changes no image")
+    if value > 1:
+        hint = f": did you mean {text.strip()}/255?" if not slash and value <= 255 else ""
+        raise ArgumentTypeError(f"{shown(text)} is above 1, but pixels are in [0, 1]{hint}")
     return value
 
 
