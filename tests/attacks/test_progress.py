@@ -1,6 +1,7 @@
 """Attacks report how far they are, and nothing changes by that."""
 
 import contextlib
+from itertools import pairwise
 
 import pytest
 import torch
@@ -47,5 +48,5 @@ def test_autoattack_reports_each_pass():
     with listening() as fractions:
         assert torch.equal(autoattack(model, images, labels, **attack), expected)
     assert_sound(fractions)
-    assert max(after - before for before, after in zip(fractions, fractions[1:], strict=False)) < 0.01
+    assert max(after - before for before, after in pairwise(fractions)) < 0.01
     assert fractions[-1] == 1

@@ -1,6 +1,7 @@
 """Diagnostics: three kinds of network get the verdict they deserve, and masked gradients are caught."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import msgspec
 import pytest
@@ -65,7 +66,7 @@ def test_one_bar_shows_how_far_the_diagnosis_is(with_source, baseline, other, di
     assert [bar.title for bar in bars] == ["diagnosis"]
     assert places == sorted(places)
     assert places[-1] == bars[0].total
-    moves = [after - before for before, after in zip(places, places[1:], strict=False)]
+    moves = [after - before for before, after in pairwise(places)]
     assert max(moves) < 8  # of the 20 passes of Square; the unbounded attack ends after two or more of its 8
 
 
