@@ -10,6 +10,7 @@ from study.formats import StudyEntry
 from study.plan import Line, Planned
 from utils.adversarial_sets import AugmentedSplit
 from utils.checkpoints import file_digest, read_metadata
+from utils.commands.checkpoints import overwrite_advice
 from utils.constants import UserError
 from utils.data import Split
 from utils.formats import TrainingArguments
@@ -24,7 +25,7 @@ class State:
     entries: dict[str, StudyEntry]  # by name, of the report
     training: Split
     width: int
-    overwrite: bool  # train networks of other arguments again instead of raising UserError
+    overwrite: bool  # retrain networks that were trained with other arguments instead of raising UserError
 
     def remaining(self) -> list[Planned]:
         """The networks that are not yet trained or not yet tested, in order. Raises UserError as `is_trained` does."""
@@ -73,17 +74,17 @@ class State:
             if orphans and not baseline.path.exists() and not self.is_line_done(line):
                 raise UserError(
                     f"{orphans[0]} is there, but not {baseline.path}, on whose examples it was trained: put that file "
-                    "back, or --overwrite trains them all again"
+                    f"back, {overwrite_advice(orphans[0], 'trains them all again')}or --models names another folder"
                 )
 
     def check_no_figures_are_lost(self, report: Path, todo: Iterable[Planned]) -> None:
-        """Raise UserError if the report has figures of a checkpoint that is gone and would be trained otherwise."""
+        """Raise UserError if the report has figures of a missing checkpoint that would be trained in another way."""
         gone = [planned for planned in todo if planned.name in self.entries and not planned.path.exists()]
         for planned in gone:
             if differences := self._differences(planned):
                 raise UserError(
                     f"{report} has figures of {planned.path} from another training: {'; '.join(differences)}; "
-                    "--overwrite replaces them, --results names another folder"
+                    f"{overwrite_advice(report, 'replaces them')}--results names another folder"
                 )
 
     def _is_taken_as_it_is(self, planned: Planned) -> bool:
@@ -103,16 +104,16 @@ class State:
     def _is_wanted(self, planned: Planned, *, interrupted: bool = False) -> bool:
         """Whether the checkpoint, or the interrupted run beside it, is of the wanted training."""
         run = PartialRun(planned.path)
+        path = run.state if interrupted else planned.path
         source = None if planned.epsilon is None else file_digest(planned.baseline)
         try:
             found = run.header().arguments if interrupted else read_metadata(planned.path).training
-            path = run.state if interrupted else planned.path
             check_same_arguments(path, found, self._arguments(planned, source))
         except UserError as error:
             if self.overwrite:
                 return False
             raise UserError(
-                f"{error}; --overwrite trains it again, --models or --scratch names another folder"
+                f"{error}; {overwrite_advice(path, 'trains it again')}--models or --scratch names another folder"
             ) from None
         return True
 

@@ -62,8 +62,7 @@ def train_parser(network: str) -> Parser:
     parser.add_training_flags()
     add_recipe_flags(parser)
     add_defense_flags(parser, network)
-    text = f"the checkpoint (default {checkpoints.default_output(network, 'cifar10')}; the name says data set, defence "
-    text += "and radius)"
+    text = f"the checkpoint (default {checkpoints.default_output(network, 'cifar10')}, plus data set and defence)"
     parser.add("output", "--output", types.file_path, text)
     option = parser.groups["output"].add_mutually_exclusive_group().add_argument
     option("--overwrite", action="store_true", help="replace an existing output when the training is done")
@@ -100,8 +99,7 @@ def add_recipe_flags(parser: Parser) -> None:
 def add_defense_flags(parser: Parser, network: str) -> None:
     """Add --defense and the options of the defences."""
     add = partial(parser.add, "defence")
-    text = "none (default); fgsm, n-fgsm, pgd, trades: train on examples of the network itself; fgsm-augment, the "
-    text += "study's: add those of a trained one"
+    text = "none (default); fgsm, n-fgsm, pgd, trades: on its own examples; fgsm-augment: on those of a trained network"
     names = ("none", "fgsm-augment", *ONLINE)
     add("--defense", names, text, default="none")
     add("--defence", names, SUPPRESS, default=SUPPRESS, dest="defense")
