@@ -114,8 +114,8 @@ def warn_of_zero_gradient(stacklevel: int = 3) -> None:
     for every batch. stacklevel: as for warnings.warn; by default, the warning points at the attack's caller.
     """
     warnings.warn(
-        "the gradient of the model's loss is zero in every pixel of some images, or of all: an attack cannot follow "
-        "it, and that the model withstands the attack there says nothing",
+        "the gradient of the model's loss is zero in every pixel of some images, or of all, so the attack "
+        "cannot follow it; surviving the attack there does not show robustness",
         RuntimeWarning,
         stacklevel=stacklevel,
     )

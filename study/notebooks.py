@@ -2,6 +2,7 @@
 
 import base64
 import io
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -187,7 +188,7 @@ class Notebook:
 
 
 def execute(path: Path | str) -> None:
-    """Run the notebook and store its outputs in it, pictures with 256 colours, so that the file stays small."""
+    """Run the notebook and store its outputs in it, pictures well packed, so that the file stays small."""
     import nbclient
     import nbformat
 
@@ -200,17 +201,21 @@ def execute(path: Path | str) -> None:
         for output in list(cell_outputs):
             data = output.get("data", {})
             if picture := data.get("image/png"):
-                data["image/png"] = base64.b64encode(_fewer_colours(base64.b64decode(picture))).decode()
+                data["image/png"] = base64.b64encode(_packed(base64.b64decode(picture))).decode()
             if data.pop(WIDGET, None) and "image/png" not in data:
                 cell_outputs.remove(output)  # a progress bar
     write_atomically(path, (nbformat.writes(notebook) + "\n").encode())
 
 
-def _fewer_colours(png: bytes) -> bytes:
-    """The PNG with 256 colours, if that is smaller."""
+def _packed(png: bytes) -> bytes:
+    """The same picture, which hides nothing behind it, as a smaller PNG if there is one."""
     from PIL import Image
 
     buffer = io.BytesIO()
-    picture = Image.open(io.BytesIO(png)).convert("RGB").quantize(256, dither=Image.Dither.NONE)
-    picture.save(buffer, "png", optimize=True)
+    Image.open(io.BytesIO(png)).convert("RGB").save(buffer, "png", optimize=True)
     return min(png, buffer.getvalue(), key=len)
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        execute(name)

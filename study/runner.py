@@ -167,7 +167,7 @@ class Study:
         direction, start = crafted.direction.to(self.device), time.perf_counter()
         transfer = evaluate_fgsm(network, test, EPSILONS[1:], direction=direction, progress=not self.quiet)
         white_box = evaluate_fgsm(network, test, EPSILONS[1:], progress=not self.quiet)
-        seconds = time.perf_counter() - start
+        seconds = max(0.0, time.perf_counter() - start)  # a clock may be set back
         validated = header.validation_accuracy
         if validated is None:  # a baseline that was saved by something else
             validated = accuracy(network, self.splits["validation"].to(self.device))

@@ -296,7 +296,7 @@ def robustness_document(report: RobustnessReport, logs: Logs) -> str:
 
 
 def robustness_table(report: RobustnessReport) -> str:
-    """Every network under the attacks, from the one that flatters most to the one that flatters least.
+    """Every network under the attacks, from the weakest attack to the strongest.
 
     Raises UserError if the report does not have every result.
     """
@@ -452,7 +452,7 @@ def label(entry: StudyEntry) -> str:
 
 def trained_on(epsilon: float | None) -> str:
     """What a network was trained on. epsilon: the radius of the FGSM examples; None: clean images."""
-    return "clean images" if epsilon is None else f"epsilon {epsilon:g}"
+    return "clean images" if epsilon is None else f"epsilon {epsilon_text(epsilon)}"
 
 
 def columns() -> list[str]:

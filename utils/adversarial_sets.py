@@ -107,7 +107,7 @@ def _build(
     manifest = SetManifest(
         **wanted,
         sha256=tensor_digest(planes["positive"], planes["negative"]),
-        seconds=round(time.perf_counter() - start, 2),
+        seconds=max(0.0, round(time.perf_counter() - start, 2)),  # a clock may be set back
     )
     write_tensors(path, planes, manifest)
     return AdversarialSet(direction, manifest)

@@ -162,7 +162,7 @@ def evaluate_fgsm(
                 for i, epsilon in enumerate(radii):
                     start = time.perf_counter()
                     correct = correctly_classified(network, step(images, signs, epsilon), labels).sum().item()
-                    seconds = time.perf_counter() - start + (crafting if i else 0)
+                    seconds = max(0.0, time.perf_counter() - start + (crafting if i else 0))  # a clock may be set back
                     totals[i] += torch.tensor([correct, seconds], dtype=torch.float64)
             seen += len(labels)
             bar.set_postfix(**{f"at {epsilon_text(radii[i])}": f"{totals[i, 0] / seen:.1%}" for i in (0, -1)})
@@ -199,7 +199,7 @@ def evaluate(
         crafter = network if source is None else source
         adversarial = ATTACKS[attack](crafter, images, labels, epsilon=epsilon, **options)
         correct = correctly_classified(network, adversarial, labels).int().tolist()
-        return "".join(map(str, correct)), round(time.perf_counter() - start, 3)
+        return "".join(map(str, correct)), max(0.0, round(time.perf_counter() - start, 3))
 
     key = evaluation_key(network, split, attack, epsilon, options, source, batch_size) if notes else ""
     sizes = [len(labels) for labels in split.labels.split(batch_size)]

@@ -139,8 +139,12 @@ def read_document(path: str | Path, schema: type[Schema], what: str) -> Schema:
 
 
 def write_document(path: str | Path, document: Struct, indent: int | None = 1) -> None:
-    """Write a JSON file atomically. Raises ValueError, and leaves `path` as it was, if the schema refuses it."""
-    write_atomically(path, encode(document, indent) + b"\n")
+    """Write a JSON file atomically. Raises UserError, and changes nothing, if the schema refuses the document."""
+    try:
+        data = encode(document, indent)
+    except ValueError as error:
+        raise UserError(f"{path} cannot be written: {one_line(error)}") from error
+    write_atomically(path, data + b"\n")
 
 
 def encode_lines(documents: list[Any]) -> bytes:
@@ -261,7 +265,7 @@ class CheckpointHeader(Document, frozen=True, kw_only=True):
     dataset: Name
     class_names: Annotated[list[Name], Meta(max_length=LARGEST_CLASSES)]
     training: TrainingArguments | None = None  # None: unknown
-    epochs: Positive | None = None  # after how many of them the weights are from
+    epochs: Positive | None = None  # the epoch that the weights come from
     precision: Precision = "float32"
     validation_accuracy: Fraction | None = None
     robust_accuracy: Fraction | None = None

@@ -45,7 +45,7 @@ class Interrupted(KeyboardInterrupt):
 
     def __init__(self, saved_epochs: int) -> None:
         count = {0: "no epoch is", 1: "1 epoch is"}.get(saved_epochs, f"{saved_epochs} epochs are")
-        super().__init__(f": {count} saved")
+        super().__init__(f"{count} saved")
         self.saved_epochs = saved_epochs
 
 
@@ -69,8 +69,8 @@ def training_arguments(
         recipe = recipe.with_defense()  # a defence is a loss of its own and ignores the recipe's label smoothing
     given: dict[str, Any] = {"network": name, "width": width, "dataset": training.dataset, "examples": len(training)}
     given |= {"seed": seed, "defense": described(defense) if defense else training.defense}
-    arguments = TrainingArguments(**given, **msgspec.structs.asdict(recipe))
     try:
+        arguments = TrainingArguments(**given, **msgspec.structs.asdict(recipe))
         encode(arguments)
     except (TypeError, ValueError) as error:
         raise TrainingError(f"these training arguments are not valid: {one_line(error)}") from error
@@ -82,20 +82,26 @@ def described(defense: Defense) -> str | dict[str, Any]:
 
     A value that is not a number, a text or a list of these is described by the name of its type.
     """
-    named, options = defense, {}
+    options: dict[str, Any] = {}
     if isinstance(defense, partial):
-        named, options = defense.func, defense.keywords
-    elif is_dataclass(defense) and not isinstance(defense, type):
-        options = {field.name: getattr(defense, field.name) for field in fields(defense)}
-    name = getattr(named, "__name__", None) or getattr(named, "name", None)
-    name = name if isinstance(name, str) and name else type(named).__name__
-    return {"name": name, **{key: _plain(value) for key, value in options.items()}} if options else name
+        inner = described(defense.func)
+        options = (inner if isinstance(inner, dict) else {}) | defense.keywords
+        options |= {f"argument {number}": value for number, value in enumerate(defense.args)}
+        name = inner if isinstance(inner, str) else inner["name"]
+    else:
+        name = getattr(defense, "__name__", None) or getattr(defense, "name", None)
+        name = name if isinstance(name, str) and name else type(defense).__name__
+        if is_dataclass(defense) and not isinstance(defense, type):
+            options = {field.name: getattr(defense, field.name) for field in fields(defense)}
+    return {**{key: _plain(value) for key, value in options.items()}, "name": name} if options else name
 
 
 def _plain(value: Any) -> Any:
+    if getattr(value, "size", None) == 1 or (isinstance(value, Tensor) and value.numel() == 1):
+        value = value.item()  # a number of NumPy or torch
     try:
         return msgspec.convert(value, Option)
-    except msgspec.ValidationError:
+    except (msgspec.ValidationError, AttributeError, TypeError, ValueError):
         return type(value).__name__
 
 
@@ -172,6 +178,14 @@ class TrainingState:
         return [(key, module) for key, module in modules.items() if module is not None]
 
 
+def about_checkpoint(arguments: TrainingArguments, kept: Epoch, class_names: tuple[str, ...]) -> dict[str, Any]:
+    """What a checkpoint's header says of the training. kept: the epoch that the weights come from."""
+    results = msgspec.structs.asdict(kept)
+    about = {name: results[name] for name in results if name == "precision" or name.endswith("_accuracy")}
+    about |= {"dataset": arguments.dataset, "class_names": list(class_names), "training": arguments}
+    return about | {"epochs": kept.epoch}
+
+
 class PartialRun:
     """The files of a training beside its output: the state and the log after the last finished epoch."""
 
@@ -192,9 +206,12 @@ class PartialRun:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Inside, no other process writes these files, and Ctrl-C raises Interrupted. Raises UserError."""
+        """Inside, no other process writes these files, and Ctrl-C raises Interrupted. Raises UserError if one does."""
+        if self.output.is_dir():
+            raise TrainingError(f"{self.output} is a folder: choose a file that ends in .safetensors")
         with contextlib.ExitStack() as stack:
-            distributed.from_main(lambda: stack.enter_context(locked(self.output)))
+            # `net` and `net.safetensors` share their partial files, so they share a lock.
+            distributed.from_main(lambda: stack.enter_context(locked(beside(self.output, ".safetensors"))))
             try:
                 yield
             except KeyboardInterrupt as interrupt:
@@ -208,7 +225,7 @@ class PartialRun:
         self._write_log(self.partial_log, arguments, epochs)
 
     def restore(self, arguments: TrainingArguments, precision: str, state: TrainingState) -> list[Epoch]:
-        """Put `state` where the interrupted run left it, and return the finished epochs; [] if there is no such run.
+        """Load the interrupted run into `state`, and return the finished epochs; [] if there is no such run.
 
         Raises TrainingError if the run had other arguments, processes or precision, CheckpointError if it is damaged.
         """
@@ -240,11 +257,8 @@ class PartialRun:
     ) -> None:
         """Write the checkpoint and the log, then remove the partial files."""
         kept = best_epoch(epochs) if state.best else epochs[-1]
-        results = msgspec.structs.asdict(kept)
-        about = {name: results[name] for name in results if name == "precision" or name.endswith("_accuracy")}
-        about |= {"dataset": arguments.dataset, "class_names": list(class_names), "training": arguments}
         self._write_log(self.log, arguments, epochs)
-        save_checkpoint(self.output, state.kept, about | {"epochs": kept.epoch})
+        save_checkpoint(self.output, state.kept, about_checkpoint(arguments, kept, class_names))
         # The state goes last: as long as it is there, a resumed run comes back here.
         for path in (self.partial_log, self.state):
             temporary_of(path).unlink(missing_ok=True)  # left by a process that was killed in the last epoch

@@ -31,8 +31,11 @@ from utils.formats import LARGEST_LOSS, Epoch, Precision
 from utils.optimizers import build_optimizer, moving_average
 from utils.progress import progress_bar
 from utils.recipes import Recipe
-from utils.runs import PartialRun, TrainingError, TrainingState, training_arguments
+from utils.runs import PartialRun, TrainingError, TrainingState, about_checkpoint, training_arguments
 from utils.validation import RobustValidation, best_epoch, collapse_warning
+
+# Accuracies that take as many characters in a checkpoint's header as any.
+ACCURACIES = dict.fromkeys((f"{name}_accuracy" for name in ("validation", "robust", "choosing", "single_step")), 1 / 3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +84,10 @@ def train(
     and steps with the mean gradient of all. A last batch with fewer images than processes goes to each of them. Rank 0
     alone writes files and prints. The run must be resumed by as many processes.
 
-    Raises TrainingError if the network could not be saved or loaded, if the loss or the weights are no longer finite,
-    or if the run to resume had other arguments; UserError if another process writes to `output`; and Interrupted, a
-    KeyboardInterrupt that says how many epochs are saved, on Ctrl-C.
+    Raises TrainingError if an argument is invalid, if the loss or the weights are no longer finite, or if the run to
+    resume had other arguments; CheckpointError, before the first step, if the network could not be saved and loaded;
+    UserError if `output` is a folder or another process writes to it; KeyError for an unknown name, TypeError for an
+    unknown setting; and Interrupted, a KeyboardInterrupt that says how many epochs are saved, on Ctrl-C.
     """
     how = Settings(**settings)
     check_images(training, validation)
@@ -92,6 +96,8 @@ def train(
     training, validation = training.to(how.device), validation.to(how.device)
     radius = getattr(defense, "epsilon", None)
     state = initial_state(name, training, recipe, how, keep_best=radius is not None)
+    longest = Epoch(epoch=recipe.epochs, loss=0, precision="bfloat16", seconds=0, images_per_second=0, **ACCURACIES)
+    check_saveable(state.network, about_checkpoint(arguments, longest, training.class_names))
     loss_function = defense or partial(cross_entropy, label_smoothing=recipe.label_smoothing)
     robust_validation = None if radius is None else RobustValidation(validation, radius)
     run = PartialRun(output)
@@ -108,13 +114,13 @@ def train(
             if state.best and best_epoch(epochs) is epochs[-1]:
                 state.best.load_state_dict(state.current.state_dict())
             distributed.from_main(partial(run.save, arguments, epochs, state))
-            report(epochs, recipe.epochs, how.quiet)
+            print_epoch(epochs, recipe.epochs, how.quiet)
         distributed.from_main(partial(run.finish, arguments, epochs, state, training.class_names))
         return state.kept.eval()
 
 
 def check_images(training: Split | AugmentedSplit, validation: Split) -> None:
-    """Raise TrainingError if a split has no images."""
+    """Raise TrainingError if a split is empty."""
     for images, purpose in ((training, "training"), (validation, "validation")):
         if len(images) == 0:
             raise TrainingError(f"the {purpose} split has no images")
@@ -127,7 +133,6 @@ def initial_state(
     torch.manual_seed(how.seed)
     mean, std = training.channel_statistics()
     network = NETWORKS[name](how.width, len(training.class_names), mean, std)
-    check_saveable(network, {"dataset": training.dataset, "class_names": list(training.class_names)})
     network = network.to(how.device).to(memory_format=torch.channels_last)
     generator = torch.Generator().manual_seed(how.seed)
     state = TrainingState(network, build_optimizer(network, recipe), generator)
@@ -149,7 +154,7 @@ def train_epoch(
     """Train for one pass over the training images. Returns the fields of its Epoch: the mean loss and the speed."""
     start = time.perf_counter()
     steps = math.ceil(len(training) / recipe.batch_size)
-    mirrored = training.dataset != "digits"  # a mirrored digit is another sign
+    mirrored = training.dataset != "digits"  # a mirrored digit is not a digit
     batches = training_batches(
         training, recipe.batch_size, state.generator, flip=mirrored, shift=recipe.shift, contrast=recipe.contrast
     )
@@ -210,7 +215,7 @@ def check_epoch(epoch: int, mean_loss: float, network: nn.Module) -> None:
         raise TrainingError(f"the weights became NaN or infinite in epoch {epoch}; a lower --lr may help")
 
 
-def report(epochs: list[Epoch], total: int, quiet: bool) -> None:
+def print_epoch(epochs: list[Epoch], total: int, quiet: bool) -> None:
     """Print the last epoch, out of `total`, and a warning if catastrophic overfitting began in it; on rank 0 only."""
     if distributed.rank() > 0:
         return

@@ -222,3 +222,9 @@ def test_explorer_in_a_browser(made, tmp_path):
             lab.wait(30)
         except subprocess.TimeoutExpired:
             lab.kill()
+
+
+def test_the_command_runs_what_it_is_given(tmp_path):
+    (tmp_path / "a.ipynb").write_text("{")
+    command = [sys.executable, "-m", "study.notebooks", tmp_path / "a.ipynb"]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False, timeout=300).returncode != 0

@@ -6,14 +6,22 @@ import itertools
 import json
 import os
 
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
 from msgspec.structs import asdict, replace
 
 from defenses.losses import FGSM, PGD
-from networks import NETWORKS
-from utils.checkpoints import CheckpointError, load_checkpoint, read_metadata, read_tensors, write_tensors
+from networks import CNN, NETWORKS
+from utils.checkpoints import (
+    CheckpointError,
+    check_saveable,
+    load_checkpoint,
+    read_metadata,
+    read_tensors,
+    write_tensors,
+)
 from utils.constants import UserError
 from utils.data import load_split, training_batches
 from utils.evaluation import accuracy
@@ -448,7 +456,7 @@ def test_interrupt_says_how_many_epochs_are_saved(steps, epochs, digits, tmp_pat
     with pytest.raises(Interrupted) as interrupt:
         run(digits, tmp_path / "a.safetensors", defense=interrupted_after(steps))
     assert interrupt.value.saved_epochs == epochs
-    assert str(interrupt.value) == (": no epoch is saved", ": 1 epoch is saved", ": 2 epochs are saved")[epochs]
+    assert str(interrupt.value) == ("no epoch is saved", "1 epoch is saved", "2 epochs are saved")[epochs]
     assert PartialRun(tmp_path / "a.safetensors").exists() == (epochs > 0)
     if epochs:
         with pytest.raises(Interrupted) as interrupt:
@@ -493,6 +501,16 @@ class Weighted:
         return self.strength * cross_entropy(model, images, labels)
 
 
+@dataclasses.dataclass
+class Radius:
+    """A defence with a radius, such as somebody may write."""
+
+    epsilon: object
+
+    def __call__(self, model, images, labels):
+        return cross_entropy(model, images, labels)
+
+
 class Module(torch.nn.Module):
     def forward(self, model, images, labels):
         return cross_entropy(model, images, labels)
@@ -513,6 +531,22 @@ DEFENSES = {
         {"name": "cross_entropy", "label_smoothing": 0.2},
     ),
     "partial without keywords": (functools.partial(noisy), "noisy"),
+    "partial with positional arguments": (
+        functools.partial(lambda scale, *batch: scale * cross_entropy(*batch), 2.0),
+        {"name": "<lambda>", "argument 0": 2.0},
+    ),
+    "partial of a dataclass": (
+        functools.partial(PGD(0.1, steps=2)),
+        {"name": "pgd", "epsilon": 0.1, "steps": 2, "crafting": "training"},
+    ),
+    "numbers of NumPy and torch": (
+        Weighted(numpy.float32(0.5), torch.tensor(2)),
+        {"name": "Weighted", "strength": 0.5, "network": 2},
+    ),
+    "dataclass with a tensor": (
+        Weighted(0.5, torch.ones(3)),
+        {"name": "Weighted", "strength": 0.5, "network": "Tensor"},
+    ),
     "module": (Module(), "Module"),
     "instance": (Plain(), "Plain"),
     "dataclass": (Weighted(0.5, Module()), {"name": "Weighted", "strength": 0.5, "network": "Module"}),
@@ -536,6 +570,27 @@ def test_any_callable_is_a_defence_and_described(kind, digits, tmp_path):
 @pytest.mark.parametrize("strength", [float("nan"), float("inf")])
 def test_defence_whose_numbers_no_file_can_hold_is_described(strength):
     assert described(Weighted(strength)) == {"name": "Weighted", "strength": "float", "network": None}
+
+
+@pytest.mark.parametrize("epsilon", [-1.0, "8/255", float("nan")])
+def test_defence_with_an_impossible_radius_is_refused_in_one_line(epsilon, digits, tmp_path):
+    with pytest.raises(TrainingError, match="not valid: epsilon") as refused:
+        run(digits, tmp_path / "a.safetensors", defense=Radius(epsilon))
+    assert "\n" not in str(refused.value)
+
+
+def test_output_that_is_a_folder_is_refused_before_the_first_step(digits, tmp_path):
+    with pytest.raises(TrainingError, match="is a folder"):
+        run(digits, tmp_path, defense=interrupted_after(0))
+    assert not list(tmp_path.iterdir())
+
+
+def test_header_that_would_grow_too_long_is_refused_before_the_first_step(digits, tmp_path):
+    names = [f"{number:0200}" for number in range(CheckpointHeader.longest // 204 - 2)]  # each takes 204 bytes of JSON
+    many = {name: dataclasses.replace(split, class_names=tuple(names)) for name, split in digits.items()}
+    check_saveable(CNN(4, len(names)), {"dataset": "digits", "class_names": names})  # without results they just fit
+    with pytest.raises(CheckpointError, match="longer than"):
+        run(many, tmp_path / "a.safetensors", defense=interrupted_after(0))
 
 
 def test_outputs_whose_names_end_in_numbers_do_not_share_files(digits, tmp_path):
