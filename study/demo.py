@@ -31,7 +31,7 @@ RADIUS = 0.1  # of every attack and of both defences; digits are bright on black
 WIDTH = 16
 
 BASELINE, STUDY, OURS = "baseline", "the study's defence", "adversarial training"
-COLORS = {BASELINE: "black", STUDY: plotting.ORANGE, OURS: plotting.BLUE}
+COLORS = {BASELINE: plotting.BASELINE, STUDY: plotting.STUDYS, OURS: plotting.OURS}
 STEMS = {BASELINE: "cnn", STUDY: f"cnn-fgsm-augment-{RADIUS:g}", OURS: f"cnn-n-fgsm-{RADIUS:g}"}
 RECIPE = {
     BASELINE: replace(RECIPES["long"], epochs=15),
@@ -171,23 +171,24 @@ def draw(networks: dict[str, nn.Module], test: Split, results: Results) -> Figur
     measured = [result for row in results.values() for result in row.values()]
     typical = torch.stack([result.mask == (result.accuracy > 0.5) for result in measured])
     images, labels = test.take(typical.sum(0).argmax()[None].to(test.device))
-    figure, cells = plt.subplots(3, 5, figsize=(11, 6.6), width_ratios=[1, 1, 1, 1, 2], layout="constrained")
+    figure, cells = plt.subplots(
+        3, 5, figsize=(plotting.WIDTH, 5), width_ratios=[1, 1, 1, 1, 1.6], layout="constrained"
+    )
     for row, (name, network) in zip(cells, networks.items(), strict=True):
-        row[0].set_ylabel(name, color=COLORS[name], weight="bold")
+        row[0].set_ylabel("\n".join(name.rsplit(" ", 1)), color=COLORS[name], weight="bold")
         for axes, (attack, epsilon, transferred, options) in zip(row, ATTACKED.values(), strict=False):
             crafter = networks[BASELINE] if transferred else network
             attacked = ATTACKS[attack](crafter, images, labels, epsilon=epsilon, **options)
             ((answer, confidence),) = plotting.answers(network, attacked)
             plotting.show_image(axes, attacked[0])
-            color, weight = (plotting.GREEN, "normal") if answer == labels.item() else (plotting.ORANGE, "bold")
-            said = f"“{test.class_names[answer]}”, {100 * confidence:.0f} %"
-            axes.set_xlabel(said, color=color, weight=weight)
+            look = plotting.RIGHT if answer == labels.item() else plotting.WRONG
+            axes.set_xlabel(f"“{test.class_names[answer]}”, {100 * confidence:.0f} %", **look)
         draw_accuracies(row[-1], results[name], COLORS[name])
     for axes, column in zip(cells[0], ATTACKED, strict=False):
-        axes.set_title(column, fontsize="medium")
-    cells[0, -1].set_title(f"correct of {len(test)} test images (%)", fontsize="medium")
-    title = f"Three CNNs under attack, epsilon = {RADIUS}. Below each image: the answer and its confidence"
-    figure.suptitle(f"{title} (green: right; orange and bold: wrong)", fontsize="medium")
+        axes.set_title(column.replace(" ", "\n"), fontsize="medium")
+    cells[0, -1].set_title(f"right answers (%)\non {len(test)} test images", fontsize="medium")
+    title = f"Three CNNs under attack, epsilon = {RADIUS}"
+    figure.suptitle(f"{title}\n(below each image: the answer; green: right; purple and bold: wrong)", fontsize="medium")
     return figure
 
 
@@ -199,6 +200,6 @@ def draw_accuracies(axes: Axes, row: dict[str, Result], color: str) -> None:
     axes.errorbar(values, list(row), xerr=abs(limits - values), fmt="none", ecolor=plotting.GREY, capsize=3)
     for place, (value, high) in enumerate(zip(values, limits[1], strict=True)):
         axes.annotate(f"{value:.0f}", (high, place), (4, 0), textcoords="offset points", va="center")
-    axes.set(xlim=(0, 115), xticks=(0, 50, 100))
+    axes.set(xlim=(0, 125), xticks=(0, 50, 100))
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)
