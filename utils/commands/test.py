@@ -66,13 +66,7 @@ def test_parser(network: str) -> Parser:
 def add_attack_flags(parser: Parser) -> None:
     """Add the flags that choose the attacks and their options."""
     add = partial(parser.add, "attack")
-    add(
-        "--attack",
-        ("fgsm", "pgd", "autoattack"),
-        "some of fgsm (default), pgd, autoattack",
-        nargs="+",
-        default=["fgsm"],
-    )
+    add("--attack", ("fgsm", "pgd", "autoattack"), "fgsm (default), pgd, autoattack", nargs="+", default=["fgsm"])
     text = "L-infinity radii in pixel units, such as 0.02 or 8/255 (default for fgsm 0.02 to 0.1, for the others 8/255)"
     add("--epsilon", types.epsilon, text, nargs="+")
     add("--steps", types.positive_int, "steps of pgd (default 20)")
