@@ -19,15 +19,19 @@ from study.tables import crafted_in_evaluation_mode, tested_counts, trained_on
 from utils.constants import ARCHITECTURES, EPSILONS, PGD_20, RADIUS, TITLES
 from utils.data import Split
 from utils.plotting import (
-    BLUE,
-    GREEN,
+    BASELINE,
     GREY,
-    ORANGE,
-    SKY,
+    OTHERS,
+    OURS,
+    RIGHT,
+    STUDYS,
+    WIDTH,
+    WRONG,
     answers,
     first_correct,
     input_gradients,
     line_with_interval,
+    mark_radii,
     percentages,
     show_image,
     targeted_examples,
@@ -37,8 +41,9 @@ from utils.runs import Log
 from utils.statistics import difference_interval
 from utils.tables import epsilon_text, images_text
 
-TESTING = "testing epsilon (L-infinity radius, pixels in [0, 1])"
+TESTING = "testing epsilon (L-infinity, pixels in [0, 1])"
 SETTINGS = ("transfer", "white_box")
+BELOW: dict[str, Any] = {"loc": "outside lower center", "ncols": 5, "frameon": False}  # where most legends stand
 
 
 # ---- the study ----
@@ -56,26 +61,30 @@ def study_figures(report: WholeStudy) -> dict[str, Figure]:
 
 def networks_compared(report: WholeStudy) -> Figure:
     """CNN beside CNN-LSTM, a panel for each training epsilon, with 95 % intervals."""
-    pairs = report.pairs()
-    figure, panels = plt.subplots(1, len(pairs), figsize=(11, 3.6), sharey=True, layout="constrained")
-    for axes, pair in zip(panels, pairs, strict=True):
-        for entry, color, marker in zip(pair, (BLUE, ORANGE), "os", strict=True):
-            style = {"color": color, "marker": marker, "label": TITLES[entry.architecture]}
-            line_with_interval(axes, entry.transfer, style)
+    figure, panels = plt.subplots(2, 3, figsize=(WIDTH, 5.4), sharex=True, sharey=True, layout="constrained")
+    looks: Sequence[dict[str, Any]] = ({"marker": "o"}, {"marker": "s", "linestyle": "--", "markerfacecolor": "white"})
+    for axes, pair in zip(panels.flat, report.pairs(), strict=False):
+        for entry, look in zip(pair, looks, strict=True):
+            line_with_interval(axes, entry.transfer, _style(entry.training_epsilon) | look)
         axes.set_title(f"trained on {trained_on(pair[0].training_epsilon)}", fontsize="medium")
         axes.grid(alpha=0.3)
         axes.set(ylim=(0, 100))
-    panels[0].set_ylabel("accuracy (%)")
+        mark_radii(axes, EPSILONS, "")
+        axes.tick_params(labelbottom=True)
+    panels[0, 0].set_ylabel("accuracy (%)")
+    panels[1, 0].set_ylabel("accuracy (%)")
+    panels[1, 2].remove()  # the legend stands there
     figure.supxlabel(TESTING, fontsize="medium")
-    figure.suptitle(f"FGSM examples crafted on each network's own baseline ({_tested(report)})")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    figure.suptitle(f"FGSM examples crafted on each network's own baseline\n({_tested(report)})", fontsize="medium")
+    handles = [Line2D([], [], color=GREY, label=TITLES[name], **looks[i]) for i, name in enumerate(ARCHITECTURES)]
+    figure.legend(handles=handles, loc="center", bbox_to_anchor=(0.85, 0.3), frameon=False)
     return figure
 
 
 def difference_of_networks(report: WholeStudy) -> Figure:
     """CNN less CNN-LSTM in percentage points with 95 % intervals, by testing epsilon, a panel for each setting."""
     first, second = (TITLES[name] for name in ARCHITECTURES)
-    figure, panels = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
+    figure, panels = plt.subplots(1, 2, figsize=(WIDTH, 4.4), sharey=True, layout="constrained")
     titles = ("transfer: crafted on each one's baseline", "white-box: crafted on the network itself")
     for axes, setting, title in zip(panels, SETTINGS, titles, strict=True):
         for place, pair in enumerate(report.pairs()):
@@ -90,11 +99,12 @@ def difference_of_networks(report: WholeStudy) -> Figure:
             axes.errorbar(shifted, 100 * difference, error, **style)
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set_title(title, fontsize="medium")
-        axes.set_xlabel(TESTING)
+        mark_radii(axes, EPSILONS, TESTING)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel(f"{first} less {second} (percentage points)")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False, title="trained on")
-    figure.suptitle(f"Which architecture is ahead? ({_tested(report)})")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, title="trained on", **BELOW)
+    figure.suptitle(f"Which architecture is ahead? ({_tested(report)})", fontsize="medium")
     return figure
 
 
@@ -107,7 +117,8 @@ def transfer_accuracy(report: StudyReport, architecture: str) -> Figure:
         if report.dataset == "cifar10":
             printed = PRINTED[architecture][entry.training_epsilon]
             axes.plot(EPSILONS, printed, **{**style, "linestyle": "--"}, alpha=0.7)
-    figure.suptitle(f"{TITLES[architecture]}: FGSM examples crafted on the baseline ({_tested(report)})")
+    title = f"{TITLES[architecture]}: FGSM examples crafted on the baseline ({_tested(report)})"
+    figure.suptitle(title, fontsize="medium")
     _finish(figure, [axes], report, architecture)
     axes.set(ylabel="accuracy (%)", ylim=(0, 100))
     return figure
@@ -124,7 +135,8 @@ def change_against_baseline(report: WholeStudy, architecture: str) -> Figure:
             printed = np.subtract(PRINTED[architecture][epsilon], PRINTED[architecture][None])
             axes.plot(EPSILONS, printed, **{**style, "linestyle": "--"}, alpha=0.7)
     axes.axhline(0, color="black", linewidth=0.8)
-    figure.suptitle(f"{TITLES[architecture]}: what retraining changes under FGSM examples crafted on the baseline")
+    title = f"{TITLES[architecture]}: what retraining changes under FGSM examples crafted on the baseline"
+    figure.suptitle(title, fontsize="medium")
     _finish(figure, [axes], report, architecture, baseline=False)
     axes.set(ylabel="change against the baseline (percentage points)")
     return figure
@@ -132,20 +144,21 @@ def change_against_baseline(report: WholeStudy, architecture: str) -> Figure:
 
 def transfer_and_white_box(report: StudyReport, architecture: str) -> Figure:
     """The same networks under examples crafted on the baseline (left) and through their own gradient (right)."""
-    figure, panels = plt.subplots(1, 2, figsize=(9.6, 4.6), sharey=True, layout="constrained")
+    figure, panels = plt.subplots(1, 2, figsize=(WIDTH, 4.6), sharey=True, layout="constrained")
     titles = ("transfer: crafted on the baseline", "white-box: crafted on the network itself")
     for axes, setting, title in zip(panels, SETTINGS, titles, strict=True):
         for entry in report.entries_of("study", architecture):
             line_with_interval(axes, entry.under(setting), _style(entry.training_epsilon))
         axes.set_title(title, fontsize="medium")
-    figure.suptitle(f"{TITLES[architecture]} under FGSM: who crafts the examples decides ({_tested(report)})")
+    title = f"{TITLES[architecture]} under FGSM: who crafts the examples decides ({_tested(report)})"
+    figure.suptitle(title, fontsize="medium")
     _finish(figure, panels, report, architecture, printed=False)
     panels[0].set(ylabel="accuracy (%)", ylim=(0, 100))
     return figure
 
 
 def side_by_side(
-    baseline: nn.Module, retrained: nn.Module, split: Split, epsilon: float, title: str, columns: int = 5
+    baseline: nn.Module, retrained: nn.Module, split: Split, epsilon: float, title: str, columns: int = 4
 ) -> Figure:
     """What a baseline and a network retrained on its FGSM examples answer to clean images and under both attacks.
 
@@ -158,7 +171,7 @@ def side_by_side(
         "crafted on\nthe baseline": fgsm(baseline, images, labels, epsilon=epsilon),
         "crafted on the\nretrained network": fgsm(retrained, images, labels, epsilon=epsilon),
     }
-    figure, axes = plt.subplots(3, len(images), figsize=(1.9 * len(images) + 0.8, 7.4), squeeze=False)
+    figure, axes = plt.subplots(3, len(images), figsize=(WIDTH, 7.6), squeeze=False)
     figure.subplots_adjust(left=0.08, right=0.99, bottom=0.07, top=0.91, wspace=0.08, hspace=0.29)
     for row, (name, pictures) in zip(axes, rows.items(), strict=True):
         row[0].set_ylabel(name)
@@ -166,8 +179,8 @@ def side_by_side(
             show_image(axis, picture)
         for line, (who, network) in enumerate({"baseline": baseline, "retrained": retrained}.items()):
             _caption_answers(row, line, who, network, pictures, labels, split.class_names)
-    attack = f"FGSM at epsilon = {epsilon_text(epsilon)}, crafted on each of them"
-    figure.suptitle(f"{title}: {attack}\n(green: right; orange and bold: wrong)", fontsize="medium")
+    attack = f"FGSM at epsilon {epsilon_text(epsilon)}, crafted on each of them"
+    figure.suptitle(f"{title}\n{attack} (green: right; purple and bold: wrong)", fontsize="medium")
     return figure
 
 
@@ -176,16 +189,14 @@ def _caption_answers(
 ) -> None:
     """Write what a network answers below each picture of a row. line: 0 for the first line of text."""
     for axis, label, (predicted, confidence) in zip(row, labels.tolist(), answers(network, pictures), strict=True):
-        color, weight = (GREEN, "normal") if predicted == label else (ORANGE, "bold")
         axis.annotate(
             f"{who}: {names[predicted]}, {100 * confidence:.0f} %",
             (0.5, -0.03 - 0.11 * line),
             xycoords="axes fraction",
             ha="center",
             va="top",
-            color=color,
-            weight=weight,
             fontsize="small",
+            **(RIGHT if predicted == label else WRONG),
         )
 
 
@@ -229,11 +240,11 @@ def robust_accuracy(report: RobustnessReport) -> Figure:
     Raises UserError if the report lacks a result.
     """
     names = list(dict.fromkeys(entry.architecture for entry in report.entries))
-    figure, panels = plt.subplots(1, len(names), figsize=(9.6, 4.2), sharey=True, layout="constrained", squeeze=False)
+    figure, panels = plt.subplots(1, len(names), figsize=(WIDTH, 4.4), sharey=True, layout="constrained", squeeze=False)
     looks = {
-        "none": ("black", "o", "baseline"),
-        "the study's": (ORANGE, "D", "the study's defence"),
-        "ours": (BLUE, "s", "ours"),
+        "none": (BASELINE, "o", "baseline"),
+        "the study's": (STUDYS, "D", "the study's defence"),
+        "ours": (OURS, "s", "ours"),
     }
     for axes, name in zip(panels[0], names, strict=True):
         for entry in (entry for entry in report.entries if entry.architecture == name):
@@ -243,15 +254,17 @@ def robust_accuracy(report: RobustnessReport) -> Figure:
             strongest = 100 * entry.find("autoattack", RADIUS).accuracy
             axes.plot(RADIUS, strongest, "*", color=color, markersize=13, markeredgecolor="white")
         axes.set_title(TITLES[name], fontsize="medium")
-        axes.set_xlabel("epsilon (L-infinity radius, pixels in [0, 1])")
+        mark_radii(axes, [0, 4 / 255, RADIUS, 12 / 255, 16 / 255, 0.08, 0.1])
+        axes.tick_params(axis="x", labelsize="small")
         axes.grid(alpha=0.3)
         axes.set(xlim=(0, None), ylim=(0, 100))
     panels[0, 0].set_ylabel("accuracy (%)")
     handles, _ = panels[0, 0].get_legend_handles_labels()
     handles.append(Line2D([], [], linestyle="", marker="*", color=GREY, markersize=11, label="AutoAttack, 8/255"))
-    figure.legend(handles=handles, loc="outside right center", frameon=False)
+    figure.legend(handles=handles, **BELOW)
     clean, attacked = tested_counts(report)
-    figure.suptitle(f"White-box PGD-20 (first {attacked:,} test images; at epsilon 0, clean, {clean:,})")
+    title = f"White-box PGD-20 (first {attacked:,} test images; at epsilon 0, clean, {clean:,})"
+    figure.suptitle(title, fontsize="medium")
     return figure
 
 
@@ -260,9 +273,13 @@ def trainings_compared(logs: Mapping[str, Log], title: str, against: str = "time
 
     logs: label -> log. against: what runs to the right, "time" of training or "epoch".
     """
-    figure, panels = plt.subplots(1, 2, figsize=(9.6, 4), sharey=True, layout="constrained")
-    looks = cycle(zip((BLUE, ORANGE, GREEN, "black", SKY, GREY), "sD^ovP", strict=True))
-    for (label, log), (color, marker) in zip(logs.items(), looks, strict=False):
+    columns = 1 if max(map(len, logs)) > 50 else 2
+    size = (WIDTH, 3.6 + 0.2 * len(logs) / columns)
+    figure, panels = plt.subplots(1, 2, figsize=size, sharey=True, layout="constrained")
+    different = len({log.arguments.defense_name for log in logs.values()}) > 1
+    for (label, log), color, marker in zip(logs.items(), cycle(OTHERS), cycle("sD^ovP"), strict=False):
+        if different and log.arguments.defense_name == "n-fgsm":  # which defends the shipped networks
+            color = OURS
         minutes = np.cumsum([epoch.seconds for epoch in log.epochs]) / 60
         places = minutes if against == "time" else [epoch.epoch for epoch in log.epochs]
         style = {"color": color, "marker": marker, "markersize": 4, "label": label}
@@ -274,9 +291,8 @@ def trainings_compared(logs: Mapping[str, Log], title: str, against: str = "time
         axes.grid(alpha=0.3)
         axes.set(xlim=(0, None), ylim=(0, 100))
     panels[0].set_ylabel("validation accuracy (%)")
-    style = {"loc": "outside lower center", "ncols": 2, "frameon": False, "fontsize": "small"}
-    figure.legend(*panels[0].get_legend_handles_labels(), **style)
-    figure.suptitle(title)
+    figure.legend(*panels[0].get_legend_handles_labels(), **BELOW | {"ncols": columns, "fontsize": 9})
+    figure.suptitle(title, fontsize="medium")
     return figure
 
 
@@ -315,18 +331,19 @@ def _finish(
     baseline: bool = True,
     printed: bool = True,
 ) -> None:
-    """Axis titles, grid, and a legend beside the panels: a colour for each training epsilon, a dash for the study's.
+    """Axis titles, grid, and a legend: a colour for each training epsilon, a dash for the study's.
 
     baseline: whether the figure has the baseline's line; printed: whether it has the study's lines.
     """
     for axes in panels:
-        axes.set_xlabel(TESTING)
+        mark_radii(axes, EPSILONS, TESTING)
         axes.grid(alpha=0.3)
     epsilons = [entry.training_epsilon for entry in report.entries_of("study", architecture)]
-    handles = [
-        _heading("trained on"),
-        *(Line2D([], [], label=trained_on(e), **_style(e)) for e in epsilons if baseline or e is not None),
-    ]
+    handles = [Line2D([], [], label=trained_on(e), **_style(e)) for e in epsilons if baseline or e is not None]
+    if len(panels) > 1:
+        figure.legend(handles=handles, title="trained on", **BELOW)
+        return
+    handles.insert(0, _heading("trained on"))
     if printed and report.dataset == "cifar10":
         handles += [
             _heading("\nfigures of"),
@@ -343,6 +360,6 @@ def _heading(text: str) -> Line2D:
 
 def _style(epsilon: float | None) -> dict[str, Any]:
     """Colour and marker of a training epsilon; both, so that a print without colours can be read too."""
-    styles = {None: ("black", "o"), 0.005: (SKY, "v"), 0.01: (BLUE, "s"), 0.015: (GREEN, "^"), 0.2: (ORANGE, "D")}
-    color, marker = styles[epsilon]
+    shades = {0.005: ("#F0B475", "v"), 0.01: ("#E79A4B", "s"), 0.015: ("#DE7F24", "^"), 0.2: (STUDYS, "D")}
+    color, marker = (BASELINE, "o") if epsilon is None else shades[epsilon]
     return {"color": color, "marker": marker, "markersize": 5}

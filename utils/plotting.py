@@ -28,8 +28,17 @@ from utils.formats import TestReport
 from utils.runs import Log
 from utils.tables import Measured, MeasuredAt, Point, epsilon_text, images_text, printable
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart.
-BLUE, ORANGE, GREEN, SKY, GREY = "#0072B2", "#D55E00", "#009E73", "#56B4E9", "#666666"
+# What each colour means in every figure of this project: how a network is defended, and which images it gets. The
+# colours are from Okabe and Ito's palette, which colour-blind readers can tell apart. Purple is Tol's: it suits text.
+BASELINE, STUDYS, OURS = "black", "#D55E00", "#0072B2"
+CLEAN, TRANSFER, WHITE_BOX = "#009E73", "#56B4E9", "#AA3377"
+RIGHT: dict[str, Any] = {"color": CLEAN}
+WRONG: dict[str, Any] = {"color": WHITE_BOX, "weight": "bold"}  # bold, so that it can be told without colours
+GREY = "#666666"
+OTHERS = ("#E69F00", "#332288", GREY, "#6B4423", "#999933", "#CC6677")  # lines that none of these words describes
+
+WIDTH = 8  # inches, of every figure: text of 9 points can be read where a page shows the figure 800 pixels wide
+EPSILON = "epsilon (L-infinity radius, pixels in [0, 1])"
 
 
 def plain_text(text: str) -> str:
@@ -58,38 +67,46 @@ def line_with_interval(axes: Axes, points: Sequence[MeasuredAt], style: Mapping[
     axes.plot(radii, percentages(points), clip_on=False, **style)
 
 
+def mark_radii(axes: Axes, radii: Sequence[float], label: str = EPSILON) -> None:
+    """Put ticks at these radii, written as in the tables."""
+    axes.set_xticks(radii, map(epsilon_text, radii))
+    axes.set_xlabel(label)
+
+
 def accuracy_against_epsilon(report: TestReport) -> Figure:
     """Accuracy against each attack's radius, with 95 % intervals, from the report that test-*.py --json writes."""
     clean = Point(0, report.clean_accuracy, report.clean_confidence_interval)
     names = list(dict.fromkeys(attack.name for attack in report.attacks))
-    figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
-    for name, color, marker in zip(names, (BLUE, ORANGE, GREEN), "osD", strict=False):
+    figure, axes = plt.subplots(figsize=(WIDTH, 4.2), layout="constrained")
+    for name, line, marker in zip(names, ("-", "--", ":"), "osD", strict=False):
         rows = [attack for attack in report.attacks if attack.name == name]
         points: list[MeasuredAt] = [clean, *sorted((row for row in rows if row.epsilon), key=lambda row: row.epsilon)]
         label = f"{rows[0].setting.replace('_', '-')} {title_of(name)}"
-        line_with_interval(axes, points, {"color": color, "marker": marker, "label": label})
+        color = TRANSFER if rows[0].setting == "transfer" else WHITE_BOX
+        line_with_interval(axes, points, {"color": color, "marker": marker, "linestyle": line, "label": label})
     axes.fill_between([], [], color=GREY, alpha=0.2, linewidth=0, label="95 % Wilson interval")
     tested = images_text(report.examples, report.dataset, report.split)
     attacks = " and ".join(map(title_of, names)) or "No attack"
-    _finish_accuracy(axes, f"{attacks} against the {title_of(report.network)}: {plain_text(tested)}")
+    radii = sorted({0.0, *(row.epsilon for row in report.attacks)})
+    _finish_accuracy(axes, f"{attacks} against the {title_of(report.network)}: {plain_text(tested)}", radii)
     return figure
 
 
 def accuracy_curves(results: Mapping[str, Sequence[Result]], title: str) -> Figure:
     """Accuracy against radius with 95 % intervals. results: label -> the Results of a network, the clean one first."""
-    figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
-    looks = zip((BLUE, ORANGE, GREEN, "black", SKY), "osD^v", strict=True)
+    figure, axes = plt.subplots(figsize=(WIDTH, 4.2), layout="constrained")
+    looks = zip((BASELINE, *OTHERS), "osD^vPX", strict=True)
     for (label, points), (color, marker) in zip(results.items(), looks, strict=False):
         line_with_interval(axes, points, {"color": color, "marker": marker, "markersize": 4, "label": label})
-    _finish_accuracy(axes, title)
+    _finish_accuracy(axes, title, [point.epsilon for point in next(iter(results.values()))])
     return figure
 
 
-def _finish_accuracy(axes: Axes, title: str) -> None:
-    """Title, axis titles, ranges, legend and the line of chance."""
+def _finish_accuracy(axes: Axes, title: str, radii: Sequence[float]) -> None:
+    """Title, axis titles, ranges, legend and the line of chance. radii: where the ticks stand, if they have room."""
     axes.axhline(10, color=GREY, linestyle=":", label="chance (10 classes)")
     axes.set_title(title, fontsize="medium")
-    axes.set_xlabel("epsilon (L-infinity radius, pixels in [0, 1])")
+    mark_radii(axes, radii if len(radii) <= 10 else [radii[0], radii[-1]])
     axes.set(ylabel="accuracy (%)", xlim=(0, None), ylim=(0, 100))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
@@ -98,14 +115,14 @@ def _finish_accuracy(axes: Axes, title: str) -> None:
 def training_curve(log: Log, title: str) -> Figure:
     """Loss (left) and accuracy on the validation images (right) by epoch, from a training's log."""
     epochs = [entry.epoch for entry in log.epochs]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    left.plot(epochs, [entry.loss for entry in log.epochs], color=BLUE, marker=".")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.2), layout="constrained")
+    left.plot(epochs, [entry.loss for entry in log.epochs], color=GREY, marker=".")
     left.set(xlabel="epoch", ylabel="training loss", ylim=(0, None))
     clean = [100 * entry.validation_accuracy for entry in log.epochs]
-    right.plot(epochs, clean, color=BLUE, marker=".", label="clean")
+    right.plot(epochs, clean, color=CLEAN, marker="o", markersize=4, label="clean")
     robust = [100 * entry.robust_accuracy for entry in log.epochs if entry.robust_accuracy is not None]
     if len(robust) == len(epochs):
-        right.plot(epochs, robust, color=ORANGE, marker=".", label="under PGD-10")
+        right.plot(epochs, robust, color=WHITE_BOX, marker="s", markersize=4, label="under PGD-10, white-box")
     right.set(xlabel="epoch", ylabel="validation accuracy (%)", ylim=(0, 100))
     right.legend(frameon=False, loc="lower right")
     for axes in (left, right):
@@ -119,7 +136,7 @@ def confusion_matrices(predictions: Mapping[str, Tensor], labels: Tensor, class_
 
     predictions: title -> the predicted classes, int64 (N,).
     """
-    figure, panels = plt.subplots(1, len(predictions), figsize=(5 * len(predictions), 4.8), layout="constrained")
+    figure, panels = plt.subplots(1, len(predictions), figsize=(WIDTH, 8.6 / len(predictions)), layout="constrained")
     count = len(class_names)
     for axes, (title, predicted) in zip(np.atleast_1d(panels), predictions.items(), strict=True):
         counts = torch.bincount(labels.cpu() * count + predicted.cpu(), minlength=count**2).view(count, count).double()
@@ -163,19 +180,19 @@ def transfer_heatmap(matrix: Sequence[Sequence[Result]], names: Sequence[str], t
 def layers(network: nn.Module) -> Figure:
     """The network layer by layer, for one image: each output is a block as high as the map and as wide as deep."""
     shapes = [("normalised\nimage", (3, 32, 32)), *_layer_outputs(network)]
-    figure, axes = plt.subplots(figsize=(10, 3.4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(WIDTH, 3.2), layout="constrained")
     left = 0.0
     for name, shape in shapes:
         channels, *size = shape
         height = size[0] if len(size) == 2 else 32 * channels / 160 + 4
         width = 4 + channels / 12 if len(size) == 2 else 4
         kind = name.split()[-1]
-        color = {"image": GREY, "LSTM": ORANGE, "linear": GREEN}.get(kind, BLUE)
+        color = {"image": GREY, "LSTM": OTHERS[0], "linear": OTHERS[3]}.get(kind, OTHERS[1])
         axes.add_patch(plt.Rectangle((left, -height / 2), width, height, color=color, alpha=0.75))
-        text = " × ".join(map(str, shape))
+        text = "×".join(map(str, shape))
         axes.annotate(name, (left + width / 2, 18), ha="center", va="bottom", fontsize="small")
         axes.annotate(text, (left + width / 2, -18), ha="center", va="top", fontsize="small")
-        left += width + 6
+        left += width + 8
     axes.set(xlim=(-4, left), ylim=(-22, 27))
     axes.axis("off")
     parameters = sum(parameter.numel() for parameter in network.parameters())
@@ -220,14 +237,14 @@ def sequence(network: CNNLSTM, image: Tensor, title: str) -> Figure:
     """What the CNN-LSTM's LSTM reads of one image, (1, 3, 32, 32): its sixteen positions and the vector at each."""
     with torch.no_grad(), evaluation_mode(network):
         (vectors,) = network.sequence(image).cpu().numpy()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), width_ratios=(1, 2.2), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3), width_ratios=(1, 2.2), layout="constrained")
     show_image(left, image[0])
     for position in range(16):
         row, column = divmod(position, 4)
         left.add_patch(plt.Rectangle((8 * column - 0.5, 8 * row - 0.5), 8, 8, fill=False, color="white"))
         box = {"facecolor": "black", "alpha": 0.5, "linewidth": 0, "pad": 1.5}
         left.text(8 * column + 3.5, 8 * row + 3.5, position + 1, color="white", ha="center", va="center", bbox=box)
-    left.set_title("the positions, in the order of reading", fontsize="medium")
+    left.set_title("positions, as they are read", fontsize="medium")
     heatmap = right.imshow(vectors, aspect="auto", cmap="viridis", interpolation="nearest")
     right.set(xlabel="channel", ylabel="position", yticks=range(0, 16, 3), yticklabels=range(1, 17, 3))
     right.set_title("what is read, a row at each step", fontsize="medium")
@@ -248,7 +265,7 @@ def positions_disturbed(network: CNNLSTM, images: Tensor, adversarial: Tensor, t
         (100 * (after - before).norm(dim=2) / before.norm(dim=2)).mean(0).cpu().numpy()
         for before, after in ((read, read_attacked), (remembered, remembered_attacked))
     ]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), width_ratios=(1, 1.6), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.2), width_ratios=(1, 1.6), layout="constrained")
     grid = moved[0].reshape(4, 4)
     heatmap = left.imshow(grid, cmap="Oranges", vmin=0)
     for (row, column), value in np.ndenumerate(grid):
@@ -257,8 +274,8 @@ def positions_disturbed(network: CNNLSTM, images: Tensor, adversarial: Tensor, t
     left.set(xticks=[], yticks=[])
     left.set_title("what it reads, on the map", fontsize="medium")
     figure.colorbar(heatmap, ax=left, label="change (%)")
-    right.plot(range(1, 17), moved[0], color=ORANGE, marker="o", label="what it reads")
-    right.plot(range(1, 17), moved[1], color=BLUE, marker="s", label="what it remembers then")
+    right.plot(range(1, 17), moved[0], color=OTHERS[0], marker="o", label="what it reads")
+    right.plot(range(1, 17), moved[1], color=OTHERS[1], marker="s", label="what it remembers then")
     right.set(xlabel="position in the sequence", ylabel="change (%)", ylim=(0, None), xticks=range(1, 17))
     right.grid(alpha=0.3)
     right.legend(frameon=False)
@@ -305,20 +322,21 @@ def adversarial_examples(
     adversarial = fgsm(network if source is None else source, images, labels, epsilon=epsilon)
     perturbation = (adversarial - images) / (2 * epsilon) + 0.5 if epsilon else torch.full_like(images, 0.5)
     magnified = f"magnified {0.5 / epsilon:.0f} times" if epsilon else "none"
-    figure, axes = plt.subplots(3, len(images), figsize=(1.8 * len(images) + 0.6, 6.6), squeeze=False)
+    figure, axes = plt.subplots(3, len(images), figsize=(WIDTH, 5.6), squeeze=False)
     figure.set_layout_engine("constrained")
     for row, pictures in zip(axes, (images, perturbation, adversarial), strict=True):
         for axis, picture in zip(row, pictures, strict=True):
             show_image(axis, picture)
     for axis in axes[1]:
-        axis.set_xlabel(magnified, color=GREY)
+        axis.set_xlabel(magnified, color=GREY, fontsize=9)
     for row, pictures in ((axes[0], images), (axes[2], adversarial)):
         for axis, label, (predicted, confidence) in zip(row, labels, answers(network, pictures), strict=True):
-            color = GREEN if predicted == label else ORANGE
-            axis.set_xlabel(f"{split.class_names[predicted]}, {100 * confidence:.1f} %", color=color)
+            look = RIGHT if predicted == label else WRONG
+            axis.set_xlabel(f"{split.class_names[predicted]}, {100 * confidence:.1f} %", fontsize=9, **look)
     for axis, name in zip(axes[:, 0], ("image", "perturbation", "adversarial image"), strict=True):
         axis.set_ylabel(name)
-    figure.suptitle(f"FGSM, epsilon = {epsilon_text(epsilon)}: what the network says, and how sure it is")
+    title = f"FGSM at epsilon {epsilon_text(epsilon)}: what the network says, and how sure it is"
+    figure.suptitle(title, fontsize="medium")
     return figure
 
 
@@ -335,14 +353,14 @@ def along_the_sign(
         moved = torch.cat([step(image, direction, epsilon) for epsilon in epsilons.tolist()])
         probabilities = network(moved).softmax(1).cpu().numpy()
     classes = sorted({label.item(), *probabilities.argmax(1).tolist()}, key=lambda k: k != label.item())
-    figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
-    for k in classes:
-        style = {"color": f"C{k}", "label": split.class_names[k]}
+    figure, axes = plt.subplots(figsize=(WIDTH, 3.8), layout="constrained")
+    for k, color in zip(classes, (CLEAN, *OTHERS, *OTHERS), strict=False):
+        style: dict[str, Any] = {"color": color, "label": split.class_names[k]}
         if k == label.item():
             style |= {"linewidth": 2.5, "label": f"{split.class_names[k]} (the label)"}
-        axes.plot(255 * epsilons, 100 * probabilities[:, k], **style)
-    axes.set(xlabel="epsilon (in grey levels, of 255)", ylabel="probability (%)", ylim=(0, 100))
-    axes.set_xlim(0, 255 * largest)
+        axes.plot(epsilons, 100 * probabilities[:, k], **style)
+    axes.set(ylabel="probability (%)", ylim=(0, 100), xlim=(0, largest))
+    mark_radii(axes, [largest * eighth / 8 for eighth in range(9)])
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     axes.set_title("What the network says, along the sign of the gradient", fontsize="medium")
@@ -365,7 +383,7 @@ def attacked_images(
     """`attacked_image` for several networks: a row for each title, with the network's own adversarial image."""
     rows = len(networks)
     # Placed by hand and not by a layout engine, because the explorer redraws this at every move of its slider.
-    figure = plt.figure(figsize=(10, 2.9 * rows))
+    figure = plt.figure(figsize=(WIDTH, 2.5 * rows))
     for number, (title, network) in enumerate(networks.items()):
         top, height = 1 - (number + 0.13) / rows, 0.62 / rows
         places = [(0.01 + 0.2 * column, top - height - 0.06 / rows, 0.19, height) for column in range(3)]
@@ -389,11 +407,11 @@ def _draw_attacked(
         before, after = network(torch.cat([image, adversarial])).softmax(1).cpu().numpy()
     for axis, probabilities in ((axes[0], before), (axes[2], after)):
         predicted = probabilities.argmax()
-        color = GREEN if predicted == label.item() else ORANGE
-        axis.set_xlabel(f"{split.class_names[predicted]}, {100 * probabilities[predicted]:.1f} %", color=color)
+        look = RIGHT if predicted == label.item() else WRONG
+        axis.set_xlabel(f"{split.class_names[predicted]}, {100 * probabilities[predicted]:.1f} %", **look)
     places = np.arange(len(before))
-    axes[3].barh(places - 0.2, 100 * before, 0.4, color=GREY, label="image")
-    axes[3].barh(places + 0.2, 100 * after, 0.4, color=BLUE, label="adversarial image")
+    axes[3].barh(places - 0.2, 100 * before, 0.4, color=CLEAN, label="image")
+    axes[3].barh(places + 0.2, 100 * after, 0.4, color=WHITE_BOX, label="adversarial image")
     axes[3].set(yticks=places, yticklabels=split.class_names, xlim=(0, 100), xlabel="probability (%)")
     axes[3].tick_params(axis="y", labelsize="small")
     axes[3].invert_yaxis()
@@ -434,8 +452,8 @@ def targeted_examples(
     rows = {"image": images}
     for name, network in networks.items():
         rows[f"through the\n{name} network"] = towards(network, images, targets, epsilon=epsilon, steps=steps)
-    captions = [f"{split.class_names[a]} to {split.class_names[b]}" for a, b in zip(labels, targets, strict=True)]
-    moved = f"moved towards another class (targeted PGD, {steps} steps, epsilon = {epsilon_text(epsilon)})"
+    captions = [f"{split.class_names[a]}\nto {split.class_names[b]}" for a, b in zip(labels, targets, strict=True)]
+    moved = f"moved towards another class (targeted PGD, {steps} steps, epsilon {epsilon_text(epsilon)})"
     return _grid(rows, captions, f"{title}: {moved}")
 
 
@@ -458,16 +476,16 @@ def towards(network: nn.Module, images: Tensor, targets: Tensor, *, epsilon: flo
 
 def _grid(rows: Mapping[str, Tensor], captions: Sequence[str], title: str) -> Figure:
     """A row of pictures, (N, 3, H, W), for each name; the captions stand below the columns."""
-    size = (1.7 * len(captions) + 0.9, 1.7 * len(rows) + 0.8)
+    size = (WIDTH, (WIDTH - 0.6) / len(captions) * len(rows) + 0.7)
     figure, axes = plt.subplots(len(rows), len(captions), figsize=size, squeeze=False)
     figure.set_layout_engine("constrained", h_pad=0.02, w_pad=0.02)
     for row, (name, pictures) in zip(axes, rows.items(), strict=True):
-        row[0].set_ylabel(name)
+        row[0].set_ylabel(name, fontsize=9)
         for axis, picture in zip(row, pictures, strict=True):
             show_image(axis, picture)
     for axis, caption in zip(axes[-1], captions, strict=True):
         axis.set_xlabel(caption)
-    figure.suptitle(title)
+    figure.suptitle(title, fontsize="medium")
     return figure
 
 
@@ -503,7 +521,7 @@ def answers(network: nn.Module, images: Tensor) -> list[tuple[int, float]]:
 def png(figure: Figure, dpi: int) -> bytes:
     """The figure as a PNG; the figure is closed."""
     drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=dpi)
+    figure.savefig(drawn, format="png", dpi=dpi, pil_kwargs={"optimize": True})
     plt.close(figure)
     return drawn.getvalue()
 

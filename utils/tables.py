@@ -32,9 +32,13 @@ class Point(NamedTuple):
 
 
 def epsilon_text(epsilon: float) -> str:
-    """A radius as papers write it: 8/255 if it is a whole number of grey levels, otherwise a decimal."""
+    """A radius as papers write it: 0.2 if that is short and exact, 8/255 if it is a whole number of grey levels.
+
+    Any other radius has four digits.
+    """
     levels = 255 * epsilon
-    return f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-9 and levels > 0 else f"{epsilon:.4g}"
+    whole = abs(levels - round(levels)) < 1e-9 and epsilon != float(f"{epsilon:.3g}")
+    return f"{round(levels)}/255" if whole else f"{epsilon:.4g}"
 
 
 def images_text(examples: int, dataset: str, split: str) -> str:

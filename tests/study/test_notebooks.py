@@ -1,5 +1,6 @@
 """The notebooks: they run from top to bottom, and what is stored in them is in order."""
 
+import io
 import os
 import re
 import shutil
@@ -10,13 +11,17 @@ import time
 import urllib.request
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
 import papermill
 import pytest
+from PIL import Image
 
-from study import tables
+from study import notebooks, tables
 from study.formats import read_robustness, read_whole_study
 from tests.helpers.project import QUICK, ROOT
+from utils import plotting
 from utils.explorer import WIDGET
 
 NAMES = ("main", "cnn", "rnn", "analysis")
@@ -87,6 +92,16 @@ def test_headline_numbers_are_those_of_the_results():
         assert table in text
     for table in (tables.ahead_table(study), tables.spread_table(study)):
         assert table in text
+
+
+def test_stored_pictures_keep_their_colours():
+    figure, axes = plt.subplots(figsize=(4, 3))
+    axes.imshow(np.random.default_rng(0).random((32, 32, 3)))  # more than 256 colours
+    png = plotting.png(figure, dpi=100)
+    packed = notebooks._packed(png)
+    assert len(packed) <= len(png)
+    before, after = (np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in (png, packed))
+    assert (before == after).all()
 
 
 # ---- as they run ----

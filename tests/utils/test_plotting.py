@@ -45,6 +45,29 @@ def test_accuracy_figure_draws_the_reports_points_in_order(epsilons):
     plt.close(figure)
 
 
+def test_each_setting_has_its_own_colour_and_radii_are_written_as_in_tables():
+    rows = report([8 / 255, 0.1]).attacks
+    rows += [msgspec.structs.replace(row, name="pgd", setting="transfer") for row in rows]
+    figure = plotting.accuracy_against_epsilon(msgspec.structs.replace(report([]), attacks=rows))
+    axes = figure.axes[0]
+    assert [line.get_color() for line in axes.lines[:2]] == [plotting.WHITE_BOX, plotting.TRANSFER]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "8/255", "0.1"]
+    plt.close(figure)
+
+
+def test_colours_mean_one_thing():
+    meanings = (
+        plotting.BASELINE,
+        plotting.STUDYS,
+        plotting.OURS,
+        plotting.CLEAN,
+        plotting.TRANSFER,
+        plotting.WHITE_BOX,
+    )
+    colours = [*meanings, *plotting.OTHERS]
+    assert len(set(colours)) == len(colours)
+
+
 def test_examples_figure_shows_what_the_network_says(digits, trained):
     network = load_checkpoint(trained("cnn"))
     figure = plotting.adversarial_examples(network, digits["test"], 0.1, columns=3)
