@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo digits notebooks study defenses overfitting robustness diagnosis agreement benchmark test coverage torture mutants lint types audit format figures constraints clean
+.PHONY: help demo digits notebooks study defenses overfitting robustness diagnosis agreement benchmark test test-all coverage torture mutants lint types audit format figures constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -55,10 +55,13 @@ benchmark: .venv-peers/installed  ## compare our speed with that of other librar
 	.venv-peers/bin/python -m pip install --disable-pip-version-check -r benchmarks/requirements.txt
 	@touch $@
 
-test: $(VENV)/installed-dev  ## run the test suite, on CIFAR-10 too if DATA_DIR or data/ holds it
+test: $(VENV)/installed-dev  ## run the tests but the slow ones, on CIFAR-10 too if DATA_DIR or data/ holds it
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist worksteal -m "not slow"
+
+test-all: $(VENV)/installed-dev  ## run all tests: kills, notebooks, benchmarks, several processes, shipped figures
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist worksteal
 
-coverage: $(VENV)/installed-dev  ## run the test suite and count the lines and branches that it reaches
+coverage: $(VENV)/installed-dev  ## run all tests and count the lines and branches that it reaches
 	rm -f .coverage .coverage.*
 	OMP_NUM_THREADS=1 COVERAGE_FILE=$(CURDIR)/.coverage $(RUN) -m coverage run -m pytest -n auto --dist worksteal
 	$(RUN) -m coverage combine --quiet

@@ -12,12 +12,10 @@ from utils.data import load_split
 from utils.recipes import RECIPES
 from utils.training import train
 
-SLOW = ("test_torture.py", "test_benchmarks.py", "test_study.py", "test_notebooks.py")
-
 
 def pytest_collection_modifyitems(items):
     """Start with the slowest tests, so that the processes that run tests finish at about the same time."""
-    items.sort(key=lambda item: item.path.name not in SLOW)
+    items.sort(key=lambda item: not (item.get_closest_marker("slow") or item.path.name == "test_study.py"))
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,8 @@ import pytest
 
 from tests.helpers.mutants import mutants, try_out
 
+pytestmark = pytest.mark.slow
+
 CODE = '''
 def positive(numbers, *, strict: bool = False) -> int:
     """How many numbers are positive: 1 + 1."""

@@ -179,6 +179,7 @@ def quick_run(python: object, folder: Path, *sections: str) -> BenchmarkReport:
     return read_document(folder / "benchmarks.json", BenchmarkReport, "a report")
 
 
+@pytest.mark.slow
 def test_every_section_runs_and_earlier_sections_are_kept(tmp_path):
     first = quick_run(sys.executable, tmp_path, "growth", "memory")
     report = quick_run(sys.executable, tmp_path, *(name for name in SECTIONS if name not in ("growth", "memory")))
@@ -192,6 +193,7 @@ def test_every_section_runs_and_earlier_sections_are_kept(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_part_of_the_benchmarks_does_not_replace_those_of_another_machine(tmp_path):
     path = tmp_path / "benchmarks.json"
     path.write_text(json.dumps({**REPORT, "quick": True}))

@@ -24,6 +24,8 @@ from tests.helpers.project import QUICK, ROOT
 from utils import plotting
 from utils.explorer import WIDGET
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("main", "cnn", "rnn", "analysis")
 
 

@@ -84,6 +84,7 @@ def test_nothing_else_is_shipped():
     assert sum(path.stat().st_size for path in files if path.stem in SHIPPED) < 11 * 2**20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in SHIPPED if "0.0" not in name])  # of the others, the digest says it
 def test_shipped_checkpoint_scores_what_results_say(name, cifar10_dir):
     """On the split that chose nothing and on the validation images; rounding differs a little between machines."""
@@ -138,6 +139,7 @@ def test_baselines_and_the_studys_defence_hold_nothing(name):
     assert under(name, "pgd", steps=20) <= 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ROBUST)
 def test_robust_checkpoint_scores_what_results_say(name, cifar10_dir):
     network = load_checkpoint(MODELS / f"{name}.safetensors")
@@ -171,6 +173,7 @@ def test_verdicts_are_the_expected_ones(name, report):
         assert diagnosis.robust_accuracy <= 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "source", "examples"),
     [("cnn", "cnn-lstm", 200), ("cnn-fgsm-augment-0.2", "cnn", 500), ("cnn-lstm-robust", "cnn-lstm", 16)],
@@ -278,6 +281,7 @@ def crafted_as_in_the_study(network: nn.Module, images: Tensor, labels: Tensor, 
     return torch.cat(adversarial)
 
 
+@pytest.mark.slow
 def test_fgsm_is_at_least_as_strong_as_the_studys_crafting(cifar10_dir):
     path = ROOT / "models" / "cnn.safetensors"
     test = load_split("cifar10", "test", cifar10_dir).first(1000)
@@ -302,6 +306,7 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platfor
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows does not report a child's peak memory")
 def test_training_on_cifar10_learns_within_two_gibibytes(cifar10_dir, tmp_path):
     output = tmp_path / "a.safetensors"

@@ -307,6 +307,7 @@ def test_foreign_report_is_refused(content, monkeypatch, tmp_path):
     assert (made / "study.json").read_bytes() == content
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 def test_study_killed_at_random_points_ends_with_the_same_report(finished, report, tmp_path):
     """It is killed after some more lines of its output: first halfway through a training, then at any moment."""

@@ -24,6 +24,8 @@ from utils.notes import Notes
 from utils.recipes import RECIPES
 from utils.training import cross_entropy, train
 
+pytestmark = pytest.mark.slow
+
 RECIPE = replace(RECIPES["one-cycle"], epochs=2, lr=0.05, batch_size=100)
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # as torchrun sets it: several threads add numbers in another order
 

@@ -15,6 +15,8 @@ from tests.helpers.hostile import Tally
 from tests.helpers.project import ROOT
 from tests.helpers.torture import torture_table
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 @pytest.mark.parametrize(("experiment", "tries"), [pytest.param(*rest, id=name) for name, *rest in torture.EXPERIMENTS])
