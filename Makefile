@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-13s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-13s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/installed  ## the study's story in two minutes, on scikit-learn's digits: a table and a picture
 	$(RUN) -m study demo
