@@ -133,7 +133,9 @@ def assert_ran(notebook: nbformat.NotebookNode) -> None:
     assert all(cell.execution_count for cell in code_cells(notebook))
     outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
     assert all(output.output_type != "error" for output in outputs)
-    assert all(output.get("name") != "stderr" for output in outputs), outputs
+    errors = [output["text"] for output in outputs if output.get("name") == "stderr"]
+    # A network that learnt for one epoch may be flat on an image, which is worth a warning.
+    assert [text for text in errors if "zero in every pixel" not in text] == []
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= 3
 
 
