@@ -35,7 +35,7 @@ from utils.runs import PartialRun, TrainingError, TrainingState, about_checkpoin
 from utils.validation import RobustValidation, best_epoch, collapse_warning
 
 # Accuracies that take as many characters in a checkpoint's header as any.
-ACCURACIES = dict.fromkeys((f"{name}_accuracy" for name in ("validation", "robust", "choosing", "single_step")), 1 / 3)
+ACCURACIES = dict.fromkeys((name for name in Epoch.__struct_fields__ if name.endswith("_accuracy")), 1 / 3)
 
 
 @dataclass(frozen=True, kw_only=True)
