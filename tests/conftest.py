@@ -8,6 +8,7 @@ import pytest
 from filelock import FileLock
 
 from tests.helpers.project import QUICK, ROOT, command
+from tests.helpers.warm import finished
 from utils.data import load_split
 from utils.recipes import RECIPES
 from utils.training import train
@@ -73,9 +74,14 @@ def quick_study(script, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def script():
-    """A function that runs a script or the study (tests.helpers.project.command) and returns the finished process."""
+    """A function that runs a script or the study (tests.helpers.project.command) and returns the finished process.
+
+    Only an environment of its own needs a new interpreter.
+    """
 
     def run(name, *arguments, cwd=ROOT, **environment):
+        if not environment:
+            return finished(name, *arguments, cwd=cwd, timeout=300)
         return subprocess.run(
             command(name, *arguments),
             cwd=cwd,
