@@ -39,30 +39,38 @@ def digits():
 
 
 @pytest.fixture(scope="session")
-def trained(digits, tmp_path_factory):
-    """A function that returns the path of a checkpoint of the named network, trained on digits for a few seconds."""
-    folder = tmp_path_factory.mktemp("trained")
+def shared(tmp_path_factory):
+    """The temporary folder of all processes that run tests."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
+def trained(digits, shared):
+    """A function that returns the path of a checkpoint of the named network, trained on digits for a few seconds.
+
+    It is made once and shared by all processes that run tests: a test may copy it but not change it.
+    """
 
     def checkpoint(name):
-        path = folder / f"{name}.safetensors"
-        if not path.exists():
-            recipe = RECIPES["paper"]  # Adam learns the digits with either network in a few epochs
-            train(name, digits["train"], digits["validation"], recipe, output=path, width=8, quiet=True)
+        path = shared / "trained" / f"{name}.safetensors"
+        with FileLock(shared / f"{name}.lock"):
+            if not path.exists():
+                recipe = RECIPES["paper"]  # Adam learns the digits with either network in a few epochs
+                train(name, digits["train"], digits["validation"], recipe, output=path, width=8, quiet=True)
         return path
 
     return checkpoint
 
 
 @pytest.fixture(scope="session")
-def quick_study(script, tmp_path_factory):
+def quick_study(script, shared):
     """A folder in which the study ran on digits without an interruption. stdout.txt has what it printed.
 
     It is made once and shared by all processes that run tests: a test may copy it but not change it.
     """
-    base = tmp_path_factory.getbasetemp()
-    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    folder, making = base / "study", base / "study-in-the-making"
-    with FileLock(base / "study.lock"):
+    folder, making = shared / "study", shared / "study-in-the-making"
+    with FileLock(shared / "study.lock"):
         if not folder.exists():
             making.mkdir()
             result = script("study", *QUICK, cwd=making)

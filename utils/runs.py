@@ -162,7 +162,7 @@ class TrainingState:
         for index, parameter in enumerate(self.network.parameters()):
             state = _below(f"optimizer.{index}.", tensors)
             if not state:
-                raise ValueError("no optimiser state")
+                raise ValueError("the optimiser's state is missing")
             for key, tensor in state.items():
                 # In the parameter's memory layout, as before: another order of operations would round differently.
                 like = torch.empty_like(parameter) if tensor.shape == parameter.shape else torch.empty_like(tensor)
@@ -206,7 +206,7 @@ class PartialRun:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Inside, no other process writes these files, and Ctrl-C raises Interrupted. Raises UserError if one does."""
+        """Lock these files against other processes. Ctrl-C raises Interrupted; a lock that another process holds, UserError."""
         if self.output.is_dir():
             raise TrainingError(f"{self.output} is a folder: choose a file that ends in .safetensors")
         with contextlib.ExitStack() as stack:
@@ -225,7 +225,7 @@ class PartialRun:
         self._write_log(self.partial_log, arguments, epochs)
 
     def restore(self, arguments: TrainingArguments, precision: str, state: TrainingState) -> list[Epoch]:
-        """Load the interrupted run into `state`, and return the finished epochs; [] if there is no such run.
+        """Load the interrupted run into `state`, and return the finished epochs: [] without such a run.
 
         Raises TrainingError if the run had other arguments, processes or precision, CheckpointError if it is damaged.
         """
@@ -295,7 +295,7 @@ def read_log(path: str | Path, *keys: str) -> Log:
     try:
         arguments, *epochs = decode_lines(read_bytes(path, LONGEST_LOG), LogHeader, Epoch)
         if not epochs:
-            raise ValueError("it has no epoch")
+            raise ValueError("it does not hold an epoch")
         if missing := [key for key in keys for epoch in epochs if getattr(epoch, key) is None]:
             raise ValueError(f"an epoch lacks {missing[0]}")
         return Log(arguments, epochs)
@@ -304,7 +304,7 @@ def read_log(path: str | Path, *keys: str) -> Log:
 
 
 def read_epochs(checkpoint: str | Path) -> list[Epoch]:
-    """The epochs in the log beside a checkpoint; [] if there is no log that can be read."""
+    """The epochs in the log beside a checkpoint; [] if the log is missing or damaged."""
     try:
         return read_log(beside(checkpoint, ".jsonl")).epochs
     except TrainingError:

@@ -1,8 +1,12 @@
 """What the repository ships and says: checkpoints, model card, README and results agree with each other."""
 
+import contextlib
 import hashlib
 import os
 import re
+import shlex
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -394,6 +398,7 @@ def python_blocks(page):
     return re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.slow
 def test_readmes_python_prints_what_it_says(cifar10_dir, monkeypatch, capsys):
     """The figure in a line's comment is what the line prints; rounding differs a little between machines."""
     monkeypatch.chdir(ROOT)
@@ -402,6 +407,48 @@ def test_readmes_python_prints_what_it_says(cifar10_dir, monkeypatch, capsys):
     said = [float(figure) for figure in re.findall(r"^print.*# .*?(\d\.\d+)", block, re.MULTILINE)]
     assert said
     assert [float(line) for line in capsys.readouterr().out.split()] == pytest.approx(said, abs=0.02)
+
+
+def shell_commands(page: str) -> list[str]:
+    """The command lines of a page's shell blocks, without their comments."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    lines = "".join(code for language, code in blocks if not language).splitlines()
+    return [" ".join(shlex.split(line, comments=True)) for line in lines]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", [line for line in shell_commands(README) if re.match(r"python t\w+-", line)])
+def test_readmes_commands_run_as_printed(line, cifar10_dir, tmp_path):
+    """Each command ends well, or is still at work after some seconds and ends cleanly when it is interrupted."""
+    repository = tmp_path / "repository"
+    skipped = shutil.ignore_patterns(".*", "runs", "data", "__pycache__")
+    shutil.copytree(ROOT, repository, ignore=skipped)
+    process = subprocess.Popen(
+        [sys.executable, *line.split()[1:]],
+        cwd=repository,
+        env={**os.environ, "DATA_DIR": str(cifar10_dir)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=15)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode in (0, 130), errors
+    assert process.returncode == 0 or "interrupted" in errors.splitlines()[-1]
+
+
+def test_readmes_other_commands_exist():
+    """What make and pip are asked for is there; `python -m study demo` has tests of its own."""
+    targets = (ROOT / "Makefile").read_text(encoding="utf-8")
+    others = [line for line in shell_commands(README) if not re.match(r"python t\w+-", line)]
+    made = [line.split()[1] for line in others if line.startswith("make ")]
+    assert made == ["demo", "test"]
+    assert all(f"\n{target}:" in targets for target in made)
+    assert "pip install -r requirements.txt" in others
+    assert "python -m study demo" in others
 
 
 def test_docs_python_runs(monkeypatch):

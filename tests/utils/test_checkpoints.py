@@ -397,7 +397,7 @@ def test_largest_networks_take_neither_long_nor_much_memory(network, saved, tmp_
     for error, kibibytes, seconds in (line.split(";") for line in lines):
         assert "logits are NaN or infinite" in error  # because the standard deviations are 0
         assert int(kibibytes) < 2**20
-        assert float(seconds) < 2
+        assert float(seconds) < 5  # 1.5 on an idle machine
 
 
 @pytest.mark.parametrize(

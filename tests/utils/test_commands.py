@@ -101,6 +101,7 @@ def test_any_mix_of_attacks(script, trained, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"o", "figures"}
 
 
+@pytest.mark.slow
 def test_interrupted_test_keeps_the_attacks_that_are_done(script, trained, tmp_path):
     """The attacks of --diagnose are kept too, until the report is written."""
     arguments = ["--checkpoint", trained("cnn"), "--source", trained("cnn-lstm"), "--examples", 12, "--epsilon", 0.1]
@@ -325,6 +326,7 @@ def test_existing_output_is_refused_unless_told(script, tmp_path):
     assert output.read_bytes() != before
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
 def test_interrupted_run_resumes_to_the_bit_identical_end(script, tmp_path):
     """Checks the messages. The torture test interrupts and kills trainings at many moments."""

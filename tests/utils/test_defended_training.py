@@ -71,6 +71,7 @@ def test_epoch_before_a_divergence_is_kept_without_a_warning_of_overfitting(digi
     assert evaluate(network, digits["test"], "fgsm", 0.0).accuracy > 0.5
 
 
+@pytest.mark.slow
 def test_catastrophic_overfitting_of_fgsm_is_named(digits, tmp_path, capsys):
     """At so large a radius, a network learns one step of FGSM by heart."""
     recipe = replace(RECIPES["one-cycle"].with_defense(), epochs=12, shift=0)

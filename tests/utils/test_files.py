@@ -153,6 +153,7 @@ def test_closed_pipe_is_no_traceback(arguments, tmp_path):
     assert errors == ""
 
 
+@pytest.mark.slow
 def test_no_home_and_a_path_that_is_not_ascii(script, tmp_path):
     nowhere = str(ROOT / "README.md" / "home")  # not even root can make that
     environment = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"), nowhere)

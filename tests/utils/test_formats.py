@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from threading import Timer
 
 import msgspec
@@ -13,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.helpers.instances import instances
 from tests.helpers.project import ROOT
+from tests.helpers.warm import finished
 from utils import plotting
 from utils.checkpoints import read_metadata
 from utils.constants import UserError
@@ -412,14 +411,8 @@ def test_errors_quote_in_short_and_print_no_escapes():
 def test_mutated_files_are_read_or_refused(kind, mutations, share):
     """In a process of its own, so that its memory can be measured."""
     mutations = int(share * mutations)
-    result = subprocess.run(
-        [sys.executable, "-m", "tests.helpers.hostile", kind, str(mutations)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=True,
-    )
+    result = finished("tests.helpers.hostile", kind, mutations, cwd=ROOT, timeout=600)
+    assert result.returncode == 0, result.stderr
     tally = json.loads(result.stdout)
     assert (tally["lost"], tally["executed"], tally["first_loss"]) == (0, 0, "")
     assert tally["tried"] == tally["survived"] == mutations
