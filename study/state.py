@@ -42,7 +42,7 @@ class State:
         return not line[0].is_shipped and all(map(self.is_tested, line))
 
     def is_tested(self, planned: Planned) -> bool:
-        """Whether the report has this checkpoint's figures. Without a checkpoint: the figures of the wanted training."""
+        """Whether the report has this checkpoint's figures; without a checkpoint, those of the wanted training."""
         entry = self.entries.get(planned.name)
         if entry is None or (planned.path.exists() and entry.sha256 != file_digest(planned.path)):
             return False

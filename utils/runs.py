@@ -206,7 +206,7 @@ class PartialRun:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Lock these files against other processes. Ctrl-C raises Interrupted; a lock that another process holds, UserError."""
+        """Keep other processes from writing these files, or raise UserError. Ctrl-C raises Interrupted."""
         if self.output.is_dir():
             raise TrainingError(f"{self.output} is a folder: choose a file that ends in .safetensors")
         with contextlib.ExitStack() as stack:
