@@ -35,9 +35,12 @@ class DataError(UserError):
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images of a data set. images: uint8 (N, 3, 32, 32); labels: int64 (N,), on the same device.
+    """Images of a data set. images: uint8 (N, C, H, W), or floating point in [0, 1]; labels: int64 (N,), same device.
 
+    CIFAR-10 and digits are uint8 (N, 3, 32, 32). utils.images.as_split makes a Split of a user's own images.
     class_names: the name of class i is class_names[i]. name: "train", "validation" or "test".
+    memory_format: of the images that a network gets. Our networks are faster on channels_last images; other people's
+        may call `view`, which needs torch.contiguous_format.
     """
 
     dataset: str
@@ -45,6 +48,7 @@ class Split:
     images: Tensor
     labels: Tensor
     class_names: tuple[str, ...]
+    memory_format: torch.memory_format = torch.channels_last
     defense = None  # these images alone defend against nothing; see AugmentedSplit
 
     def __len__(self) -> int:
@@ -66,8 +70,8 @@ class Split:
         return replace(self, images=self.images[start:stop], labels=self.labels[start:stop])
 
     def take(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """The images at the positions in `index`, float32 in [0, 1], channels_last; and their labels."""
-        return to_unit_range(self.images[index]), self.labels[index]
+        """The images at the positions in `index`, in [0, 1] as `to_unit_range` makes them; and their labels."""
+        return to_unit_range(self.images[index], self.memory_format), self.labels[index]
 
     def digest(self) -> str:
         """SHA-256 of the images and labels, in hexadecimal."""
@@ -77,7 +81,7 @@ class Split:
         """The exact mean and standard deviation of each channel in [0, 1], from a histogram of its 256 values."""
         values = torch.arange(256, dtype=torch.float64) / 255
         mean, std = [], []
-        for channel in range(3):
+        for channel in range(self.images.shape[1]):
             histogram = torch.bincount(self.images[:, channel].flatten(), minlength=256).cpu().double()
             probability = histogram / histogram.sum()
             mean.append((probability @ values).item())
@@ -160,19 +164,24 @@ def _digits(split: str) -> Split:
     return Split("digits", split, images, labels, tuple(str(name) for name in digits.target_names))
 
 
-def to_unit_range(images: Tensor) -> Tensor:
-    """uint8 images as float32 in [0, 1], in the channels_last layout, which makes convolutions faster."""
-    return images.to(torch.float32, memory_format=torch.channels_last).div_(255)
+def to_unit_range(images: Tensor, memory_format: torch.memory_format = torch.channels_last) -> Tensor:
+    """uint8 images (N, C, H, W) as float32 in [0, 1]; a copy of floating point images, which are there already.
+
+    memory_format: of the result. channels_last makes convolutions faster.
+    """
+    if images.is_floating_point():
+        return images.clone(memory_format=memory_format)
+    return images.to(torch.float32, memory_format=memory_format).div_(255)
 
 
 def batches(split: Split, batch_size: int, first: int = 0, stride: int = 1) -> Batches:
-    """Yield (images, labels) in order; images float32 in [0, 1], channels_last. The last batch may be smaller.
+    """Yield (images, labels) in order; images in [0, 1], in the split's memory format. The last batch may be smaller.
 
     first, stride: yield only the batches number first, first + stride, first + 2 * stride, ..., counted from 0.
     """
     pairs = zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True)
     for images, labels in islice(pairs, first, None, stride):
-        yield to_unit_range(images), labels
+        yield to_unit_range(images, split.memory_format), labels
 
 
 def training_batches(
