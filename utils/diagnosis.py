@@ -21,6 +21,8 @@ from utils.constants import EVALUATION_BATCH, RADIUS
 from utils.data import Split, batches
 from utils.evaluation import Result, evaluate, evaluate_fgsm
 from utils.formats import Check, DiagnosisReport
+from utils.images import Data, as_split
+from utils.models import explaining
 from utils.notes import Notes
 from utils.progress import moving, progress_bar
 
@@ -93,7 +95,7 @@ class Diagnosis:
 
 def diagnose(
     network: Model,
-    split: Split,
+    split: Data,
     *,
     epsilon: float = RADIUS,
     source: Model | None = None,
@@ -105,6 +107,7 @@ def diagnose(
 ) -> Diagnosis:
     """Attack a network on a split in all the ways that Evidence lists, and judge the results.
 
+    split: a Split or whatever else utils.images.as_split accepts, such as a DataLoader.
     epsilon: L-inf radius in pixel units, from 0 to 1.
     source: another network, on which transferred examples are crafted. Without it, two checks cannot be run.
     queries: how many each image allows to the gradient-free attack, Square of the package pyautoattack.
@@ -126,6 +129,7 @@ def diagnose(
         bar.set_postfix(now=name)
         return moving(bar, queries or steps * restarts)
 
+    split = as_split(split, *filter(None, (network, source)))
     common: dict = {"batch_size": batch_size}
     long: dict = {"steps": MANY_STEPS, "restarts": RESTARTS}
     # How often an image goes through the network, roughly: four times for clean images, their gradient and FGSM.
@@ -172,7 +176,7 @@ def flat_fraction(network: Model, split: Split, batch_size: int = EVALUATION_BAT
     The gradient of cross-entropy is 0 where the logits lie so far apart that the label's probability rounds to 1.
     """
     flat = right = 0
-    with attacking(network, split.device):
+    with attacking(network, split.device), explaining(split, network):
         for batch, (images, labels) in enumerate(batches(split, batch_size)):
             report_progress(batch * batch_size / len(split))
             logits, _, gradient = input_gradient(network, images, labels)

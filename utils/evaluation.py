@@ -22,6 +22,8 @@ from utils.checkpoints import versions
 from utils.constants import EVALUATION_BATCH
 from utils.data import Split, batches, tensor_digest
 from utils.formats import AttackRow
+from utils.images import Data, as_split
+from utils.models import explaining
 from utils.notes import Notes, Row
 from utils.progress import Bar, moving, progress_bar
 from utils.statistics import wilson_interval
@@ -53,10 +55,34 @@ class Result:
         return wilson_interval(self.correct, self.examples)
 
 
-def report_row(result: Result, setting: str, source: str | None = None) -> AttackRow:
+def success_rate(result: Result, clean: Result) -> float | None:
+    """Of the images that are classified correctly without the attack, the fraction that it makes wrong.
+
+    clean: the result on the same images without an attack. None if a mask is missing or no image is right.
+    """
+    right = clean.mask
+    if not len(right) or len(result.mask) != len(right) or not right.any():
+        return None
+    return 1 - result.mask[right].double().mean().item()
+
+
+def hits(result: Result) -> str:
+    """A result's mask as reports have it: "1" for a correct image, in order."""
+    return "".join("01"[correct] for correct in result.mask.tolist())
+
+
+def report_row(
+    result: Result,
+    setting: str,
+    source: str | None = None,
+    *,
+    clean: Result | None = None,
+    per_image: bool = False,
+) -> AttackRow:
     """A result as reports have it, with all options of the attack, defaults included.
 
     setting: "white_box" or "transfer". source: path of the checkpoint on which transferred examples were crafted.
+    clean: the result without an attack, from which the success rate follows. per_image: whether to give the mask.
     """
     signature = inspect.signature(ATTACKS[result.attack]).parameters.values()
     options = {p.name: p.default for p in signature if p.default is not p.empty} | result.options
@@ -73,6 +99,8 @@ def report_row(result: Result, setting: str, source: str | None = None) -> Attac
         confidence_interval=result.confidence_interval,
         seconds=round(result.seconds, 3),
         source=source,
+        success_rate=None if clean is None else success_rate(result, clean),
+        correct=hits(result) if per_image else None,
         **options,
     )
 
@@ -95,22 +123,26 @@ def correctly_classified(network: Model, images: Tensor, labels: Tensor) -> Tens
         return network(images).argmax(1) == labels
 
 
-def accuracy(network: Model, split: Split) -> float:
-    """The fraction of a split's images that the network, in evaluation mode, classifies correctly."""
+def accuracy(network: Model, split: Data) -> float:
+    """The fraction of a split's images that the network, in evaluation mode, classifies correctly.
+
+    split: here and below, a Split or whatever else utils.images.as_split accepts, such as a DataLoader.
+    """
     return evaluate_fgsm(network, split, [])[0].accuracy
 
 
 def transfer_matrix(
     networks: Sequence[Model],
-    split: Split,
+    split: Data,
     epsilon: float,
     *,
     batch_size: int = EVALUATION_BATCH,
     progress: bool = False,
 ) -> list[list[Result]]:
     """FGSM from each network to each network: row i has the results of all networks on examples crafted on number i."""
-    rows = []
-    with progress_bar(title="transfer", total=len(networks) ** 2, unit="pair", visible=progress) as bar:
+    split, rows = as_split(split, *networks), []
+    bar = progress_bar(title="transfer", total=len(networks) ** 2, unit="pair", visible=progress)
+    with bar, explaining(split, *networks):
         for source in networks:
             signs = torch.cat([fgsm_direction(source, *batch).to(torch.int8) for batch in batches(split, batch_size)])
             row = []
@@ -123,7 +155,7 @@ def transfer_matrix(
 
 def evaluate_fgsm(
     network: Model,
-    split: Split,
+    split: Data,
     epsilons: Sequence[float],
     *,
     source: Model | None = None,
@@ -138,20 +170,23 @@ def evaluate_fgsm(
     direction: int8 (N, C, H, W), the sign of the gradient for each image of the split, as an AdversarialSet has it.
         With it, no gradient is computed.
     progress: whether to show a progress bar.
-    Returns a Result for the clean images and one for each epsilon, without masks. The seconds of an attack are those
-    for the direction, which all epsilons share, and those for its own forward passes: what it would take alone. Those
-    of all processes are added. Raises ValueError for an epsilon that is not from 0 to 1.
+    Returns a Result for the clean images and one for each epsilon, with masks. The seconds of an attack are those for
+    the direction, which all epsilons share, and those for its own forward passes: what it would take alone. Those of
+    all processes are added. Raises ValueError for an epsilon that is not from 0 to 1.
     """
+    split = as_split(split, *_those_of(network, source))
     radii = [0.0, *epsilons]
     for epsilon in radii:
         check_epsilon(epsilon)
-    totals = torch.zeros(len(radii), 2, dtype=torch.float64)  # correct images, seconds
+    seconds = torch.zeros(len(radii), dtype=torch.float64)
+    masks = torch.zeros(len(radii), len(split), dtype=torch.bool)  # which images are correct
     rank, ranks, seen = distributed.rank(), distributed.world_size(), 0
     signs: Tensor = torch.zeros(())  # the clean images need none
     bar = progress_bar(title="evaluating", total=len(split), unit="image", visible=progress and rank == 0)
-    with bar, evaluating(network, split.device):
+    with bar, evaluating(network, split.device), explaining(split, *_those_of(network, source)):
         crafted = iter(() if direction is None else direction.split(batch_size)[rank::ranks])
-        for images, labels in batches(split, batch_size, rank, ranks):
+        for number, (images, labels) in enumerate(batches(split, batch_size, rank, ranks)):
+            first = (rank + number * ranks) * batch_size
             with moving(bar, min(ranks * len(labels), len(split) - bar.n)):
                 start = time.perf_counter()
                 if direction is not None:
@@ -161,18 +196,28 @@ def evaluate_fgsm(
                 crafting = time.perf_counter() - start
                 for i, epsilon in enumerate(radii):
                     start = time.perf_counter()
-                    correct = correctly_classified(network, step(images, signs, epsilon), labels).sum().item()
-                    seconds = max(0.0, time.perf_counter() - start + (crafting if i else 0))  # a clock may be set back
-                    totals[i] += torch.tensor([correct, seconds], dtype=torch.float64)
+                    correct = correctly_classified(network, step(images, signs, epsilon), labels)
+                    masks[i, first : first + len(labels)] = correct.cpu()
+                    # A clock may be set back.
+                    seconds[i] += max(0.0, time.perf_counter() - start + (crafting if i else 0))
             seen += len(labels)
-            bar.set_postfix(**{f"at {epsilon_text(radii[i])}": f"{totals[i, 0] / seen:.1%}" for i in (0, -1)})
-    totals = torch.stack(distributed.gather(totals)).sum(0)
-    return [Result(radius, int(row[0]), len(split), row[1].item()) for radius, row in zip(radii, totals, strict=True)]
+            bar.set_postfix(**{f"at {epsilon_text(radii[i])}": f"{masks[i].sum() / seen:.1%}" for i in (0, -1)})
+    gathered = distributed.gather((seconds, masks))
+    seconds, masks = (torch.stack(parts) for parts in zip(*gathered, strict=True))
+    return [
+        Result(radius, int(mask.sum()), len(split), each.item(), mask=mask)
+        for radius, each, mask in zip(radii, seconds.sum(0), masks.any(0), strict=True)
+    ]
+
+
+def _those_of(network: Model, source: Model | None) -> list[Model]:
+    """The networks that an evaluation uses."""
+    return [network] if source is None else [network, source]
 
 
 def evaluate(
     network: Model,
-    split: Split,
+    split: Data,
     attack: str,
     epsilon: float,
     *,
@@ -181,6 +226,7 @@ def evaluate(
     batch_size: int = EVALUATION_BATCH,
     progress: bool = False,
     notes: Notes | None = None,
+    on_batch: Callable[[Tensor], None] | None = None,
 ) -> Result:
     """Accuracy under one attack, batch by batch in the order of the split: a Result with its mask.
 
@@ -190,15 +236,18 @@ def evaluate(
     notes: where finished batches are noted. If the evaluation is interrupted, the same call with the same notes
         continues after the last finished batch. When several processes evaluate together, the first one makes the notes
         and all pass them: utils.distributed.from_main(lambda: Notes(path)).
+    on_batch: called with the adversarial images of each batch that is attacked now; finished batches in notes are not.
     The Result's seconds are those of all processes and of all interrupted attempts together.
     """
-    options = options or {}
+    options, split = options or {}, as_split(split, *_those_of(network, source))
 
     def attacked(images: Tensor, labels: Tensor) -> Row:
         start = time.perf_counter()
         crafter = network if source is None else source
         adversarial = ATTACKS[attack](crafter, images, labels, epsilon=epsilon, **options)
         correct = correctly_classified(network, adversarial, labels).int().tolist()
+        if on_batch:
+            on_batch(adversarial)
         return "".join(map(str, correct)), max(0.0, round(time.perf_counter() - start, 3))
 
     key = evaluation_key(network, split, attack, epsilon, options, source, batch_size) if notes else ""
@@ -207,7 +256,7 @@ def evaluate(
     visible = progress and distributed.rank() == 0
     title, done = f"{attack} at {epsilon_text(epsilon)}", sum(sizes[: len(rows)])
     bar = progress_bar(title=title, total=len(split), unit="image", initial=done, visible=visible)
-    with bar, evaluating(network, split.device):
+    with bar, evaluating(network, split.device), explaining(split, *_those_of(network, source)):
         for new in _rounds(split, batch_size, len(rows), attacked, bar):
             if notes:
                 distributed.from_main(partial(notes.add, key, new))

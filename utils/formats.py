@@ -39,6 +39,7 @@ Width = Annotated[int, Meta(ge=1, le=LARGEST_WIDTH)]
 Name = Annotated[str, Meta(min_length=1, max_length=200)]  # of a class, data set, network, attack
 Text = Annotated[str, Meta(max_length=10_000)]  # a sentence or a path
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+Hits = Annotated[str, Meta(pattern=r"^[01]*\Z")]  # a character for each image, in order: "1" if it is correct
 Precision = Literal["float32", "bfloat16"]
 Setting = Literal["white_box", "transfer"]
 Versions = dict[Name, Name | None]  # of libraries; None: not installed
@@ -301,7 +302,7 @@ class Note(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     longest: ClassVar[int] = 2**24  # bytes, and so images in a batch
 
     key: Sha256  # of the evaluation
-    hits: Annotated[str, Meta(pattern=r"^[01]*\Z")]  # "1" for a correct image
+    hits: Hits
     seconds: Seconds
     format: Literal[1] = 1
 
@@ -328,6 +329,9 @@ class AttackRow(Record, frozen=True, kw_only=True):
     seed: Seed | None = None
     attacks: list[Name] | None = None
     queries: Positive | None = None
+    # Reports that were written before these existed lack them.
+    success_rate: Fraction | None = None  # of the images that are right without the attack, those that it makes wrong
+    correct: Hits | None = None  # with --per-image
 
 
 class Check(Record, frozen=True, kw_only=True):
@@ -363,5 +367,33 @@ class TestReport(Document, frozen=True, kw_only=True):
     examples: Positive
     clean_accuracy: Fraction
     clean_confidence_interval: Interval
+    clean_correct: Hits | None = None  # with --per-image
+    classes: Positive | None = None  # that the network tells apart; None: 10
     attacks: list[AttackRow]
     diagnosis: DiagnosisReport | None = None
+
+
+class SavedHeader(Document, frozen=True, kw_only=True):
+    """The first line of images.jsonl in a folder of saved adversarial examples (utils.saving)."""
+
+    attack: Name
+    epsilon: Radius
+    batch_size: Positive  # of the predictions
+    channels: Literal[1, 3]
+    class_names: Annotated[list[Name], Meta(max_length=LARGEST_CLASSES)]
+    clean_accuracy: Fraction  # on the saved originals
+    accuracy: Fraction  # on the saved adversarial examples
+    misclassified: Count  # examples that the network classified wrongly before they were rounded to 8 bits
+    survived: Count  # of these, the ones that it still classifies wrongly
+
+
+class SavedImage(Record, frozen=True, kw_only=True):
+    """Every further line: an adversarial example and its original, which have the same file name."""
+
+    file: Name
+    label: Count
+    before: Count  # the class that the network gives to the original
+    after: Count  # the class that it gives to the saved example
+    linf: Annotated[float, Meta(ge=0, le=1)]  # distance of the saved example from the original, in pixel units
+    l2: Annotated[float, Meta(ge=0, le=1e6)]
+    iterations: Positive | None = None  # that the attack was allowed for this image; None: unknown
