@@ -1,0 +1,197 @@
+"""Adversarial examples as 8-bit PNGs that still deceive the network: saved, shown on a contact sheet, loaded again.
+
+FOLDER/adversarial/00000.png     the examples, in the order of the data
+FOLDER/originals/00000.png       the images that they were made from
+FOLDER/images.jsonl              what is known of all (formats.SavedHeader), then a line for each image (SavedImage)
+FOLDER/contact-sheet.png         some pairs in one picture
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from attacks.core import Model, evaluating
+from utils.constants import EVALUATION_BATCH, LARGEST_CLASSES, UserError
+from utils.data import Split, batches
+from utils.files import read_bytes, write_atomically
+from utils.formats import LONGEST_LOG, SavedHeader, SavedImage, decode_lines, encode_lines
+from utils.images import Data, as_split, read_pictures, with_numbers
+from utils.models import count_classes
+from utils.quoting import one_line
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+LINES = "images.jsonl"
+TILE = 112  # pixels, the longer side of an image on the contact sheet
+
+
+@dataclass(frozen=True, eq=False)
+class SavedImages:
+    """Saved adversarial examples. images: what each line says of an image; both Splits have them in the same order."""
+
+    adversarial: Split
+    originals: Split
+    header: SavedHeader
+    images: list[SavedImage]
+
+
+def save_images(
+    folder: str | Path,
+    network: Model,
+    data: Data,
+    adversarial: Tensor | Sequence[Tensor],
+    *,
+    attack: str,
+    epsilon: float,
+    iterations: int | None = None,
+    batch_size: int = EVALUATION_BATCH,
+) -> SavedImages:
+    """Save adversarial examples and their originals as 8-bit PNGs, and say how many still deceive the network.
+
+    A pixel is rounded to the nearest of 256 levels that lies within epsilon of the original. The network then
+    classifies what was saved, in batches of `batch_size`.
+    data: the originals, as for `as_split`, N of them with 1 or 3 channels.
+    adversarial: float (N, C, H, W) in [0, 1], or a sequence of batches of them, in the order of the data.
+    attack, epsilon, iterations: how the examples were made; the attack's name, the L-infinity radius in pixel units,
+        and how many steps an image was allowed.
+    Raises UserError if the folder is not empty, or if images do not fit.
+    """
+    folder, split = Path(folder), as_split(data, network)
+    check_empty(folder)
+    classes = min(count_classes(network, split), LARGEST_CLASSES)
+    split = replace(split, class_names=with_numbers(split.class_names, classes))
+    if split.images.shape[1] not in (1, 3):
+        raise UserError(f"pictures have 1 or 3 channels, so images with {split.images.shape[1]} cannot be saved")
+    parts = list(adversarial.split(batch_size) if isinstance(adversarial, Tensor) else adversarial)
+    if sum(map(len, parts)) != len(split) or any(part.shape[1:] != split.images.shape[1:] for part in parts):
+        raise UserError(f"adversarial images must have the shape of the originals, {tuple(split.images.shape)}")
+    sizes = [len(part) for part in parts]
+    pairs = list(zip(parts, split.images.split(sizes), strict=True))
+    rounded = torch.cat([round_within(part, _levels(originals) / 255, epsilon) for part, originals in pairs])
+    originals = torch.cat([_levels(originals).round().to(torch.uint8) for _, originals in pairs])
+    saved, clean = replace(split, images=rounded), replace(split, images=originals)
+    before, after = (_predictions(network, each, batch_size) for each in (clean, saved))
+    exact = replace(split, images=torch.cat(parts).to(split.device))
+    wrong = _predictions(network, exact, batch_size) != split.labels
+    header = SavedHeader(
+        attack=attack,
+        epsilon=float(epsilon),
+        batch_size=batch_size,
+        channels=split.images.shape[1],  # type: ignore[arg-type]  # the schema checks it
+        class_names=list(split.class_names),
+        clean_accuracy=(before == split.labels).double().mean().item(),
+        accuracy=(after == split.labels).double().mean().item(),
+        misclassified=int(wrong.sum()),
+        survived=int((wrong & (after != split.labels)).sum()),
+    )
+    pieces = zip(*(each.images.split(batch_size) for each in (saved, split)), strict=True)
+    distances = [(_levels(new) - _levels(old)).flatten(1) / 255 for new, old in pieces]
+    linf = torch.cat([each.abs().amax(1) for each in distances]).tolist()
+    l2 = torch.cat([each.norm(dim=1) for each in distances]).tolist()
+    columns = zip(split.labels.tolist(), before.tolist(), after.tolist(), linf, l2, strict=True)
+    images = [
+        SavedImage(file=_file(i), label=label, before=first, after=then, linf=most, l2=far, iterations=iterations)
+        for i, (label, first, then, most, far) in enumerate(columns)
+    ]
+    found = SavedImages(saved, clean, header, images)
+    _write(folder, found)
+    return found
+
+
+def load_images(folder: str | Path) -> SavedImages:
+    """What `save_images` wrote into a folder. Raises UserError if a file is missing, damaged or of another kind."""
+    folder = Path(folder)
+    path = folder / LINES
+    try:
+        header, *images = decode_lines(read_bytes(path, LONGEST_LOG), SavedHeader, SavedImage)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or one_line(error)}") from error
+    except ValueError as error:
+        raise UserError(f"{path} does not describe saved images ({one_line(error)})") from error
+    splits = []
+    for part in ("adversarial", "originals"):
+        files = [(folder / part / _file(index), image.label) for index, image in enumerate(images)]
+        splits.append(read_pictures(files, folder, header.class_names, channels=header.channels))
+    adversarial, originals = splits
+    return SavedImages(adversarial, originals, header, images)
+
+
+def check_empty(folder: Path) -> None:
+    """Raise UserError if a folder cannot be written, or is not empty."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise UserError(f"{folder} is not empty: choose another folder for the images, or delete it")
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror or error}") from None
+
+
+def round_within(images: Tensor, originals: Tensor, epsilon: float) -> Tensor:
+    """Images rounded to 8 bits, uint8 (N, C, H, W), each pixel to the nearest level within epsilon of its original.
+
+    images, originals: float (N, C, H, W) in [0, 1]; epsilon: L-infinity radius in pixel units. Where no level lies
+    within epsilon of an original that is not itself a level, the pixel gets the level nearest to the original.
+    """
+    exact = originals.double() * 255
+    slack = 1e-4  # of a level: an original that is a level is known up to the rounding of its dtype
+    low, high = (exact - 255 * epsilon - slack).ceil(), (exact + 255 * epsilon + slack).floor()
+    rounded = (images.to(exact) * 255).round().clamp(low, high)
+    return torch.where(low <= high, rounded, exact.round()).clamp(0, 255).to(torch.uint8)
+
+
+def contact_sheet(saved: SavedImages, columns: int = 4, rows: int = 6) -> "Image":
+    """Pairs of an original and its adversarial example, with the network's answers, as one picture.
+
+    The first pairs in which the attack changed a right answer are shown, and then the others.
+    """
+    from PIL import Image, ImageDraw, ImageFont, ImageOps
+    from torchvision.transforms.functional import to_pil_image
+
+    changed = [i for i, image in enumerate(saved.images) if image.before == image.label != image.after]
+    others = [i for i in range(len(saved.images)) if i not in set(changed)]
+    chosen = [*changed, *others][: columns * rows]
+    width, height = 2 * TILE + 12, TILE + 22
+    sheet = Image.new("RGB", (columns * width, -(-len(chosen) // columns) * height), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default()
+    names = saved.header.class_names
+    for place, i in enumerate(chosen):
+        left, top = place % columns * width, place // columns * height
+        for offset, split in ((0, saved.originals), (TILE + 2, saved.adversarial)):
+            picture = to_pil_image(split.images[i].cpu()).convert("RGB")
+            sheet.paste(ImageOps.contain(picture, (TILE, TILE), Image.Resampling.NEAREST), (left + offset, top))
+        answers = (names[k] if k < len(names) else str(k) for k in (saved.images[i].before, saved.images[i].after))
+        # Pillow's own font has few letters outside ASCII.
+        text = ", then ".join(answer.encode("ascii", "replace").decode()[:16] for answer in answers)
+        draw.text((left, top + TILE + 3), text, fill="black", font=font)
+    return sheet
+
+
+def _write(folder: Path, saved: SavedImages) -> None:
+    """Write the pictures, and images.jsonl last: a folder without it is not complete."""
+    from torchvision.transforms.functional import to_pil_image
+
+    for part, split in (("adversarial", saved.adversarial), ("originals", saved.originals)):
+        (folder / part).mkdir()
+        for index, image in enumerate(split.images.cpu()):
+            to_pil_image(image).save(folder / part / _file(index))
+    contact_sheet(saved).save(folder / "contact-sheet.png")
+    write_atomically(folder / LINES, encode_lines([saved.header, *saved.images]))
+
+
+def _predictions(network: Model, split: Split, batch_size: int) -> Tensor:
+    with torch.no_grad(), evaluating(network, split.device):
+        return torch.cat([network(images).argmax(1) for images, _ in batches(split, batch_size)])
+
+
+def _levels(images: Tensor) -> Tensor:
+    """Pixels as float64 in 0..255, so that levels are exact."""
+    return images.double() * 255 if images.is_floating_point() else images.double()
+
+
+def _file(index: int) -> str:
+    return f"{index:05}.png"
