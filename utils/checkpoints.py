@@ -93,12 +93,15 @@ def check_saveable(network: nn.Module, about: Mapping[str, Any]) -> None:
     _serialized_network(network, about)
 
 
-def file_digest(path: str | Path) -> str:
-    """SHA-256 of a checkpoint, in hexadecimal. Raises CheckpointError if the file is unreadable or too large."""
+def file_digest(path: str | Path, longest: int = LARGEST_FILE) -> str:
+    """SHA-256 of a checkpoint, in hexadecimal. Raises CheckpointError if the file is unreadable or too large.
+
+    longest: in bytes.
+    """
     digest = hashlib.sha256()
     try:
         with open_file(path) as file:
-            if os.fstat(file.fileno()).st_size > LARGEST_FILE:
+            if os.fstat(file.fileno()).st_size > longest:
                 raise CheckpointError(f"{path} is too large for a checkpoint")
             while block := file.read(2**20):
                 digest.update(block)

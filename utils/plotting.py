@@ -88,7 +88,8 @@ def accuracy_against_epsilon(report: TestReport) -> Figure:
     tested = images_text(report.examples, report.dataset, report.split)
     attacks = " and ".join(map(title_of, names)) or "No attack"
     radii = sorted({0.0, *(row.epsilon for row in report.attacks)})
-    _finish_accuracy(axes, f"{attacks} against the {title_of(report.network)}: {plain_text(tested)}", radii)
+    title = f"{attacks} against the {title_of(report.network)}: {plain_text(tested)}"
+    _finish_accuracy(axes, title, radii, report.classes or 10)
     return figure
 
 
@@ -102,9 +103,9 @@ def accuracy_curves(results: Mapping[str, Sequence[Result]], title: str) -> Figu
     return figure
 
 
-def _finish_accuracy(axes: Axes, title: str, radii: Sequence[float]) -> None:
+def _finish_accuracy(axes: Axes, title: str, radii: Sequence[float], classes: int = 10) -> None:
     """Title, axis titles, ranges, legend and the line of chance. radii: where the ticks stand, if they have room."""
-    axes.axhline(10, color=GREY, linestyle=":", label="chance (10 classes)")
+    axes.axhline(100 / classes, color=GREY, linestyle=":", label=f"chance ({classes:,} classes)")
     axes.set_title(title, fontsize="medium")
     mark_radii(axes, radii if len(radii) <= 10 else [radii[0], radii[-1]])
     axes.set(ylabel="accuracy (%)", xlim=(0, None), ylim=(0, 100))

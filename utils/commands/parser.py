@@ -63,7 +63,7 @@ class Parser(argparse.ArgumentParser):
     def add(self, title: str, flag: str, kind: Callable[[str], Any] | Sequence[str], text: str, **options: Any) -> None:
         """Add a flag with a value to a group of flags. kind: the value's type for argparse, or the choices."""
         how = {"type": kind} if callable(kind) else {"choices": kind}
-        metavar = "PATH" if kind is types.file_path else "N" if callable(kind) else "NAME"
+        metavar = "PATH" if kind is types.file_path else "N" if callable(kind) and kind is not str else "NAME"
         self.groups[title].add_argument(flag, help=text, metavar=metavar, **how, **options)
 
     def add_switch(self, flag: str, text: str) -> None:

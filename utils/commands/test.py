@@ -17,7 +17,8 @@ from utils.formats import AttackRow, DiagnosisReport, TestReport, read_document
 from utils.quoting import shown
 
 if TYPE_CHECKING:
-    from torch import nn
+    import torch
+    from torch import Tensor, nn
 
     from utils.data import Split
     from utils.evaluation import Result
@@ -30,13 +31,18 @@ def test_script(network: str) -> None:
     """Test a checkpoint as the command line says: the body of test-*.py. network: a key of networks.NETWORKS."""
     parser = test_parser(network)
     args = parser.parse_args()
+    check_attack_flags(parser, args)
+    run(parser, lambda: test_command(network, args), output=args.json)
+
+
+def check_attack_flags(parser: Parser, args: Namespace) -> None:
+    """End the process with an error if flags do not fit each other; gather the options of PGD in `args.pgd`."""
     args.pgd = {name: getattr(args, name) for name in PGD_OPTIONS if getattr(args, name) is not None}
     if args.pgd and "pgd" not in args.attack:
         parser.error(f"--{next(iter(args.pgd)).replace('_', '-')} belongs to --attack pgd")
     smallest = min(filter(None, args.epsilon or [RADIUS]), default=1)
     if args.step_size and args.step_size > 2 * smallest:
         parser.error(f"--step-size {args.step_size:g} is more than twice --epsilon {smallest:g}: it leaves the ball")
-    run(parser, lambda: test_command(network, args), output=args.json)
 
 
 def test_parser(network: str) -> Parser:
@@ -51,20 +57,22 @@ def test_parser(network: str) -> Parser:
     )
     add = partial(parser.add, "data")
     add("--dataset", DATASETS, "the data set to test on: cifar10 or digits (default: that of the training)")
-    add("--split", SPLITS, "the images to test on: train, validation or test (default)", default="test")
-    add("--examples", types.positive_int, "test only on the first N images (default all)")
-    add("--batch-size", types.positive_int, f"images in a batch (default {EVALUATION_BATCH})", default=EVALUATION_BATCH)
     parser.add(
         "network", "--checkpoint", types.file_path, f"the one to test ({checkpoints.default_baselines(network)})"
     )
-    add_attack_flags(parser)
-    parser.add("output", "--json", types.file_path, "write the report to this file")
-    parser.add("output", "--figures", types.file_path, "draw accuracy.png and examples.png into this folder")
+    add_test_flags(parser)
     return parser
 
 
-def add_attack_flags(parser: Parser) -> None:
-    """Add the flags that choose the attacks and their options."""
+def add_test_flags(parser: Parser) -> None:
+    """Add the flags that choose the images, the attacks with their options, and what is written."""
+    add = partial(parser.add, "data")
+    add("--split", SPLITS, "the images to test on: train, validation or test (default)", default="test")
+    add("--examples", types.positive_int, "test only on the first N images (default all)")
+    add("--batch-size", types.positive_int, f"images in a batch (default {EVALUATION_BATCH})", default=EVALUATION_BATCH)
+    parser.add("output", "--json", types.file_path, "write the report to this file")
+    parser.add_switch("--per-image", "list in the report which images each attack leaves correct")
+    parser.add("output", "--figures", types.file_path, "draw accuracy.png and examples.png into this folder")
     add = partial(parser.add, "attack")
     add("--attack", ("fgsm", "pgd", "autoattack"), "fgsm (default), pgd, autoattack", nargs="+", default=["fgsm"])
     text = "L-infinity radii in pixel units, such as 0.02 or 8/255 (default for fgsm 0.02 to 0.1, for the others 8/255)"
@@ -86,21 +94,19 @@ def add_attack_flags(parser: Parser) -> None:
 class Subject:
     """Everything that the attacks need, loaded and checked."""
 
-    sha256: str  # of the checkpoint
+    sha256: str | None  # of the checkpoint
     split: Split
     network: nn.Module
     source: nn.Module | None  # crafts the examples; None: the network itself
     diagnosis_path: Path | None  # of the checkpoint that crafts what --diagnose transfers
     diagnosis_source: nn.Module | None
     notes: Notes | None  # finished batches, if there is a report to write
+    save: Path | None = None  # the folder for adversarial examples
 
 
 def test_command(network_name: str, args: Namespace) -> None:
     """Load, attack, print, and write the report and the figures."""
-    import torch
-
     from networks.cost import multiply_adds
-    from utils.allocator import keep_freed_memory
     from utils.distributed import from_main, joined
 
     newest = None if args.checkpoint else checkpoints.newest_training(network_name)
@@ -108,37 +114,49 @@ def test_command(network_name: str, args: Namespace) -> None:
     with joined():
         device = pick_device(args.device)
         subject = from_main(lambda: prepare_test(network_name, args))
-        subject.split = split = subject.split.to(device)
-        for each in filter(None, (subject.network, subject.source, subject.diagnosis_source)):
-            each.to(device)
+        move(subject, device)
         network: Any = subject.network
-        torch.manual_seed(args.seed)
-        keep_freed_memory()
         parameters = sum(parameter.numel() for parameter in network.parameters())
         cost = f"{parameters:,} parameters, {multiply_adds(network):,} multiply-adds an image"
         print(f"{args.checkpoint}: {network_name}, width {network.arguments['width']}, {cost}")
-        print(f"{split.dataset} {split.name} split, {len(split):,} images, {device}")
+        print(f"{subject.split.dataset} {subject.split.name} split, {len(subject.split):,} images, {device}")
         if newest not in (None, args.checkpoint):
             print(
                 f"to test your newest training: python test-{network_name}.py --checkpoint {shlex.quote(str(newest))}"
             )
-        try:
-            clean, rows = attack_table(subject, args)
-            diagnosis = print_diagnosis(subject, args) if args.diagnose else None
-        except KeyboardInterrupt:
-            kept = subject.notes and subject.notes.rows
-            hint = "the finished batches are kept, and the same command continues after them" if kept else ""
-            raise KeyboardInterrupt(hint) from None
-        about: dict[str, Any] = {"checkpoint": str(args.checkpoint), "sha256": subject.sha256, "network": network_name}
-        about |= {
-            "dataset": split.dataset,
-            "split": split.name,
-            "examples": len(split),
-            "clean_accuracy": clean.accuracy,
-        }
-        about |= {"clean_confidence_interval": clean.confidence_interval, "attacks": rows, "diagnosis": diagnosis}
-        report = TestReport(**about)
+        report = attack_and_report(subject, args, {"checkpoint": str(args.checkpoint), "network": network_name})
         from_main(lambda: write_report(report, subject, args))
+
+
+def move(subject: Subject, device: torch.device) -> None:
+    """Move images and networks to a device, and prepare this process for long attacks."""
+    from utils.allocator import keep_freed_memory
+
+    subject.split = subject.split.to(device)
+    for each in filter(None, (subject.network, subject.source, subject.diagnosis_source)):
+        each.to(device)
+    keep_freed_memory()
+
+
+def attack_and_report(subject: Subject, args: Namespace, about: dict[str, Any]) -> TestReport:
+    """Attack and print. about: what the report says of the network."""
+    import torch
+
+    from utils.evaluation import hits
+
+    torch.manual_seed(args.seed)
+    try:
+        clean, rows = attack_table(subject, args)
+        diagnosis = print_diagnosis(subject, args) if args.diagnose else None
+    except KeyboardInterrupt:
+        kept = subject.notes and subject.notes.rows
+        hint = "the finished batches are kept, and the same command continues after them" if kept else ""
+        raise KeyboardInterrupt(hint) from None
+    split = subject.split
+    about |= {"sha256": subject.sha256, "dataset": split.dataset, "split": split.name, "examples": len(split)}
+    about |= {"clean_accuracy": clean.accuracy, "clean_confidence_interval": clean.confidence_interval}
+    about |= {"clean_correct": hits(clean) if args.per_image else None}
+    return TestReport(**about, attacks=rows, diagnosis=diagnosis)
 
 
 def prepare_test(network_name: str, args: Namespace) -> Subject:
@@ -148,15 +166,7 @@ def prepare_test(network_name: str, args: Namespace) -> Subject:
     from utils.files import beside
     from utils.notes import Notes
 
-    for path in filter(None, (args.json, args.figures and args.figures / "accuracy.png")):
-        check_writable(path)
-    if args.json and args.json.exists() and args.json.stat().st_size:
-        try:
-            read_document(args.json, TestReport, "a test report")
-        except UserError:
-            raise UserError(f"--json {args.json} is not a test report, and a report would replace it") from None
-    if ("autoattack" in args.attack or args.diagnose) and not find_spec("pyautoattack"):
-        raise UserError("AutoAttack and --diagnose need the package pyautoattack: pip install pyautoattack")
+    check_outputs(args)
     checkpoints.check_is_made(args.checkpoint, network_name)
     dataset = args.dataset or read_metadata(args.checkpoint).dataset
     if dataset not in DATASETS:
@@ -173,6 +183,19 @@ def prepare_test(network_name: str, args: Namespace) -> Subject:
     return Subject(sha256, split, network, source, diagnosis_path, diagnosis_source, notes)
 
 
+def check_outputs(args: Namespace) -> None:
+    """Raise UserError if a file cannot be written, or if a package for the attacks is missing."""
+    for path in filter(None, (args.json, args.figures and args.figures / "accuracy.png")):
+        check_writable(path)
+    if args.json and args.json.exists() and args.json.stat().st_size:
+        try:
+            read_document(args.json, TestReport, "a test report")
+        except UserError:
+            raise UserError(f"--json {args.json} is not a test report, and a report would replace it") from None
+    if ("autoattack" in args.attack or args.diagnose) and not find_spec("pyautoattack"):
+        raise UserError("AutoAttack and --diagnose need the package pyautoattack: pip install pyautoattack")
+
+
 def attack_table(subject: Subject, args: Namespace) -> tuple[Result, list[AttackRow]]:
     """Run the attacks and print a line for each. Returns the result on clean images, and a row for each attack."""
     from utils.evaluation import evaluate, evaluate_fgsm, report_row
@@ -182,18 +205,40 @@ def attack_table(subject: Subject, args: Namespace) -> tuple[Result, list[Attack
     radii = {attack: args.epsilon or (EPSILONS[1:] if attack == "fgsm" else [RADIUS]) for attack in args.attack}
     options = {"pgd": {**args.pgd, "seed": args.seed}, "autoattack": {"seed": args.seed}}
     print(f"\n{'attack':12}{'setting':11}{'epsilon':>8}{'accuracy':>10}{'95 % interval':>17}{'seconds':>9}")
-    clean, *attacked = evaluate_fgsm(subject.network, subject.split, radii.pop("fgsm", []), **common)
+    at_once = [] if subject.save else radii.pop("fgsm", [])  # all radii share a gradient, but no image is kept
+    clean, *attacked = evaluate_fgsm(subject.network, subject.split, at_once, **common)
     print_row("clean", "", clean)
     for result in attacked:
         print_row(result.attack, setting, result)
-    common["notes"] = subject.notes
+    common["notes"] = None if subject.save else subject.notes  # of a finished batch, the examples are not kept
     for attack, of_attack in radii.items():
         for radius in of_attack:
-            result = evaluate(subject.network, subject.split, attack, radius, options=options[attack], **common)
+            crafted: list[Tensor] = []
+            common |= {"options": options.get(attack), "on_batch": crafted.append if subject.save else None}
+            result = evaluate(subject.network, subject.split, attack, radius, **common)
             print_row(attack, setting, result)
             attacked.append(result)
+            if subject.save:
+                save_examples(subject, result, crafted, args.batch_size)
     source = str(args.source) if args.source else None
-    return clean, [report_row(result, setting, source) for result in attacked]
+    rows = [report_row(result, setting, source, clean=clean, per_image=args.per_image) for result in attacked]
+    return clean, rows
+
+
+def save_examples(subject: Subject, result: Result, crafted: list[Tensor], batch_size: int) -> None:
+    """Save the adversarial examples of a result into a folder of their own, and print how many survive rounding."""
+    from utils.saving import save_images
+
+    assert subject.save is not None
+    folder = subject.save / f"{result.attack}-{result.epsilon:.4g}"
+    allowed = {"fgsm": 1, "pgd": result.options.get("steps", 20) * result.options.get("restarts", 1)}
+    about: dict[str, Any] = {"attack": result.attack, "epsilon": result.epsilon, "batch_size": batch_size}
+    about["iterations"] = allowed.get(result.attack)
+    saved = save_images(folder, subject.network, subject.split, crafted, **about).header
+    print(
+        f"  {folder}: {saved.survived} of {saved.misclassified} misclassified examples are still so after rounding to "
+        f"8 bits; accuracy on the saved files {saved.accuracy:.2%}"
+    )
 
 
 def print_row(name: str, setting: str, result: Result) -> None:

@@ -1,0 +1,161 @@
+"""test-model.py and docs/your-model.md: your network on your images, from the shell and from Python."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.helpers.project import ROOT
+from utils.formats import TestReport, read_document
+from utils.saving import load_images
+
+PAGE = (ROOT / "docs" / "your-model.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with 32 PNGs of 64 x 64 in four classes, the page's nets.py, and random weights for it."""
+    folder, random = tmp_path_factory.mktemp("yours"), np.random.default_rng(0)
+    for index in range(32):
+        path = folder / "pictures" / ["ant", "bee", "cat", "dog"][index % 4] / f"{index:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+    (code,) = [code for language, code in BLOCKS if code.startswith("# nets.py")]
+    (folder / "nets.py").write_text(code)
+    torch.manual_seed(0)
+    names: dict = {}
+    exec(code, names)
+    torch.save(names["build"]().state_dict(), folder / "net.pth")
+    return folder
+
+
+def assert_one_line(result, *parts):
+    assert result.returncode == 2, (result.stdout, result.stderr)
+    assert result.stderr.count("\n") == 1, result.stderr
+    for part in parts:
+        assert part in result.stderr
+
+
+def test_the_page_runs_as_it_stands(folder, script, cifar10_dir, monkeypatch, capsys):
+    """In order, each block after the one before it: commands and Python."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("DATA_DIR", str(cifar10_dir))
+    for language, code in BLOCKS:
+        if language == "python" and "to_frame" in code:
+            pytest.importorskip("pandas")
+        if language == "python":
+            exec(code, {})
+            continue
+        for line in code.splitlines():
+            python, name, *arguments = shlex.split(line)
+            result = script(name, *arguments, "--data-dir", cifar10_dir, cwd=folder)
+            assert (python, result.returncode) == ("python", 0), result.stderr
+            assert result.stderr == ""
+    assert "trustworthy" in capsys.readouterr().out
+    report = read_document(folder / "out.json", TestReport, "a test report")
+    assert (report.network, report.classes, report.examples) == ("resnet18", 4, 32)
+    assert [row.name for row in report.attacks] == ["fgsm", "pgd"]
+    right = np.array(list(report.clean_correct or "")) == "1"
+    for row in report.attacks:
+        left = np.array(list(row.correct or "")) == "1"
+        assert row.accuracy == left.mean()
+        assert row.success_rate == pytest.approx((right & ~left).sum() / right.sum())
+        saved = load_images(folder / "adversarial" / f"{row.name}-0.03137")
+        assert saved.header.misclassified == (~left).sum()
+        assert saved.header.class_names == ["ant", "bee", "cat", "dog"]
+        assert saved.header.survived > 0
+
+
+def test_lazy_names_import_torch_only_when_they_are_used():
+    code = "import sys, utils; assert 'torch' not in sys.modules; from utils import {}; assert 'torch' in sys.modules"
+    import utils
+
+    for name in ("evaluate",):
+        subprocess.run([sys.executable, "-c", code.format(name)], cwd=ROOT, check=True, timeout=120)
+    for name in utils.__all__:
+        assert callable(getattr(utils, name))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        utils.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ([], ["--data", "--model"]),
+        (["--model", "resnet1", "--data", "pictures"], ["'resnet1' is not a network of torchvision"]),
+        (["--model", "nets.py:build", "--data", "pictures"], ["cannot classify float32 images of shape (3, 64, 64)"]),
+        (["--model", "resnet18", "--data", "nowhere"], ["nowhere", "No such file"]),
+        (["--model", "resnet18", "--data", "nets.py"], ["nets.py cannot be read as an .npz file"]),
+        (["--model", "resnet18", "--data", "pictures", "--mean", "0.5"], ["--mean and --std belong together"]),
+        (["--model", "resnet18", "--data", "pictures", "--std", "0", "--mean", "0"], ["--std", "above 0"]),
+        (["--model", "resnet18", "--data", "digits", "--resize", "64"], ["not for digits"]),
+        (["--model", "resnet18", "--data", "pictures", "--channels", "2"], ["--channels"]),
+        (["--model", "resnet18", "--data", "pictures", "--save", "pictures"], ["pictures is not empty"]),
+        (
+            ["--model", "resnet18", "--data", "pictures", "--weights", "net.pth"],
+            ["does not fit", "conv1.weight", "missing"],
+        ),
+        (["--model", "resnet18", "--data", "pictures", "--classes", "ant", "bee"], ["'cat'", "not one of the classes"]),
+        (["--model", "resnet18", "--data", "pictures", "--classes", "ant", "ant"], ["each once"]),
+        (["--model", "nets.py:build", "--data", "digits", "--classes", "a"], ["not for digits"]),
+        (["--model", "odd.py:Dictionary", "--data", "pictures"], ["returns a dict, not a tensor of logits"]),
+        (["--model", "odd.py:three", "--data", "pictures"], ["a label is 3, but the network's classes are 0 to 2"]),
+        (
+            ["--model", "odd.py:three", "--data", "three.npz", "--attack", "autoattack"],
+            ["needs a network with 4 classes"],
+        ),
+        (["--model", "odd.py:three", "--data", "three.npz", "--source", "net.pth"], ["net.pth"]),
+    ],
+)
+def test_bad_arguments_are_one_line_and_status_2(arguments, parts, folder, script):
+    (folder / "odd.py").write_text(
+        "from torch import nn\n"
+        "class Dictionary(nn.Module):\n"
+        "    def forward(self, images):\n"
+        "        return {'logits': images}\n"
+        "def three():\n"
+        "    return nn.Sequential(nn.Flatten(), nn.LazyLinear(3))\n"
+    )
+    np.savez(folder / "three.npz", images=np.zeros((6, 3, 8, 8), np.uint8), labels=np.arange(6) % 3)
+    before = sorted(folder.rglob("*"))
+    assert_one_line(script("test-model.py", *arguments, cwd=folder), "test-model.py: error: ", *parts)
+    assert [path for path in sorted(folder.rglob("*")) if "__pycache__" not in path.parts] == [
+        path for path in before if "__pycache__" not in path.parts
+    ]
+
+
+@pytest.mark.parametrize("name", ["grey", "three", "thousand", "double", "compiled"])
+def test_unusual_networks_work(name, folder, script, tmp_path):
+    channels, classes = {"grey": (1, 5), "three": (3, 3), "thousand": (3, 1000)}.get(name, (3, 5))
+    layers = f"nn.Flatten(), nn.Linear({channels} * 64, {classes})"
+    code = {"double": f"nn.Sequential({layers}).double()", "compiled": f"torch.compile(nn.Sequential({layers}))"}
+    text = f"import torch\nfrom torch import nn\nbuild = lambda: {code.get(name, f'nn.Sequential({layers})')}\n"
+    (tmp_path / "net.py").write_text(text)
+    random = np.random.default_rng(0)
+    images, labels = random.integers(0, 256, (12, channels, 8, 8), dtype=np.uint8), np.arange(12) % min(classes, 12)
+    np.savez(tmp_path / "a.npz", images=images, labels=labels)
+    arguments = ["--model", "net.py:build", "--data", "a.npz", "--attack", "fgsm", "pgd", "--epsilon", 0.1]
+    result = script("test-model.py", *arguments, "--json", "o.json", "--save", "saved", "--figures", "f", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "o.json").read_text())
+    assert (report["classes"], len(report["attacks"])) == (classes, 2)
+    assert len(load_images(tmp_path / "saved" / "pgd-0.1").images) == 12
+    assert {path.name for path in (tmp_path / "f").iterdir()} == {"accuracy.png", "examples.png"}
+
+
+def test_diagnosis_of_a_users_network(folder, script, tmp_path):
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\nbuild = lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))\n"
+    )
+    arguments = ["--model", "net.py:build", "--data", "digits", "--examples", 20, "--diagnose", "--json", "o.json"]
+    result = script("test-model.py", *arguments, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "is the evaluation trustworthy?" in result.stdout
+    assert read_document(tmp_path / "o.json", TestReport, "a test report").diagnosis
