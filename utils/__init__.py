@@ -10,11 +10,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from networks.folding import Normalize
     from utils.diagnosis import diagnose
     from utils.evaluation import evaluate
     from utils.frames import to_frame
     from utils.images import as_split, read_images
-    from utils.models import Normalize, load_model
+    from utils.models import load_model
     from utils.saving import load_images, save_images
 
 __all__ = [
@@ -30,11 +31,12 @@ __all__ = [
 ]
 
 _HOMES = {
+    "networks.folding": ("Normalize",),
     "utils.diagnosis": ("diagnose",),
     "utils.evaluation": ("evaluate",),
     "utils.frames": ("to_frame",),
     "utils.images": ("as_split", "read_images"),
-    "utils.models": ("Normalize", "load_model"),
+    "utils.models": ("load_model",),
     "utils.saving": ("load_images", "save_images"),
 }
 

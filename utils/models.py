@@ -1,6 +1,6 @@
 """Anyone's network: found by its import path or its name in torchvision, with weights from a file.
 
-    network = load_model("nets.py:build", weights="net.pth", mean=(0.5,), std=(0.25,))
+    network = load_model("nets.py:build", weights="net.pth", mean=(0.5,), std=(0.25,))  # grey images
 
 The code of a network is its user's own, and it is executed. A file of weights may come from anyone, and it is not.
 """
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.core import AttackError, Model, evaluating
+from networks.folding import Normalize
 from utils.constants import UserError
 from utils.data import Split, batches
 from utils.files import open_file
@@ -29,30 +30,6 @@ ROOT = Path(__file__).resolve().parents[1]
 OURS = ("attacks", "networks", "defenses", "utils", "study", "benchmarks")  # our packages
 CONTAINERS = ("state_dict", "model_state_dict", "model", "net")  # under which training scripts save weights
 PREFIXES = ("module.", "_orig_mod.")  # of names that DataParallel and torch.compile have made longer
-
-
-class Normalize(nn.Module):
-    """(images - mean) / std for each channel: put before a network that expects it, so that epsilon is in pixel units.
-
-    nn.Sequential(Normalize(mean, std), network) classifies images (N, C, H, W) in [0, 1].
-    mean, std: a number for each channel, or one for all. Raises ValueError if they are not finite, or std is not above
-        0.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: Sequence[float] | float, std: Sequence[float] | float) -> None:
-        super().__init__()
-        for name, values in (("mean", mean), ("std", std)):
-            tensor = torch.as_tensor(values, dtype=torch.float32).reshape(-1, 1, 1)
-            if not tensor.isfinite().all() or (name == "std" and not (tensor > 0).all()):
-                raise ValueError(f"{name} must be finite{', and above 0' * (name == 'std')}, not {values}")
-            self.register_buffer(name, tensor, persistent=False)  # so that weights keep their names
-
-    def forward(self, images: Tensor) -> Tensor:
-        """images: float (N, C, H, W). Returns the same shape and dtype."""
-        return (images - self.mean.to(images)) / self.std.to(images)
 
 
 def load_model(
@@ -69,7 +46,8 @@ def load_model(
         one when it is called without arguments; or a name from torchvision.models, such as "resnet18". Its weights are
         random unless `weights` names a file, since nothing is downloaded.
     weights: a .safetensors file, or one that torch.save wrote; the latter is read with weights_only=True.
-    mean, std: how the network expects its images normalised (see `Normalize`); None: as they are, in [0, 1].
+    mean, std: what the network expects subtracted from each channel, and what it expects it then divided by; None: it
+        expects images as they are, in [0, 1].
     num_classes: of a network from torchvision; None: its usual number.
     Raises UserError, in one line, if the network is not there or its code fails, or if the weights do not fit.
     """
@@ -79,10 +57,9 @@ def load_model(
     if (mean is None) != (std is None):
         raise UserError("mean and std belong together: one was given without the other")
     if mean is not None and std is not None:
-        try:
-            network = nn.Sequential(Normalize(mean, std), network)
-        except ValueError as error:
-            raise UserError(str(error)) from None
+        if len(mean) != len(std) or not all(value > 0 for value in std):
+            raise UserError(f"mean and std need a number for each channel, and std numbers above 0, not {mean}, {std}")
+        network = nn.Sequential(Normalize(mean, std), network)
     return network.eval()
 
 

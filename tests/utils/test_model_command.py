@@ -1,6 +1,7 @@
 """test-model.py and docs/your-model.md: your network on your images, from the shell and from Python."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -34,6 +35,23 @@ def folder(tmp_path_factory):
     exec(code, names)
     torch.save(names["build"]().state_dict(), folder / "net.pth")
     return folder
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+def test_help_fits_on_a_screen_explains_every_flag_and_needs_no_torch(columns, script, tmp_path):
+    (tmp_path / "torch.py").write_text("raise SystemExit('--help imports torch')")
+    environment = {"COLUMNS": str(columns), "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    shown = script("test-model.py", "--help", **environment)
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.count("\n") <= 62
+    flags = shown.stdout.split("examples:\n")[0]
+    assert max(map(len, flags.splitlines())) < columns
+    wanted = (
+        "data classes resize channels split examples batch-size data-dir model weights mean std device attack epsilon "
+    )
+    wanted += "steps step-size restarts loss source seed diagnose json per-image figures save"
+    for flag in wanted.split():
+        assert f"  --{flag} " in flags
 
 
 def assert_one_line(result, *parts):

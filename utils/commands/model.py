@@ -51,7 +51,7 @@ def model_parser() -> Parser:
         "the files of --weights and --data are only read.",
         [
             "--model resnet18 --data pictures/ --resize 224 --save adversarial/",
-            "--model nets.py:build --weights net.pth --mean 0.5 --std 0.25 --data cifar10",
+            "--model nets.py:build --weights net.pth --mean 0.5 0.5 0.5 --std 0.3 0.3 0.3 --data cifar10",
         ],
     )
     add = partial(parser.add, "data")

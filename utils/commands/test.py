@@ -204,19 +204,21 @@ def attack_table(subject: Subject, args: Namespace) -> tuple[Result, list[Attack
     common = {"source": subject.source, "batch_size": args.batch_size, "progress": True}
     radii = {attack: args.epsilon or (EPSILONS[1:] if attack == "fgsm" else [RADIUS]) for attack in args.attack}
     options = {"pgd": {**args.pgd, "seed": args.seed}, "autoattack": {"seed": args.seed}}
-    print(f"\n{'attack':12}{'setting':11}{'epsilon':>8}{'accuracy':>10}{'95 % interval':>17}{'seconds':>9}")
+    print(
+        f"\n{'attack':12}{'setting':11}{'epsilon':>8}{'accuracy':>10}{'95 % interval':>17}{'success':>10}{'seconds':>9}"
+    )
     at_once = [] if subject.save else radii.pop("fgsm", [])  # all radii share a gradient, but no image is kept
     clean, *attacked = evaluate_fgsm(subject.network, subject.split, at_once, **common)
     print_row("clean", "", clean)
     for result in attacked:
-        print_row(result.attack, setting, result)
+        print_row(result.attack, setting, result, clean)
     common["notes"] = None if subject.save else subject.notes  # of a finished batch, the examples are not kept
     for attack, of_attack in radii.items():
         for radius in of_attack:
             crafted: list[Tensor] = []
             common |= {"options": options.get(attack), "on_batch": crafted.append if subject.save else None}
             result = evaluate(subject.network, subject.split, attack, radius, **common)
-            print_row(attack, setting, result)
+            print_row(attack, setting, result, clean)
             attacked.append(result)
             if subject.save:
                 save_examples(subject, result, crafted, args.batch_size)
@@ -241,10 +243,14 @@ def save_examples(subject: Subject, result: Result, crafted: list[Tensor], batch
     )
 
 
-def print_row(name: str, setting: str, result: Result) -> None:
-    """Print a line of the table of attacks."""
+def print_row(name: str, setting: str, result: Result, clean: Result | None = None) -> None:
+    """Print a line of the table of attacks. clean: the result without an attack, for the attack's success rate."""
+    from utils.evaluation import success_rate
+
     interval = "{:.2%} - {:.2%}".format(*result.confidence_interval)
-    figures = f"{result.epsilon:8.4f}{result.accuracy:10.2%}{interval:>17}{result.seconds:9.1f}"
+    success = None if clean is None else success_rate(result, clean)
+    figures = f"{result.epsilon:8.4f}{result.accuracy:10.2%}{interval:>17}"
+    figures += f"{'' if success is None else f'{success:.2%}':>10}{result.seconds:9.1f}"
     print(f"{name:12}{setting:11}{figures}", flush=True)
 
 
