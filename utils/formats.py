@@ -192,6 +192,7 @@ class TrainingArguments(Recipe, forbid_unknown_fields=True, frozen=True, kw_only
     dataset: Name
     examples: Positive | None = None  # training images, adversarial ones included; the oldest logs lack it
     seed: Seed
+    init_sha256: Sha256 | None = None  # of the checkpoint that the training started from; None: random weights
     # Somebody's own loss may be a plain function, which has a name only.
     defense: dict[Name, Option] | Name | None = None
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from attacks.core import AttackError, Model, evaluating
 from networks.folding import Normalize
+from utils.checkpoints import load_checkpoint
 from utils.constants import UserError
 from utils.data import Split, batches
 from utils.files import open_file
@@ -28,6 +29,7 @@ from utils.quoting import one_line, shown
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = ("attacks", "networks", "defenses", "utils", "study", "benchmarks")  # our packages
+FEWEST_CLASSES = 4  # that the targeted attacks of AutoAttack can work with
 CONTAINERS = ("state_dict", "model_state_dict", "model", "net")  # under which training scripts save weights
 PREFIXES = ("module.", "_orig_mod.")  # of names that DataParallel and torch.compile have made longer
 
@@ -44,14 +46,18 @@ def load_model(
 
     model: "package.module:name" or "file.py:name", where `name` is an nn.Module, or a class or function that returns
         one when it is called without arguments; or a name from torchvision.models, such as "resnet18". Its weights are
-        random unless `weights` names a file, since nothing is downloaded.
+        random unless `weights` names a file, since nothing is downloaded. A path that ends in .safetensors is that of a
+        checkpoint of this project.
     weights: a .safetensors file, or one that torch.save wrote; the latter is read with weights_only=True.
     mean, std: what the network expects subtracted from each channel, and what it expects it then divided by; None: it
         expects images as they are, in [0, 1].
     num_classes: of a network from torchvision; None: its usual number.
     Raises UserError, in one line, if the network is not there or its code fails, or if the weights do not fit.
     """
-    network = _imported(model) if ":" in model else _from_torchvision(model, num_classes)
+    if model.endswith(".safetensors"):
+        network = load_checkpoint(model)
+    else:
+        network = _imported(model) if ":" in model else _from_torchvision(model, num_classes)
     if weights is not None:
         load_weights(network, weights)
     if (mean is None) != (std is None):
@@ -266,6 +272,9 @@ def explaining(split: Split, *networks: Model) -> Iterator[None]:
         yield
     except (AttributeError, TypeError, ValueError, RuntimeError, IndexError, KeyError) as error:
         if not isinstance(error, AttackError):
-            for network in networks:
-                count_classes(network, split)
+            classes = [count_classes(network, split) for network in networks]
+            if isinstance(error, IndexError) and min(classes) < FEWEST_CLASSES:
+                raise UserError(
+                    f"AutoAttack needs a network with {FEWEST_CLASSES} classes, not {min(classes)}"
+                ) from error
         raise

@@ -16,7 +16,15 @@ from torch.optim.swa_utils import AveragedModel
 from defenses.losses import Defense
 from utils import distributed
 from utils.adversarial_sets import AugmentedSplit
-from utils.checkpoints import CheckpointError, read_header, read_tensors, save_checkpoint, versions, write_tensors
+from utils.checkpoints import (
+    CheckpointError,
+    file_digest,
+    read_header,
+    read_tensors,
+    save_checkpoint,
+    versions,
+    write_tensors,
+)
 from utils.constants import UserError
 from utils.data import Split
 from utils.files import beside, locked, read_bytes, temporary_of, write_atomically
@@ -60,14 +68,17 @@ def training_arguments(
     width: int,
     seed: int,
     defense: Defense | None = None,
+    init: str | Path | None = None,
 ) -> TrainingArguments:
     """What was asked of a training: stored in its checkpoint, and compared before a run is resumed.
 
+    init: the checkpoint that it starts from; None: random weights.
     Raises TrainingError if an argument is out of its bounds, because the checkpoint could not be loaded.
     """
     if defense:
         recipe = recipe.with_defense()  # a defence is a loss of its own and ignores the recipe's label smoothing
     given: dict[str, Any] = {"network": name, "width": width, "dataset": training.dataset, "examples": len(training)}
+    given["init_sha256"] = None if init is None else file_digest(init)
     given |= {"seed": seed, "defense": described(defense) if defense else training.defense}
     try:
         arguments = TrainingArguments(**given, **msgspec.structs.asdict(recipe))

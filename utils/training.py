@@ -24,7 +24,7 @@ from networks import NETWORKS
 from utils import distributed
 from utils.adversarial_sets import AugmentedSplit
 from utils.allocator import keep_freed_memory
-from utils.checkpoints import check_saveable
+from utils.checkpoints import check_saveable, load_checkpoint, read_metadata
 from utils.data import Device, Split, training_batches
 from utils.evaluation import accuracy
 from utils.formats import LARGEST_LOSS, Epoch, Precision
@@ -48,6 +48,7 @@ class Settings:
     # The forward and backward passes compute in "float32", or in "bfloat16" through torch.autocast. That is about twice
     # as fast on a device that supports it. Weights, optimiser and validation stay in float32.
     precision: Precision = "float32"
+    init: str | Path | None = None  # a checkpoint whose weights the training starts from; None: random weights
     resume: bool = False  # continue an interrupted run, if there is one, after its last finished epoch
     quiet: bool = False  # print warnings only
 
@@ -91,7 +92,8 @@ def train(
     """
     how = Settings(**settings)
     check_images(training, validation)
-    arguments = training_arguments(name, training, recipe, width=how.width, seed=how.seed, defense=defense)
+    asked: dict[str, Any] = {"width": how.width, "seed": how.seed, "init": how.init}
+    arguments = training_arguments(name, training, recipe, defense=defense, **asked)
     keep_freed_memory()
     training, validation = training.to(how.device), validation.to(how.device)
     radius = getattr(defense, "epsilon", None)
@@ -129,10 +131,15 @@ def check_images(training: Split | AugmentedSplit, validation: Split) -> None:
 def initial_state(
     name: str, training: Split | AugmentedSplit, recipe: Recipe, how: Settings, *, keep_best: bool
 ) -> TrainingState:
-    """A new network, normalised by the statistics of the training images, and everything that its training changes."""
+    """A new network, normalised by the statistics of the training images, and everything that its training changes.
+
+    With how.init, it starts from the weights and the normalisation in that checkpoint.
+    """
     torch.manual_seed(how.seed)
     mean, std = training.channel_statistics()
     network = NETWORKS[name](how.width, len(training.class_names), mean, std)
+    if how.init is not None:
+        start_from(network, how.init)
     network = network.to(how.device).to(memory_format=torch.channels_last)
     generator = torch.Generator().manual_seed(how.seed)
     state = TrainingState(network, build_optimizer(network, recipe), generator)
@@ -141,6 +148,22 @@ def initial_state(
     if keep_best:
         state.best = copy.deepcopy(state.current)
     return state
+
+
+def start_from(network: nn.Module, path: str | Path) -> None:
+    """Copy the weights in a checkpoint into a network of the same kind and width.
+
+    If the checkpoint's network has another number of classes, the last layer keeps its own weights. Raises
+    TrainingError for a network of another kind or width.
+    """
+    header, found = read_metadata(path), load_checkpoint(path)
+    if type(found) is not type(network) or header.arguments.width != network.arguments["width"]:  # type: ignore[index]
+        raise TrainingError(
+            f"{path} holds a {header.network} of width {header.arguments.width}, so this training cannot start from it"
+        )
+    own = network.state_dict()
+    same = {name: tensor for name, tensor in found.state_dict().items() if tensor.shape == own[name].shape}
+    network.load_state_dict(own | same)
 
 
 def train_epoch(

@@ -439,7 +439,7 @@ def test_help_fits_on_a_screen_explains_every_flag_and_needs_no_torch(name, colu
         "train": (
             "data network training defence output",
             "dataset data-dir epochs batch-size lr weight-decay shift contrast average width recipe defense epsilon "
-            "steps beta crafting source output overwrite resume seed device precision quiet",
+            "steps beta crafting source output overwrite resume seed device precision quiet data classes init",
         ),
         "study": (
             "data network training output",
@@ -449,7 +449,7 @@ def test_help_fits_on_a_screen_explains_every_flag_and_needs_no_torch(name, colu
         "test": (
             "data network attack output",
             "checkpoint attack epsilon steps step-size restarts loss source split examples diagnose dataset data-dir "
-            "device batch-size seed json figures",
+            "device batch-size seed json figures per-image",
         ),
     }[name.removesuffix(".py").split()[-1].split("-")[0]]
     assert re.findall(r"^(\w+):$", flags, re.MULTILINE) == groups.split()

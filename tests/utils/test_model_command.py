@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from tests.helpers.project import ROOT
+from utils.checkpoints import file_digest, load_checkpoint, read_metadata
 from utils.formats import TestReport, read_document
 from utils.saving import load_images
 
@@ -43,7 +44,7 @@ def test_help_fits_on_a_screen_explains_every_flag_and_needs_no_torch(columns, s
     environment = {"COLUMNS": str(columns), "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     shown = script("test-model.py", "--help", **environment)
     assert shown.returncode == 0, shown.stderr
-    assert shown.stdout.count("\n") <= 62
+    assert shown.stdout.count("\n") <= 60
     flags = shown.stdout.split("examples:\n")[0]
     assert max(map(len, flags.splitlines())) < columns
     wanted = (
@@ -177,3 +178,61 @@ def test_diagnosis_of_a_users_network(folder, script, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "is the evaluation trustworthy?" in result.stdout
     assert read_document(tmp_path / "o.json", TestReport, "a test report").diagnosis
+
+
+def test_training_on_own_images_and_fine_tuning(folder, script, tmp_path):
+    """Pictures of 64 x 64 are scaled; the checkpoint knows their classes; the next training starts from it."""
+    arguments = ["--data", folder / "pictures", "--width", 4, "--epochs", 1]
+    first = script("train-cnn.py", *arguments, "--defense", "fgsm", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert "images are scaled and cropped to 32 x 32 pixels" in first.stdout
+    path = tmp_path / "runs" / "cnn-pictures-fgsm-0.0313725.safetensors"
+    header = read_metadata(path)
+    assert (header.dataset, header.class_names) == ("pictures", ["ant", "bee", "cat", "dog"])
+    assert header.training.examples == 29
+    named = [*arguments, "--classes", "dog", "cat", "bee", "ant", "fly", "--init", path, "--lr", "1e-9"]
+    second = script("train-cnn.py", *named, "--output", "fine.safetensors", cwd=tmp_path)
+    assert second.returncode == 0, second.stderr
+    tuned = read_metadata(tmp_path / "fine.safetensors")
+    assert tuned.class_names == ["dog", "cat", "bee", "ant", "fly"]
+    assert tuned.training.init_sha256 == file_digest(path)
+    before, after = (load_checkpoint(each).state_dict() for each in (path, tmp_path / "fine.safetensors"))
+    first_layer = next(name for name, tensor in before.items() if tensor.ndim == 4)
+    assert torch.allclose(before[first_layer], after[first_layer], atol=1e-4)
+    assert after["classifier.weight"].shape[0] == 5
+    again = script("train-cnn.py", *named, "--output", "fine.safetensors", "--resume", cwd=tmp_path)
+    assert "nothing to resume" in again.stdout
+    tests = ["--model", "fine.safetensors", "--data", folder / "pictures", "--resize", 32, "--json", "o.json"]
+    tested = script("test-model.py", *tests, cwd=tmp_path)
+    assert tested.returncode == 0, tested.stderr
+    assert "4 folders" not in tested.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--classes", "ant"], ["--classes belongs to --data"]),
+        (["--data", "nowhere"], ["nowhere", "No such file"]),
+        (["--data", "few.npz"], ["few.npz has 9 images, but a training needs 10"]),
+        (["--data", "pictures", "--init", "net.pth"], ["net.pth"]),
+        (["--data", "pictures", "--init", ROOT / "models" / "cnn-lstm.safetensors"], ["holds a cnn-lstm of width 32"]),
+        (
+            ["--data", "pictures", "--init", ROOT / "models" / "cnn.safetensors", "--width", 8],
+            ["holds a cnn of width 32"],
+        ),
+    ],
+)
+def test_training_on_what_does_not_fit_is_one_line(arguments, parts, folder, script):
+    np.savez(folder / "few.npz", images=np.zeros((9, 3, 32, 32), np.uint8), labels=np.arange(9) % 3)
+    assert_one_line(script("train-cnn.py", *arguments, "--quiet", cwd=folder), "train-cnn.py: error: ", *parts)
+
+
+@pytest.mark.parametrize("grey", [True, False])
+def test_training_on_arrays_of_any_kind(grey, script, tmp_path):
+    random = np.random.default_rng(0)
+    images = random.random((20, 32, 32)) if grey else random.integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", images=images, labels=np.arange(20) % 3)
+    trained = script("train-cnn.py", "--data", "a.npz", "--width", 4, "--epochs", 1, cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    assert "scaled" not in trained.stdout
+    assert read_metadata(tmp_path / "runs" / "cnn-a.safetensors").class_names == ["0", "1", "2"]

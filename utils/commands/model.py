@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from utils.data import Split
 
 LONGEST_LIST = 2**20  # bytes of a file with the names of classes
-FEWEST_CLASSES = 4  # of a network that AutoAttack can test
 
 
 def model_script() -> None:
@@ -61,7 +60,7 @@ def model_parser() -> Parser:
     add("--resize", types.positive_int, "scale and crop pictures to N x N pixels (default: they have one size)")
     add("--channels", ("1", "3"), "read pictures of a folder as colours, 3 (default), or grey, 1", default="3")
     add = partial(parser.add, "network")
-    text = "module:name or file.py:name of an nn.Module or of a function that makes one, or a torchvision name"
+    text = "module:name or file.py:name of an nn.Module or a function that makes one; a torchvision name; a checkpoint"
     add("--model", str, text, required=True)
     add("--weights", types.file_path, "a state dict, .safetensors or .pth (default: as --model makes them)")
     number = types.number(Annotated[float, Meta(ge=-1e9, le=1e9)])
@@ -94,10 +93,10 @@ def prepare_model(args: Namespace) -> tuple[Subject, int]:
     """
     import torch
 
-    from utils.checkpoints import file_digest, load_checkpoint
+    from utils.checkpoints import file_digest, load_checkpoint, read_metadata
     from utils.files import beside
     from utils.images import as_split
-    from utils.models import count_classes, load_model
+    from utils.models import FEWEST_CLASSES, count_classes, load_model
     from utils.notes import Notes
     from utils.saving import check_empty
 
@@ -105,6 +104,8 @@ def prepare_model(args: Namespace) -> tuple[Subject, int]:
     if args.save:
         check_empty(args.save)
     names = read_classes(args.classes) if args.classes else None
+    if args.model.endswith(".safetensors") and not names and str(args.data) not in DATASETS:
+        names = read_metadata(args.model).class_names  # of a checkpoint of this project
     torch.manual_seed(args.seed)  # of weights that are random
     options = {"mean": args.mean, "std": args.std, "num_classes": len(names) if names else None}
     network = load_model(args.model, weights=args.weights, **options).float()

@@ -33,10 +33,13 @@ WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Help whose lines do not end inside a name such as fgsm-augment."""
+    """Help whose lines do not end inside a name such as fgsm-augment, with "N ..." for one value or more."""
 
     def _split_lines(self, text: str, width: int) -> list[str]:
         return textwrap.wrap(text, width, break_on_hyphens=False)
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        return f"{action.metavar} ..." if action.nargs == "+" else super()._format_args(action, default_metavar)
 
 
 class Parser(argparse.ArgumentParser):
@@ -75,7 +78,7 @@ class Parser(argparse.ArgumentParser):
         self.add_switch("--quiet", "print only errors")
         self.add("data", "--dataset", DATASETS, "the training images: cifar10 (default) or digits", default="cifar10")
         self.add("network", "--width", types.width, "channels of the first convolution (default 32)", default=32)
-        text = "float32 (default), or bfloat16: fast on GPUs and on CPUs with AVX512_BF16 or AMX, slow on others"
+        text = "float32 (default), or bfloat16: fast on some machines"
         self.add("training", "--precision", ("float32", "bfloat16"), text, default="float32")
 
     def parse_args(self, *arguments: Any) -> argparse.Namespace:  # type: ignore[override]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from utils.adversarial_sets import AugmentedSplit
     from utils.data import Split
 
+SIZE = 32  # pixels, the width and height of the images that the networks take
 ONLINE = ("fgsm", "n-fgsm", "pgd", "trades")  # defences that are losses, by their names in defenses.losses.DEFENSES
 DEFENSES_OF_FLAG: dict[str, tuple[str, ...]] = {"epsilon": ("fgsm-augment", *ONLINE), "source": ("fgsm-augment",)}
 DEFENSES_OF_FLAG |= {"steps": ("pgd", "trades"), "beta": ("trades",), "crafting": ONLINE}
@@ -36,6 +37,9 @@ def train_script(network: str) -> None:
     for flag, defenses in DEFENSES_OF_FLAG.items():
         if getattr(args, flag) is not None and args.defense not in defenses:
             parser.error(f"--{flag} belongs to --defense {' or '.join(defenses)}")
+    if args.classes and not args.data:
+        parser.error("--classes belongs to --data")
+    args.dataset = args.data.resolve().stem if args.data else args.dataset
     if args.epsilon == 0:
         parser.error("--epsilon 0 changes no image")
     if args.defense == "fgsm-augment" and not args.epsilon:
@@ -57,12 +61,16 @@ def train_parser(network: str) -> Parser:
     parser = Parser(
         f"train-{network}.py",
         f"Train the {network} network and save it as a safetensors checkpoint.",
-        ["--dataset digits", "--defense n-fgsm --epochs 10", "--defense fgsm-augment --epsilon 0.2 --epochs 4"],
+        ["--dataset digits", f"--data pictures/ --init models/{network}.safetensors --defense n-fgsm --epochs 10"],
     )
     parser.add_training_flags()
+    add = partial(parser.add, "data")
+    add("--data", types.file_path, "your images instead: PATH/CLASS/*.png, or an .npz")
+    add("--classes", str, "classes of --data in order (default alphabetical)", nargs="+")
+    parser.add("network", "--init", types.file_path, "start from the weights of this checkpoint")
     add_recipe_flags(parser)
     add_defense_flags(parser, network)
-    text = f"the checkpoint (default {checkpoints.default_output(network, 'cifar10')}, plus data set and defence)"
+    text = "the checkpoint (default: in runs/, with a fitting name)"
     parser.add("output", "--output", types.file_path, text)
     option = parser.groups["output"].add_mutually_exclusive_group().add_argument
     option("--overwrite", action="store_true", help="replace an existing output when the training is done")
@@ -103,11 +111,11 @@ def add_defense_flags(parser: Parser, network: str) -> None:
     names = ("none", "fgsm-augment", *ONLINE)
     add("--defense", names, text, default="none")
     add("--defence", names, SUPPRESS, default=SUPPRESS, dest="defense")
-    add("--epsilon", types.epsilon, "L-infinity radius (default 8/255; fgsm-augment needs one)")
+    add("--epsilon", types.epsilon, "L-infinity radius (default 8/255; not of fgsm-augment)")
     add("--steps", types.positive_int, "of the attack in pgd and trades (default 7)")
     add("--beta", types.positive_float, "weight of the robust term in trades (default 6)")
     add("--crafting", ("training", "evaluation"), "batch norm's mode: training (default) or evaluation")
-    add("--source", types.file_path, f"crafts for fgsm-augment ({checkpoints.default_baselines(network)})")
+    add("--source", types.file_path, "crafts for fgsm-augment (default: the baseline)")
 
 
 def train_command(network: str, args: Namespace, recipe: Recipe) -> None:
@@ -122,7 +130,9 @@ def train_command(network: str, args: Namespace, recipe: Recipe) -> None:
         if prepared is None:
             return
         training, validation, defense = prepared
-        settings = {name: getattr(args, name) for name in ("output", "width", "seed", "precision", "resume", "quiet")}
+        settings = {
+            name: getattr(args, name) for name in ("output", "width", "seed", "init", "precision", "resume", "quiet")
+        }
         try:
             train(network, training, validation, recipe, defense=defense, device=device, **settings)
         except Interrupted as interrupt:
@@ -147,7 +157,10 @@ def prepare_training(
 
     augmented = args.defense == "fgsm-augment"
     check_files(network, args)
-    clean, validation = (load_split(args.dataset, name, args.data_dir) for name in ("train", "validation"))
+    if args.data:
+        clean, validation = own_splits(args)
+    else:
+        clean, validation = (load_split(args.dataset, name, args.data_dir) for name in ("train", "validation"))
     training: Any = clean
     defense = None
     if augmented:  # the examples follow below, where they are needed
@@ -169,6 +182,30 @@ def prepare_training(
     return training, validation, defense
 
 
+def own_splits(args: Namespace) -> tuple[Split, Split]:
+    """The user's images in colour, 32 x 32 pixels, 8 bits: those to train on, and every tenth, on which to validate."""
+    import torch
+
+    from utils.images import read_images
+
+    first = read_images(args.data, examples=1, classes=args.classes).images
+    if first.shape[2:] != (SIZE, SIZE) and not args.quiet:
+        print(f"{args.data}: images are scaled and cropped to {SIZE} x {SIZE} pixels")
+    split = read_images(args.data, resize=SIZE, classes=args.classes)
+    if len(split) < 10:
+        raise UserError(f"{args.data} has {len(split)} images, but a training needs 10, because a tenth validates")
+    images = (255 * split.images).round().to(torch.uint8) if split.images.is_floating_point() else split.images
+    images = images.expand(-1, 3, -1, -1)
+    split = replace(split, dataset=args.dataset, images=images, memory_format=torch.channels_last)
+    validates = torch.arange(len(split)) % 10 == 9
+    chosen = {"train": ~validates, "validation": validates}
+    training, validation = (
+        replace(split, name=name, images=split.images[index], labels=split.labels[index])
+        for name, index in chosen.items()
+    )
+    return training, validation
+
+
 def check_files(network: str, args: Namespace) -> None:
     """Raise UserError if the output exists and may not be replaced, or a file cannot be written or read."""
     from utils.adversarial_sets import FOLDER
@@ -186,6 +223,8 @@ def check_files(network: str, args: Namespace) -> None:
             raise UserError(f"{partial.state} is an interrupted run: --resume continues it, --overwrite starts again")
         raise UserError(f"{existing[0]} exists: --output chooses another file, --overwrite replaces this one")
     check_writable(args.output)
+    if args.init:
+        read_metadata(args.init)  # before a data set is downloaded
     if args.defense == "fgsm-augment":
         checkpoints.check_is_made(args.source, network)
         read_metadata(args.source)  # before a data set is downloaded
@@ -201,6 +240,7 @@ def is_finished(network: str, args: Namespace, recipe: Recipe, training: Split |
 
     if not args.resume or not args.output.exists() or PartialRun(args.output).exists():
         return False
-    wanted = training_arguments(network, training, recipe, width=args.width, seed=args.seed, defense=defense)
+    asked = {"width": args.width, "seed": args.seed, "init": args.init}
+    wanted = training_arguments(network, training, recipe, defense=defense, **asked)
     check_same_arguments(args.output, read_metadata(args.output).training, wanted)
     return True
