@@ -185,14 +185,17 @@ def evaluate(
     """Accuracy under one attack, batch by batch in the order of the split: a Result with its mask.
 
     attack: a key of ATTACKS. epsilon: L-inf radius in pixel units.
-    options: the other arguments of the attack. A seed among them is that of each batch.
+    options: the other arguments of the attack. A seed among them is that of each batch. With a source, PGD runs without
+        early_stop unless they say otherwise: an example that only just fools the source seldom fools another network.
     source, progress: as for `evaluate_fgsm`.
     notes: where finished batches are noted. If the evaluation is interrupted, the same call with the same notes
         continues after the last finished batch. When several processes evaluate together, the first one makes the notes
         and all pass them: utils.distributed.from_main(lambda: Notes(path)).
     The Result's seconds are those of all processes and of all interrupted attempts together.
     """
-    options = options or {}
+    options = dict(options or {})
+    if attack == "pgd" and source not in (None, network):
+        options.setdefault("early_stop", False)
 
     def attacked(images: Tensor, labels: Tensor) -> Row:
         start = time.perf_counter()

@@ -93,6 +93,8 @@ def test_each_attack_is_evaluated_batch_by_batch(attack, transfer, digits, netwo
     source = other if transfer else None
     split = digits["test"].first(50)
     result = evaluate(network, split, attack, 0.05, options=options, source=source, batch_size=20)
+    if attack == "pgd" and transfer:
+        options = {**options, "early_stop": False}
     expected = []
     for images, labels in batches(split, 20):
         adversarial = ATTACKS[attack](source or network, images, labels, epsilon=0.05, **options)
@@ -101,6 +103,21 @@ def test_each_attack_is_evaluated_batch_by_batch(attack, transfer, digits, netwo
     assert 0 < sum(expected) < 50
     assert (result.epsilon, result.correct, result.examples) == (0.05, sum(expected), 50)
     assert (result.attack, result.options) == (attack, options)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "margin"])
+def test_examples_for_another_network_run_to_the_end_unless_asked_otherwise(loss, digits, network, other):
+    """Stopped at the boundary of the network that crafts them, they would hardly fool the network that is tested."""
+    split, options = digits["test"].first(100), {"steps": 10, "loss": loss}
+    results = {
+        asked: evaluate(network, split, "pgd", 0.05, source=other, options={**options, **given})
+        for asked, given in ((None, {}), (False, {"early_stop": False}), (True, {"early_stop": True}))
+    }
+    assert torch.equal(results[None].mask, results[False].mask)
+    assert results[None].correct < results[True].correct
+    assert [report_row(result, "transfer").early_stop for result in results.values()] == [False, False, True]
+    for source in (None, network):
+        assert "early_stop" not in evaluate(network, split.first(2), "pgd", 0.05, source=source).options
 
 
 @pytest.fixture

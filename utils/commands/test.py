@@ -73,7 +73,10 @@ def add_attack_flags(parser: Parser) -> None:
     add("--step-size", types.epsilon, "step size of pgd, in pixel units (default 2.5 epsilon / steps)")
     add("--restarts", types.positive_int, "random starts of pgd (default 1)")
     add("--loss", ("cross_entropy", "margin"), "the loss that pgd increases: cross_entropy (default) or margin")
-    text = "craft the examples on this network and transfer them (default: craft on the tested network, white-box)"
+    text = (
+        "craft the examples on this network and transfer them; pgd then takes all its steps, whether or not an image "
+        "fools this network (default: craft on the tested network, white-box)"
+    )
     add("--source", types.file_path, text)
     add("--seed", types.seed, "of the attacks' random numbers; fgsm uses none (default 0)", default=0)
     text = (
