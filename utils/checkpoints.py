@@ -109,6 +109,15 @@ def file_digest(path: str | Path) -> str:
         raise CheckpointError(f"{path}: {error.strerror}") from error
 
 
+def check_unchanged(path: str | Path, sha256: str) -> None:
+    """Raise CheckpointError if the file is not the one whose SHA-256 was taken before its network was tested."""
+    if file_digest(path) != sha256:
+        raise CheckpointError(
+            f"{path} was replaced during the test, so the figures are not of the file that is there now: they are not "
+            "stored; run the command again"
+        )
+
+
 def versions(*others: str) -> dict[str, str | None]:
     """Versions of the libraries, to store with a result; torch's own string also names its CUDA build.
 

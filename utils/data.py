@@ -35,7 +35,7 @@ class DataError(UserError):
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images of a data set. images: uint8 (N, 3, 32, 32); labels: int64 (N,), on the same device.
+    """Images of a data set. images: uint8 (N, 3, 32, 32), from 0 to 255; labels: int64 (N,), on the same device.
 
     class_names: the name of class i is class_names[i]. name: "train", "validation" or "test".
     """
@@ -46,6 +46,20 @@ class Split:
     labels: Tensor
     class_names: tuple[str, ...]
     defense = None  # these images alone defend against nothing; see AugmentedSplit
+
+    def __post_init__(self) -> None:
+        """Raise TypeError for images or labels of another dtype, and ValueError for another shape."""
+        if self.images.dtype != torch.uint8:
+            reach = "from {:.4g} to {:.4g}".format(*self.images.aminmax()) if self.images.numel() else "without images"
+            raise TypeError(
+                f"a Split holds images as uint8 from 0 to 255, not {self.images.dtype} {reach}; "
+                "(255 * images).round().to(torch.uint8) makes them from images in [0, 1]"
+            )
+        if self.labels.dtype != torch.int64:
+            raise TypeError(f"a Split holds labels as int64, not {self.labels.dtype}")
+        if self.images.ndim != 4 or self.labels.shape != self.images.shape[:1]:
+            shapes = f"{tuple(self.images.shape)} and {tuple(self.labels.shape)}"
+            raise ValueError(f"a Split holds images (N, C, H, W) and labels (N,), not {shapes}")
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -33,6 +33,8 @@ def test_script(network: str) -> None:
     args.pgd = {name: getattr(args, name) for name in PGD_OPTIONS if getattr(args, name) is not None}
     if args.pgd and "pgd" not in args.attack:
         parser.error(f"--{next(iter(args.pgd)).replace('_', '-')} belongs to --attack pgd")
+    if args.eot > 1 and set(args.attack) == {"autoattack"}:
+        parser.error("--eot belongs to --attack fgsm and pgd")
     smallest = min(filter(None, args.epsilon or [RADIUS]), default=1)
     if args.step_size and args.step_size > 2 * smallest:
         parser.error(f"--step-size {args.step_size:g} is more than twice --epsilon {smallest:g}: it leaves the ball")
@@ -73,7 +75,12 @@ def add_attack_flags(parser: Parser) -> None:
     add("--step-size", types.epsilon, "step size of pgd, in pixel units (default 2.5 epsilon / steps)")
     add("--restarts", types.positive_int, "random starts of pgd (default 1)")
     add("--loss", ("cross_entropy", "margin"), "the loss that pgd increases: cross_entropy (default) or margin")
-    text = "craft the examples on this network and transfer them (default: craft on the tested network, white-box)"
+    text = "follow the mean gradient over N passes in fgsm and pgd, for a network that is random (default 1)"
+    add("--eot", types.positive_int, text, default=1)
+    text = (
+        "craft the examples on this network and transfer them; pgd then takes all its steps, whether or not an image "
+        "fools this network (default: craft on the tested network, white-box)"
+    )
     add("--source", types.file_path, text)
     add("--seed", types.seed, "of the attacks' random numbers; fgsm uses none (default 0)", default=0)
     text = (
@@ -158,6 +165,7 @@ def prepare_test(network_name: str, args: Namespace) -> Subject:
     if ("autoattack" in args.attack or args.diagnose) and not find_spec("pyautoattack"):
         raise UserError("AutoAttack and --diagnose need the package pyautoattack: pip install pyautoattack")
     checkpoints.check_is_made(args.checkpoint, network_name)
+    sha256 = file_digest(args.checkpoint)  # before the network is loaded; `write_report` compares it afterwards
     dataset = args.dataset or read_metadata(args.checkpoint).dataset
     if dataset not in DATASETS:
         raise UserError(f"{args.checkpoint} was trained on {shown(dataset)}, not on {' or '.join(DATASETS)}")
@@ -169,7 +177,6 @@ def prepare_test(network_name: str, args: Namespace) -> Subject:
         diagnosis_path = checkpoints.find_baseline(split, network_name, args.checkpoint)
         diagnosis_source = checkpoints.load_network(diagnosis_path, split) if diagnosis_path else None
     notes = Notes(beside(args.json, ".attacks.partial.jsonl")) if args.json else None
-    sha256 = file_digest(args.checkpoint)
     return Subject(sha256, split, network, source, diagnosis_path, diagnosis_source, notes)
 
 
@@ -180,9 +187,9 @@ def attack_table(subject: Subject, args: Namespace) -> tuple[Result, list[Attack
     setting = "white_box" if subject.source is None else "transfer"
     common = {"source": subject.source, "batch_size": args.batch_size, "progress": True}
     radii = {attack: args.epsilon or (EPSILONS[1:] if attack == "fgsm" else [RADIUS]) for attack in args.attack}
-    options = {"pgd": {**args.pgd, "seed": args.seed}, "autoattack": {"seed": args.seed}}
+    options = {"pgd": {**args.pgd, "eot": args.eot, "seed": args.seed}, "autoattack": {"seed": args.seed}}
     print(f"\n{'attack':12}{'setting':11}{'epsilon':>8}{'accuracy':>10}{'95 % interval':>17}{'seconds':>9}")
-    clean, *attacked = evaluate_fgsm(subject.network, subject.split, radii.pop("fgsm", []), **common)
+    clean, *attacked = evaluate_fgsm(subject.network, subject.split, radii.pop("fgsm", []), eot=args.eot, **common)
     print_row("clean", "", clean)
     for result in attacked:
         print_row(result.attack, setting, result)
@@ -225,10 +232,15 @@ def print_diagnosis(subject: Subject, args: Namespace) -> DiagnosisReport:
 
 
 def write_report(report: TestReport, subject: Subject, args: Namespace) -> None:
-    """Write the report, after which the notes are not needed, and draw the figures."""
+    """Write the report, after which the notes are not needed, and draw the figures.
+
+    Raises UserError, and keeps the notes, if the checkpoint was replaced during the test.
+    """
+    from utils.checkpoints import check_unchanged
     from utils.formats import write_document
 
     if args.json:
+        check_unchanged(args.checkpoint, subject.sha256)
         write_document(args.json, report, indent=2)
         if subject.notes:
             subject.notes.finish()
