@@ -14,9 +14,10 @@ from attacks.core import (
     Model,
     attacking,
     check_epsilon,
-    check_images_and_labels,
+    checked_batch,
     forward,
     input_gradient,
+    logits_of,
     margin,
     per_image_cross_entropy,
     warn_of_zero_gradient,
@@ -50,13 +51,14 @@ def autoattack(
     seed: of all random numbers. torch's own generators are afterwards as they were before.
 
     Returns images of the same shape, dtype, device and memory format, within epsilon of the originals (to one rounding
-    unit) and inside [0, 1]: a misclassified image where an attack succeeded, otherwise the original.
+    unit) and inside [0, 1]: a misclassified image where an attack succeeded, otherwise the original. Such images only
+    just fool the model, and seldom another one; for another network, take `pgd` without early_stop.
     Raises what `fgsm` raises, ValueError for unknown attacks, and ImportError without the package. Warns
     (RuntimeWarning) where the package warns that it may be the wrong attack for a network (a random or dynamic defence,
     or probabilities in place of logits), and if an image withstands the attack and its gradient is zero in every pixel.
     """
     check_epsilon(epsilon)
-    check_images_and_labels(images, labels)
+    images = checked_batch(images, labels)
     if images.dtype != torch.float32:
         raise TypeError(f"AutoAttack needs float32 images, not {images.dtype}")
     if not attacks or set(attacks) - set(STANDARD):
@@ -110,7 +112,7 @@ def _reporting(model: Model, passes: int) -> Model:
     done = itertools.count(1)
 
     def reporting(images: Tensor) -> Tensor:
-        logits = model(images)
+        logits = logits_of(model, images)
         report_progress(min(1.0, next(done) / passes))
         return logits
 

@@ -2,15 +2,20 @@
 
 import contextlib
 import math
+import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attacks.modules import modules_of
+
 # A classifier: images (N, C, H, W) in [0, 1] to logits (N, K). An nn.Module is one, and so is a plain function.
-Model = Callable[[Tensor], Tensor]
+# `logits_of` says what else it may return.
+Model = Callable[[Tensor], Any]
 
 # A loss of each image: logits (N, K) and labels (N,) to losses (N,).
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -27,18 +32,47 @@ def check_epsilon(epsilon: float) -> None:
         raise ValueError(f"epsilon must be from 0 to 1, not {epsilon}{hint}")
 
 
-def check_images_and_labels(images: Tensor, labels: Tensor) -> None:
-    """Raise TypeError or ValueError, as `fgsm` documents, unless images and labels can be attacked."""
+def checked_images(images: Tensor) -> Tensor:
+    """The images, (N, C, H, W), clamped to [0, 1] where rounding has left it; the same tensor if none has.
+
+    Rounding reaches 1e-6 beyond the range, and in half precision one unit of the dtype. Raises TypeError unless images
+    are a floating point tensor; ValueError for another shape, for NaN or infinity, or if images lie outside [0, 1].
+    """
     if not (isinstance(images, Tensor) and images.is_floating_point()):
-        raise TypeError(f"images must be a floating point tensor, not {getattr(images, 'dtype', type(images))}")
+        hint = "; divide grey levels of 0 to 255 by 255" if getattr(images, "dtype", None) == torch.uint8 else ""
+        raise TypeError(f"images must be a floating point tensor, not {getattr(images, 'dtype', type(images))}{hint}")
+    if images.ndim != 4:
+        raise ValueError(f"images must be (N, C, H, W), not {tuple(images.shape)}")
+    if images.numel() == 0:
+        return images
+    low, high = (extreme.item() for extreme in images.aminmax())
+    if low >= 0 and high <= 1:
+        return images
+    if not math.isfinite(low) or not math.isfinite(high):
+        index = int(images.flatten(1).isfinite().all(1).int().argmin())
+        raise ValueError(f"images must lie in [0, 1], but image {index} holds NaN or infinity")
+    tolerance = max(1e-6, torch.finfo(images.dtype).eps)
+    if low < -tolerance or high > 1 + tolerance:
+        grey_levels = low >= 0 and 2 < high <= 255
+        hint = "divide by 255" if grey_levels else "the model normalises them itself; after resampling, clamp(0, 1)"
+        raise ValueError(f"images must lie in [0, 1], but these reach from {low:.7g} to {high:.7g}: {hint}")
+    return images.clone().masked_fill_(images < 0, 0).masked_fill_(images > 1, 1)
+
+
+def checked_batch(images: Tensor, labels: Tensor) -> Tensor:
+    """The images as `checked_images` returns them. Raises also if labels are not int64 (N,), as `fgsm` documents."""
     if not (isinstance(labels, Tensor) and labels.dtype == torch.int64):
         raise TypeError(f"labels must be an int64 tensor, not {getattr(labels, 'dtype', type(labels))}")
-    if images.ndim != 4 or labels.shape != images.shape[:1]:
-        raise ValueError(
-            f"images must be (N, C, H, W) and labels (N,), not {tuple(images.shape)} and {tuple(labels.shape)}"
-        )
-    if images.numel() and not (images.min() >= 0 and images.max() <= 1):  # NaN fails this test too
-        raise ValueError("images must lie in [0, 1]; the model normalises them itself")
+    images = checked_images(images)
+    if labels.shape != images.shape[:1]:
+        raise ValueError(f"{len(images)} images need labels (N,) with N={len(images)}, not {tuple(labels.shape)}")
+    return images
+
+
+def check_eot(eot: int) -> None:
+    """Raise ValueError unless eot, a number of passes, is at least 1."""
+    if not eot >= 1:
+        raise ValueError(f"eot must be at least 1, not {eot}")
 
 
 def per_image_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -60,45 +94,83 @@ LOSSES: dict[str, Loss] = {"cross_entropy": per_image_cross_entropy, "margin": m
 
 
 def input_gradient(
-    model: Model, images: Tensor, labels: Tensor, loss: Loss = per_image_cross_entropy
+    model: Model, images: Tensor, labels: Tensor, loss: Loss = per_image_cross_entropy, eot: int = 1
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Logits (N, K), losses (N,), and the gradient of each image's loss with respect to that image.
 
     Call it inside `attacking`. images: float (N, C, H, W); labels: int64 (N,). The gradient has the images' shape and
-    dtype. On a CPU, a model whose class has an attribute `images_at_once` receives at most so many images at once.
+    dtype. eot: of how many passes all three are the mean (Athalye et al., 2018, arXiv:1802.00420, section 4.2.2).
+    On a CPU, a model whose class has an attribute `images_at_once` receives at most so many images at once.
     Raises ValueError if logits and labels do not fit each other, AttackError if the gradient is missing or not finite.
     """
+    if eot > 1:
+        passes = [input_gradient(model, images, labels, loss) for _ in range(eot)]
+        logits, losses, gradient = (torch.stack(parts).mean(0) for parts in zip(*passes, strict=True))
+        return logits, losses, gradient
     at_once = getattr(type(model), "images_at_once", None) if images.device.type == "cpu" else None
     if at_once and len(images) > at_once:
         chunks = -(-len(images) // at_once)
         pairs = zip(images.chunk(chunks), labels.chunk(chunks), strict=True)
-        found = [input_gradient(model, *pair, loss) for pair in pairs]
-        logits, losses, gradient = (torch.cat(parts) for parts in zip(*found, strict=True))
+        answers = [input_gradient(model, *pair, loss) for pair in pairs]
+        logits, losses, gradient = (torch.cat(parts) for parts in zip(*answers, strict=True))
         return logits, losses, gradient
     inputs = images.detach().clone().requires_grad_()
     logits, losses = forward(model, inputs, labels, loss)
-    if not logits.requires_grad:
+    found = None
+    if logits.requires_grad:  # perhaps for the sake of parameters alone; then the images are unused
+        # Summed, not averaged: an image's gradient must not shrink when its batch grows.
+        (found,) = torch.autograd.grad(losses.sum(), inputs, allow_unused=True)
+    if found is None:
         raise AttackError("the model's output does not depend on the images, or hides how: there is no gradient")
-    # Summed, not averaged: an image's gradient must not shrink when its batch grows.
-    (gradient,) = torch.autograd.grad(losses.sum(), inputs)
-    if not gradient.isfinite().all():
+    if not found.isfinite().all():
         raise AttackError("the gradient of the model's loss holds NaN or infinity, so an attack cannot follow it")
-    return logits.detach(), losses.detach(), gradient
+    return logits.detach(), losses.detach(), found
 
 
 def forward(model: Model, images: Tensor, labels: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
     """Logits (N, K) and losses (N,) of images (N, C, H, W) and labels (N,).
 
-    Raises ValueError unless the logits fit the labels and the labels are in 0..K-1, AttackError if logits are NaN.
+    Raises ValueError unless the labels are in 0..K-1, and AttackError as `logits_of` does.
     """
-    logits = model(images.clone())  # a copy, because the model's first operation may change its input
-    if logits.ndim != 2 or len(logits) != len(labels):
-        raise ValueError(f"the model must return (N, classes) with N={len(labels)}, not {tuple(logits.shape)}")
+    logits = logits_of(model, images)
     if not ((labels >= 0) & (labels < logits.shape[1])).all():
         raise ValueError(f"labels must be classes of the model, in 0..{logits.shape[1] - 1}")
+    return logits, loss(logits, labels)
+
+
+def logits_of(model: Model, images: Tensor) -> Tensor:
+    """The model's logits, float (N, K), for images (N, C, H, W).
+
+    The model may return them as a tensor, as the entry "logits" or the only tensor of a dict, as the first item of a
+    tuple or list, or as the attribute `logits` of an object. Raises AttackError if they are not there, if they have
+    another shape or fewer than 2 classes, or if one is NaN.
+    """
+    output = model(images.clone())  # a copy, because the model's first operation may change its input
+    logits = _unwrapped(output)
+    if not (isinstance(logits, Tensor) and logits.is_floating_point()):
+        raise AttackError(f"the model must return logits (N, classes), not {getattr(logits, 'dtype', type(output))}")
+    if logits.shape in ((len(images),), (len(images), 1)):
+        raise AttackError(
+            f"the model must return logits (N, classes), not one number an image, {tuple(logits.shape)}; a number z "
+            "that is meant for a sigmoid makes two logits: torch.stack([torch.zeros_like(z), z], 1)"
+        )
+    if logits.ndim != 2 or len(logits) != len(images):
+        raise AttackError(f"the model must return (N, classes) with N={len(images)}, not {tuple(logits.shape)}")
     if logits.isnan().any():
         raise AttackError("the model's logits hold NaN: they classify nothing")
-    return logits, loss(logits, labels)
+    return logits
+
+
+def _unwrapped(output: Any) -> Any:
+    """What a model's output holds as logits; an output that holds none is returned as it is."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping):
+        tensors = [value for value in output.values() if isinstance(value, Tensor)]
+        return output.get("logits", tensors[0] if len(tensors) == 1 else output)
+    if hasattr(output, "logits"):
+        return output.logits
+    return output[0] if isinstance(output, (tuple, list)) and output else output
 
 
 def zero_gradient(gradient: Tensor) -> Tensor:
@@ -106,19 +178,25 @@ def zero_gradient(gradient: Tensor) -> Tensor:
     return ~gradient.flatten(1).any(1)
 
 
-def warn_of_zero_gradient(stacklevel: int = 3) -> None:
+def warn_of_zero_gradient() -> None:
     """Warn that the gradient of some images was zero in every pixel.
 
     This is a warning, not an error: where a network is very sure, rounding makes the gradient zero, and a few such
     images should not end an evaluation. The message does not give their number, so that Python shows it once and not
-    for every batch. stacklevel: as for warnings.warn; by default, the warning points at the attack's caller.
+    for every batch.
     """
-    warnings.warn(
+    warn(
         "the gradient of the model's loss is zero in every pixel of some images, or of all, so the attack "
-        "cannot follow it; surviving the attack there does not show robustness",
-        RuntimeWarning,
-        stacklevel=stacklevel,
+        "cannot follow it; surviving the attack there does not show robustness"
     )
+
+
+def warn(message: str) -> None:
+    """Give a RuntimeWarning that points at the code which called this package."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == "attacks":
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, RuntimeWarning, stacklevel=level)
 
 
 def step(images: Tensor, direction: Tensor, size: float, low: float | Tensor = 0, high: float | Tensor = 1) -> Tensor:
@@ -148,14 +226,14 @@ def attacking(model: Model, device: torch.device) -> Iterator[None]:
 
     The state is that of `evaluating`. In addition, parameters are frozen, because only the gradient with respect to
     the images is needed, and gradients are on, even inside no_grad and inference_mode. A model with a recurrent layer
-    runs without cuDNN, which cannot do the backward pass of such a layer in evaluation mode. So does a plain function,
-    which may hide such a layer.
+    runs without cuDNN, which cannot do the backward pass of such a layer in evaluation mode. So does a plain function
+    without a module that `modules_of` finds, because it may hide such a layer.
     """
-    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    modules = modules_of(model)
     trainable = [p for module in modules for p in module.parameters(recurse=False) if p.requires_grad]
     recurrent = not modules or any(isinstance(module, nn.RNNBase) for module in modules)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(evaluating(model, device))
+        stack.enter_context(evaluating(model, device, modules))
         for parameter in trainable:
             parameter.requires_grad_(False)
             stack.callback(parameter.requires_grad_, True)
@@ -168,10 +246,13 @@ def attacking(model: Model, device: torch.device) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def evaluating(model: Model, device: torch.device) -> Iterator[None]:
-    """Evaluation mode in float32: without autocast, and on a GPU without TF32, which keeps only ten bits."""
+def evaluating(model: Model, device: torch.device, modules: list[nn.Module] | None = None) -> Iterator[None]:
+    """Evaluation mode in float32: without autocast, and on a GPU without TF32, which keeps only ten bits.
+
+    modules: as for `evaluation_mode`.
+    """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(evaluation_mode(model))
+        stack.enter_context(evaluation_mode(model, modules))
         if torch.is_autocast_enabled(device.type):
             stack.enter_context(torch.autocast(device.type, enabled=False))
         if device.type == "cuda":
@@ -182,9 +263,12 @@ def evaluating(model: Model, device: torch.device) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def evaluation_mode(model: Model) -> Iterator[None]:
-    """Put every module of a model into evaluation mode; afterwards, put each back into the mode it was in."""
-    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+def evaluation_mode(model: Model, modules: list[nn.Module] | None = None) -> Iterator[None]:
+    """Put every module of a model into evaluation mode, and afterwards back into the mode it was in.
+
+    modules: what `modules_of` has found; None: it is asked.
+    """
+    modules = modules_of(model) if modules is None else modules
     training = [module.training for module in modules]
     try:
         for module in modules:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks import default_step_size, pgd_iterates
+from attacks.modules import modules_of
 
 
 def last_iterate(images: Tensor, gradient: Callable[[Tensor], Tensor], *, epsilon: float, steps: int) -> Tensor:
@@ -46,9 +47,10 @@ def crafting_state(model: nn.Module, mode: str) -> Iterator[None]:
     """
     if mode not in ("training", "evaluation"):
         raise ValueError(f"crafting must be training or evaluation, not {mode!r}")
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    modules = modules_of(model)
+    norms = [module for module in modules if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     before = [(norm.training, norm.track_running_stats) for norm in norms]
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters = [p for module in modules for p in module.parameters(recurse=False) if p.requires_grad]
     try:
         for parameter in parameters:
             parameter.requires_grad_(False)

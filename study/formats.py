@@ -60,6 +60,7 @@ class StudyEntry(Record, frozen=True, kw_only=True):
     validation_accuracy: Fraction
     transfer: tuple[Measurement, ...]  # at each of EPSILONS, crafted on the baseline
     white_box: tuple[Measurement, ...]  # at each of EPSILONS, crafted on the network itself
+    attack_version: Positive = 1  # of FGSM: see utils.evaluation.ATTACK_VERSIONS
     versions: Versions  # of the libraries that tested it
     threads: Positive  # of the test
     training_seconds: TotalSeconds | None  # of the training steps of all epochs; None: there was no log

@@ -14,11 +14,11 @@ from msgspec.structs import replace
 from torch import nn
 
 from study.formats import RobustnessEntry, RobustnessReport, read_robustness
-from utils.checkpoints import file_digest, read_metadata, versions
+from utils.checkpoints import check_unchanged, file_digest, load_checkpoint, read_metadata, versions
 from utils.commands.checkpoints import overwrite_advice
 from utils.constants import ARCHITECTURES, EPSILONS, PGD_20, RADIUS, UserError
 from utils.data import Split
-from utils.evaluation import evaluate, evaluate_fgsm, report_row
+from utils.evaluation import ATTACK_VERSIONS, evaluate, evaluate_fgsm, report_row
 from utils.files import beside
 from utils.formats import AttackRow, write_document
 from utils.notes import Notes
@@ -49,7 +49,14 @@ class Test:
 
     def find(self, rows: Iterable[AttackRow]) -> list[AttackRow]:
         """Its results among those of an earlier report; [] unless all are there."""
-        wanted = {"name": self.attack, "setting": self.setting, "examples": self.examples, **self.options}
+        version = ATTACK_VERSIONS[self.attack]
+        wanted = {
+            "name": self.attack,
+            "version": version,
+            "setting": self.setting,
+            "examples": self.examples,
+            **self.options,
+        }
         found = [
             row
             for row in rows
@@ -97,10 +104,13 @@ class Results:
     def _entry(self, path: Path, network: nn.Module) -> RobustnessEntry:
         header = read_metadata(path)
         baseline = self.baselines.setdefault(header.network, path)
+        sha256, weights = file_digest(path), load_checkpoint(path).state_dict()
+        if not all(torch.equal(tensor.cpu(), weights[name]) for name, tensor in network.state_dict().items()):
+            raise UserError(f"{path} was replaced after it was loaded: run the command again")
         return RobustnessEntry(
             name=path.stem,
             architecture=header.network,  # type: ignore[arg-type]  # the schema checks it when the report is written
-            sha256=file_digest(path),
+            sha256=sha256,
             source_sha256=file_digest(baseline),
             parameters=sum(parameter.numel() for parameter in network.parameters()),
             training=header.training,
@@ -147,7 +157,8 @@ def measure(
     networks: path of the checkpoint -> network, the baseline of an architecture before its others.
     split: on the networks' device. FGSM is run on all of it, iterative attacks on its first `examples` images.
     Results in the report at `path` are kept if they are of the same checkpoints, attacks and versions.
-    Raises UserError if other results in that report would be lost; `overwrite` drops them.
+    Raises UserError if other results in that report would be lost; `overwrite` drops them. Raises UserError as well if
+    a checkpoint is replaced meanwhile, and stores nothing of the test during which it happened.
     """
     earlier = read_robustness(path).entries if path.exists() else []
     plan = tests(len(split), min(examples, len(split)))
@@ -160,14 +171,17 @@ def measure(
             f"{overwrite_advice(path, 'replaces them')}--results names another folder"
         )
     notes = Notes(beside(path, ".partial.jsonl"))
-    for entry, done, network in zip(results.entries, results.done, networks.values(), strict=True):
+    for entry, done, (tested, network) in zip(results.entries, results.done, networks.items(), strict=True):
         baseline = networks[results.baselines[entry.architecture]]
         for index, test in enumerate(plan):
             if not done[index]:
                 if not quiet:
                     what = f"{test.attack}, {test.setting}"
                     print(f"{entry.name}, test {index + 1} of {len(plan)}: {what}", flush=True)
-                done[index] = test.run(network, baseline, split, notes, progress=not quiet)
+                rows = test.run(network, baseline, split, notes, progress=not quiet)
+                check_unchanged(tested, entry.sha256)
+                check_unchanged(results.baselines[entry.architecture], entry.source_sha256)
+                done[index] = rows
                 write_document(path, results.report(split))
     write_document(path, results.report(split))
     notes.finish()

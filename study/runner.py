@@ -17,10 +17,10 @@ from study.paper import TRAINING_EPSILONS
 from study.plan import Planned, lines
 from study.state import State
 from utils.adversarial_sets import FOLDER, AdversarialSet, AugmentedSplit, adversarial_set
-from utils.checkpoints import file_digest, load_checkpoint, read_metadata, versions
+from utils.checkpoints import check_unchanged, file_digest, load_checkpoint, read_metadata, versions
 from utils.constants import EPSILONS, UserError
 from utils.data import Split, load_split
-from utils.evaluation import Result, accuracy, evaluate_fgsm
+from utils.evaluation import ATTACK_VERSIONS, Result, accuracy, evaluate_fgsm
 from utils.formats import write_document
 from utils.progress import duration
 from utils.runs import PartialRun, read_epochs
@@ -161,7 +161,7 @@ class Study:
         self.speeds[planned.architecture] = read_epochs(planned.path)[-1].images_per_second
 
     def _test(self, planned: Planned) -> StudyEntry:
-        test = self.splits["test"].to(self.device)
+        test, sha256 = self.splits["test"].to(self.device), file_digest(planned.path)
         network, header = load_checkpoint(planned.path, self.device), read_metadata(planned.path)
         crafted = self._adversarial_set(planned, "test")
         direction, start = crafted.direction.to(self.device), time.perf_counter()
@@ -172,18 +172,20 @@ class Study:
         if validated is None:  # a baseline that was saved by something else
             validated = accuracy(network, self.splits["validation"].to(self.device))
         epochs = read_epochs(planned.path)
+        check_unchanged(planned.path, sha256)
         return StudyEntry(
             part=planned.part,
             name=planned.name,
             architecture=planned.architecture,  # type: ignore[arg-type]  # the schema checks it when the report is written
             training_epsilon=planned.epsilon,
             seed=planned.seed,
-            sha256=file_digest(planned.path),
+            sha256=sha256,
             training=header.training,
             precision=header.precision,
             validation_accuracy=validated,
             transfer=tuple(map(measurement, transfer)),
             white_box=tuple(map(measurement, white_box)),
+            attack_version=ATTACK_VERSIONS["fgsm"],
             versions=versions(),
             threads=torch.get_num_threads(),
             training_seconds=round(sum(epoch.seconds for epoch in epochs), 1) if epochs else None,

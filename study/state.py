@@ -13,6 +13,7 @@ from utils.checkpoints import file_digest, read_metadata
 from utils.commands.checkpoints import overwrite_advice
 from utils.constants import UserError
 from utils.data import Split
+from utils.evaluation import ATTACK_VERSIONS
 from utils.formats import TrainingArguments
 from utils.runs import PartialRun, argument_differences, check_same_arguments, training_arguments
 
@@ -42,9 +43,14 @@ class State:
         return not line[0].is_shipped and all(map(self.is_tested, line))
 
     def is_tested(self, planned: Planned) -> bool:
-        """Whether the report has this checkpoint's figures; without a checkpoint, those of the wanted training."""
+        """Whether the report has this checkpoint's figures; without a checkpoint, those of the wanted training.
+
+        Figures of another version of FGSM do not count.
+        """
         entry = self.entries.get(planned.name)
-        if entry is None or (planned.path.exists() and entry.sha256 != file_digest(planned.path)):
+        if entry is None or entry.attack_version != ATTACK_VERSIONS["fgsm"]:
+            return False
+        if planned.path.exists() and entry.sha256 != file_digest(planned.path):
             return False
         return self._is_taken_as_it_is(planned) or not self._differences(planned)
 

@@ -20,6 +20,7 @@ from utils.checkpoints import (
     DTYPES,
     CheckpointError,
     Declared,
+    check_unchanged,
     file_digest,
     load_checkpoint,
     read_metadata,
@@ -29,6 +30,7 @@ from utils.checkpoints import (
 )
 from utils.constants import EVALUATION_BATCH
 from utils.data import Split, batches, tensor_digest
+from utils.evaluation import ATTACK_VERSIONS
 from utils.files import beside, locked
 from utils.formats import SetManifest
 from utils.progress import progress_bar
@@ -58,15 +60,16 @@ def adversarial_set(
 
     With it, step(images, direction, e) equals fgsm(network, images, labels, epsilon=e) on the same batches; exactly so
     on the same device with the same number of threads. The file is used only if it is intact and was made from what is
-    asked for now: the same source, images, batch size and library versions. Otherwise one line on stderr says why, and
-    the set is built again.
+    asked for now: the same source, images, batch size, version of FGSM and versions of the libraries. Otherwise one
+    line on stderr says why, and the set is built again.
     Raises CheckpointError if the source cannot be loaded, or was trained on another data set or other classes, and
     UserError if another run is building the same set.
     """
     # The split's name, unlike the source's, is ours.
     path = beside(Path(folder) / f"{split.dataset}-{split.name}-fgsm-{Path(source).name}", ".safetensors")
-    wanted = {
+    wanted: dict[str, Any] = {
         "attack": "fgsm",
+        "attack_version": ATTACK_VERSIONS["fgsm"],
         "source_sha256": file_digest(source),
         "dataset": split.dataset,
         "split": split.name,
@@ -86,7 +89,9 @@ def adversarial_set(
     if header.class_names != list(split.class_names):
         raise CheckpointError(f"{source} was trained on other classes than those of {split.dataset}")
     with locked(path):
-        return _build(path, wanted, load_checkpoint(source, device), split, progress)
+        network = load_checkpoint(source, device)
+        check_unchanged(source, wanted["source_sha256"])
+        return _build(path, wanted, network, split, progress)
 
 
 def _build(

@@ -29,6 +29,7 @@ from utils.files import open_file, write_atomically
 from utils.formats import CheckpointHeader, Document, NetworkArguments, decode, encode
 from utils.quoting import one_line, shown
 
+LONGEST_WEIGHTS = 2**40  # bytes of a file of weights that is not a checkpoint of this project
 LARGEST_FILE = 2**28  # bytes of a checkpoint; the widest network with ten classes has 75 million
 DTYPES = {torch.float32: "F32", torch.int64: "I64", torch.uint8: "U8"}  # those that we write, and their names in a file
 METADATA_KEY = "checkpoint"  # one key, because safetensors writes several keys in random order
@@ -110,6 +111,15 @@ def file_digest(path: str | Path, longest: int = LARGEST_FILE) -> str:
         raise CheckpointError(f"{path}: no such checkpoint") from None
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from error
+
+
+def check_unchanged(path: str | Path, sha256: str) -> None:
+    """Raise CheckpointError if the file is not the one whose SHA-256 was taken before its network was tested."""
+    if file_digest(path, longest=LONGEST_WEIGHTS) != sha256:
+        raise CheckpointError(
+            f"{path} was replaced during the test, so the figures are not of the file that is there now: they are not "
+            "stored; run the command again"
+        )
 
 
 def versions(*others: str) -> dict[str, str | None]:

@@ -51,6 +51,21 @@ class Split:
     memory_format: torch.memory_format = torch.channels_last
     defense = None  # these images alone defend against nothing; see AugmentedSplit
 
+    def __post_init__(self) -> None:
+        """Raise TypeError for images or labels of another dtype, and ValueError for another shape."""
+        if self.images.dtype != torch.uint8:
+            low, high = self.images.aminmax() if self.images.numel() else (0, 0)
+            if not (self.images.is_floating_point() and low >= 0 and high <= 1):  # NaN fails this test too
+                raise TypeError(
+                    "a Split holds images as uint8 from 0 to 255, or floating point in [0, 1], not "
+                    f"{self.images.dtype} from {low:.4g} to {high:.4g}"
+                )
+        if self.labels.dtype != torch.int64:
+            raise TypeError(f"a Split holds labels as int64, not {self.labels.dtype}")
+        if self.images.ndim != 4 or self.labels.shape != self.images.shape[:1]:
+            shapes = f"{tuple(self.images.shape)} and {tuple(self.labels.shape)}"
+            raise ValueError(f"a Split holds images (N, C, H, W) and labels (N,), not {shapes}")
+
     def __len__(self) -> int:
         return len(self.labels)
 

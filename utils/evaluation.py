@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from attacks import autoattack, default_step_size, fgsm, fgsm_direction, pgd, step
-from attacks.core import Model, check_epsilon, evaluating
+from attacks.core import Model, check_epsilon, checked_batch, checked_images, evaluating, logits_of
+from attacks.modules import modules_of
+from attacks.state import SMALL, examined, remembering
 from utils import distributed
 from utils.checkpoints import versions
 from utils.constants import EVALUATION_BATCH
@@ -32,6 +34,10 @@ from utils.tables import epsilon_text
 # The names that the command line and reports use.
 ATTACKS: dict[str, Callable[..., Tensor]] = {"fgsm": fgsm, "pgd": pgd, "autoattack": autoattack}
 
+# Raise an attack's version when it finds other examples for the same network, images and options: stored results of
+# another version are not used any more. tests/utils/test_attack_versions.py notices such a change.
+ATTACK_VERSIONS = {"fgsm": 1, "pgd": 1, "autoattack": 1}
+
 
 @dataclass(frozen=True)
 class Result:
@@ -45,6 +51,7 @@ class Result:
     options: dict[str, Any] = field(default_factory=dict)  # the attack's other arguments
     # Which images are correct, bool (examples,); empty if only their number is known.
     mask: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool), compare=False, repr=False)
+    unusual: tuple[str, ...] = ()  # what makes the figure doubtful: see attacks.state
 
     @property
     def accuracy(self) -> float:
@@ -99,6 +106,8 @@ def report_row(
         confidence_interval=result.confidence_interval,
         seconds=round(result.seconds, 3),
         source=source,
+        version=ATTACK_VERSIONS[result.attack],
+        warning="; ".join(result.unusual) or None,
         success_rate=None if clean is None else success_rate(result, clean),
         correct=hits(result) if per_image else None,
         **options,
@@ -108,19 +117,21 @@ def report_row(
 def predictions(network: Model, images: Tensor, batch_size: int = EVALUATION_BATCH) -> Tensor:
     """The class that the network, in evaluation mode, gives to each image: int64 (N,).
 
-    images: float (N, C, H, W) in [0, 1].
+    images: float (N, C, H, W) in [0, 1]. Raises what attacks.core.checked_images and logits_of raise.
     """
+    images = checked_images(images)
     with torch.no_grad(), evaluating(network, images.device):
-        return torch.cat([network(batch).argmax(1) for batch in images.split(batch_size)])
+        return torch.cat([logits_of(network, batch).argmax(1) for batch in images.split(batch_size)])
 
 
 def correctly_classified(network: Model, images: Tensor, labels: Tensor) -> Tensor:
     """Which images the network, in the mode it is in, classifies correctly: bool (N,).
 
-    images: float (N, C, H, W) in [0, 1]; labels: int64 (N,).
+    images: float (N, C, H, W) in [0, 1]; labels: int64 (N,). Raises what checked_batch and logits_of raise.
     """
+    images = checked_batch(images, labels)
     with torch.no_grad():
-        return network(images).argmax(1) == labels
+        return logits_of(network, images).argmax(1) == labels
 
 
 def accuracy(network: Model, split: Data) -> float:
@@ -160,6 +171,7 @@ def evaluate_fgsm(
     *,
     source: Model | None = None,
     direction: Tensor | None = None,
+    eot: int = 1,
     batch_size: int = EVALUATION_BATCH,
     progress: bool = False,
 ) -> list[Result]:
@@ -169,10 +181,12 @@ def evaluate_fgsm(
     source: the network whose gradient crafts the examples. None: `network` itself, a white-box attack.
     direction: int8 (N, C, H, W), the sign of the gradient for each image of the split, as an AdversarialSet has it.
         With it, no gradient is computed.
+    eot: as for `fgsm`.
     progress: whether to show a progress bar.
     Returns a Result for the clean images and one for each epsilon, with masks. The seconds of an attack are those for
-    the direction, which all epsilons share, and those for its own forward passes: what it would take alone. Those of
-    all processes are added. Raises ValueError for an epsilon that is not from 0 to 1.
+    the direction, which all epsilons share, and those for its own forward passes: what it would take alone. Those
+    of all processes are added. Raises ValueError for an epsilon that is not from 0 to 1. Warns (RuntimeWarning) as
+    attacks.state.examined does, and the Results say so too.
     """
     split = as_split(split, *_those_of(network, source))
     radii = [0.0, *epsilons]
@@ -183,6 +197,7 @@ def evaluate_fgsm(
     rank, ranks, seen = distributed.rank(), distributed.world_size(), 0
     signs: Tensor = torch.zeros(())  # the clean images need none
     bar = progress_bar(title="evaluating", total=len(split), unit="image", visible=progress and rank == 0)
+    unusual = _examined(network, split, source)
     with bar, evaluating(network, split.device), explaining(split, *_those_of(network, source)):
         crafted = iter(() if direction is None else direction.split(batch_size)[rank::ranks])
         for number, (images, labels) in enumerate(batches(split, batch_size, rank, ranks)):
@@ -192,7 +207,7 @@ def evaluate_fgsm(
                 if direction is not None:
                     signs = next(crafted).to(images)
                 elif epsilons:
-                    signs = fgsm_direction(network if source is None else source, images, labels)
+                    signs = fgsm_direction(network if source is None else source, images, labels, eot=eot)
                 crafting = time.perf_counter() - start
                 for i, epsilon in enumerate(radii):
                     start = time.perf_counter()
@@ -204,9 +219,10 @@ def evaluate_fgsm(
             bar.set_postfix(**{f"at {epsilon_text(radii[i])}": f"{masks[i].sum() / seen:.1%}" for i in (0, -1)})
     gathered = distributed.gather((seconds, masks))
     seconds, masks = (torch.stack(parts) for parts in zip(*gathered, strict=True))
+    options = {"eot": eot} if eot > 1 else {}
     return [
-        Result(radius, int(mask.sum()), len(split), each.item(), mask=mask)
-        for radius, each, mask in zip(radii, seconds.sum(0), masks.any(0), strict=True)
+        Result(radius, int(mask.sum()), len(split), each, options=options, mask=mask, unusual=unusual)
+        for radius, each, mask in zip(radii, seconds.sum(0).tolist(), masks.any(0), strict=True)
     ]
 
 
@@ -231,15 +247,20 @@ def evaluate(
     """Accuracy under one attack, batch by batch in the order of the split: a Result with its mask.
 
     attack: a key of ATTACKS. epsilon: L-inf radius in pixel units.
-    options: the other arguments of the attack. A seed among them is that of each batch.
+    options: the other arguments of the attack. A seed among them is that of each batch. With a source, PGD runs without
+        early_stop unless they say otherwise: an example that only just fools the source seldom fools another network.
     source, progress: as for `evaluate_fgsm`.
     notes: where finished batches are noted. If the evaluation is interrupted, the same call with the same notes
         continues after the last finished batch. When several processes evaluate together, the first one makes the notes
         and all pass them: utils.distributed.from_main(lambda: Notes(path)).
     on_batch: called with the adversarial images of each batch that is attacked now; finished batches in notes are not.
-    The Result's seconds are those of all processes and of all interrupted attempts together.
+    The Result's seconds are those of all processes and of all interrupted attempts together. Each image is judged by a
+    pass that comes after the attack, so that a random network is not judged by a pass on which the attack was lucky.
+    Warns (RuntimeWarning) as attacks.state.examined does, and the Result says so too.
     """
-    options, split = options or {}, as_split(split, *_those_of(network, source))
+    options, split = dict(options or {}), as_split(split, *_those_of(network, source))
+    if attack == "pgd" and source not in (None, network):
+        options.setdefault("early_stop", False)
 
     def attacked(images: Tensor, labels: Tensor) -> Row:
         start = time.perf_counter()
@@ -256,7 +277,8 @@ def evaluate(
     visible = progress and distributed.rank() == 0
     title, done = f"{attack} at {epsilon_text(epsilon)}", sum(sizes[: len(rows)])
     bar = progress_bar(title=title, total=len(split), unit="image", initial=done, visible=visible)
-    with bar, evaluating(network, split.device), explaining(split, *_those_of(network, source)):
+    unusual, those = _examined(network, split, source), _those_of(network, source)
+    with bar, evaluating(network, split.device), remembering(network, unusual), explaining(split, *those):
         for new in _rounds(split, batch_size, len(rows), attacked, bar):
             if notes:
                 distributed.from_main(partial(notes.add, key, new))
@@ -264,7 +286,13 @@ def evaluate(
             bar.set_postfix(accuracy=f"{sum(hits.count('1') for hits, _ in rows) / bar.n:.1%}")
     mask = torch.tensor([hit == "1" for hits, _ in rows for hit in hits])
     seconds = sum(seconds for _, seconds in rows)
-    return Result(epsilon, int(mask.sum()), len(split), seconds, attack, options, mask)
+    return Result(epsilon, int(mask.sum()), len(split), seconds, attack, options, mask, unusual)
+
+
+def _examined(network: Model, split: Split, source: Model | None) -> tuple[str, ...]:
+    """What attacks.state.examined says of the network and the split's first images, on every process alike."""
+    with explaining(split, *_those_of(network, source)):
+        return distributed.from_main(lambda: examined(network, next(batches(split, SMALL))[0]))
 
 
 def evaluation_key(
@@ -281,7 +309,7 @@ def evaluation_key(
         {
             "networks": [_described(network), None if source is None else _described(source)],
             "split": split.digest(),
-            "attack": {"name": attack, "epsilon": float(epsilon), **options},
+            "attack": {"name": attack, "version": ATTACK_VERSIONS[attack], "epsilon": float(epsilon), **options},
             "batch_size": batch_size,
             "versions": versions("pyautoattack"),
         }
@@ -292,8 +320,12 @@ def _described(network: Model) -> list[Any]:
     """What tells a network from others, JSON-serialisable."""
     if not isinstance(network, nn.Module):
         raise TypeError("notes tell networks apart by their weights: the network must be an nn.Module")
-    state = network.state_dict()
-    return [type(network).__name__, list(state), tensor_digest(*state.values())]
+    settings, tensors = [], []
+    for module in modules_of(network):
+        plain = {name: value for name, value in vars(module).items() if isinstance(value, (bool, int, float, str))}
+        settings.append([type(module).__name__, plain | {"training": False}])
+        tensors += [tensor.detach() for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False))]
+    return [settings, tensor_digest(*tensors)]
 
 
 def _rounds(

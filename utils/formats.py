@@ -287,6 +287,7 @@ class SetManifest(Document, frozen=True, kw_only=True):
     """The header of an adversarial set: what it was made from, how, and in how long."""
 
     attack: Literal["fgsm"]
+    attack_version: Positive = 1  # see utils.evaluation.ATTACK_VERSIONS
     source_sha256: Sha256  # of the checkpoint whose gradient was taken
     dataset: Name
     split: Name
@@ -319,6 +320,8 @@ class AttackRow(Record, frozen=True, kw_only=True):
     confidence_interval: Interval
     seconds: TotalSeconds
     source: Text | None = None  # path of the checkpoint that crafted transferred examples
+    version: Positive = 1  # of the attack: see utils.evaluation.ATTACK_VERSIONS
+    warning: Text | None = None  # what makes the figure doubtful: the network is random, say (attacks.state)
     # The options; an attack has some of them.
     targeted: bool | None = None
     steps: Positive | None = None
@@ -327,6 +330,7 @@ class AttackRow(Record, frozen=True, kw_only=True):
     random_start: bool | None = None
     loss: Name | None = None
     early_stop: bool | None = None
+    eot: Positive | None = None
     seed: Seed | None = None
     attacks: list[Name] | None = None
     queries: Positive | None = None

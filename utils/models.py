@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attacks.core import AttackError, Model, evaluating
+from attacks.core import AttackError, Model, evaluating, logits_of
 from networks.folding import Normalize
 from utils.checkpoints import load_checkpoint
 from utils.constants import UserError
@@ -240,7 +240,9 @@ def count_classes(network: Model, split: Split) -> int:
     dtype = str(images.dtype).removeprefix("torch.")
     try:
         with torch.no_grad(), evaluating(network, split.device):
-            logits: Any = network(images)
+            logits = logits_of(network, images)
+    except AttackError as error:
+        raise UserError(str(error)) from error
     except Exception as error:  # whatever the user's code raises
         weights = {weight.dtype for weight in network.parameters()} if isinstance(network, nn.Module) else set()
         others = [str(other).removeprefix("torch.") for other in weights - {images.dtype}]
@@ -248,13 +250,6 @@ def count_classes(network: Model, split: Split) -> int:
         raise UserError(
             f"the network cannot classify {dtype} images of shape {tuple(images.shape[1:])}: {one_line(error)}{hint}"
         ) from error
-    if not isinstance(logits, Tensor):
-        raise UserError(
-            f"the network returns a {type(logits).__name__}, not a tensor of logits (N, classes): wrap it in an "
-            "nn.Module that returns the logits"
-        )
-    if logits.ndim != 2 or len(logits) != len(images):
-        raise UserError(f"the network must return logits (N, classes) with N={len(images)}, not {tuple(logits.shape)}")
     if split.labels.max() >= logits.shape[1]:
         raise UserError(
             f"a label is {int(split.labels.max())}, but the network's classes are 0 to {logits.shape[1] - 1}"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from attacks.core import Model, evaluating
+from attacks.core import Model, evaluating, logits_of
 from utils.constants import EVALUATION_BATCH, LARGEST_CLASSES, UserError
 from utils.data import Split, batches
 from utils.files import read_bytes, write_atomically
@@ -185,7 +185,7 @@ def _write(folder: Path, saved: SavedImages) -> None:
 
 def _predictions(network: Model, split: Split, batch_size: int) -> Tensor:
     with torch.no_grad(), evaluating(network, split.device):
-        return torch.cat([network(images).argmax(1) for images, _ in batches(split, batch_size)])
+        return torch.cat([logits_of(network, images).argmax(1) for images, _ in batches(split, batch_size)])
 
 
 def _levels(images: Tensor) -> Tensor:

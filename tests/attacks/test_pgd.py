@@ -7,6 +7,7 @@ from torch import nn
 
 from attacks import fgsm, pgd, pgd_iterates
 from attacks.core import margin
+from attacks.state import remembering
 from tests.helpers.attacked import model_and_images
 
 
@@ -85,7 +86,8 @@ def test_without_early_stop_the_result_is_the_best_of_all_iterates_and_the_defau
         return logits
 
     options = {"epsilon": 0.03, "steps": 4, "restarts": 2, "targeted": targeted}
-    adversarial = pgd(recording, images, labels, early_stop=False, **options)
+    with remembering(recording, ()):  # which saves the passes that look for randomness
+        adversarial = pgd(recording, images, labels, early_stop=False, **options)
     assert [len(losses) for losses in seen] == [20] * (1 + 2 * 5)  # the image itself, then x_0 to x_4 twice
     reached = sign * F.cross_entropy(model(adversarial), labels, reduction="none")
     torch.testing.assert_close(reached, torch.stack(seen).amax(0))
@@ -169,7 +171,8 @@ def test_misclassified_images_leave_the_batch():
         seen.append(len(x))
         return model(x)
 
-    adversarial = pgd(counting, images, labels, epsilon=0.03, steps=5, restarts=2)
+    with remembering(counting, ()):
+        adversarial = pgd(counting, images, labels, epsilon=0.03, steps=5, restarts=2)
     wrong_from_the_start = (model(images).argmax(1) != labels).sum()
     assert seen[:2] == [20, 20 - wrong_from_the_start]
     assert seen == sorted(seen, reverse=True)

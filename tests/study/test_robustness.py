@@ -1,6 +1,8 @@
 """The report on robustness: it measures what it says, skips what is done, and its tables and figures show it."""
 
 import json
+import shutil
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
@@ -107,6 +109,52 @@ def test_what_is_done_is_skipped_and_what_changed_is_not(measured, networks, dig
     assert read_robustness(path) == again
     measure(networks, split, path, examples=5, overwrite=True, quiet=True)
     assert runs.count("pgd") == (len(RADII) + 1) * 3  # other images, for both networks
+
+
+def test_figures_of_another_version_of_an_attack_are_measured_again(networks, digits, tmp_path, quick, monkeypatch):
+    path, split = tmp_path / "robustness.json", digits["test"].first(8)
+    measure(networks, split, path, examples=4, quiet=True)
+    monkeypatch.setitem(evaluation.ATTACK_VERSIONS, "autoattack", 7)
+    with pytest.raises(UserError, match="2 figures of other checkpoints, versions"):
+        measure(networks, split, path, examples=4, quiet=True)
+    runs, run = [], robustness.Test.run
+    monkeypatch.setattr(robustness.Test, "run", lambda self, *a, **k: runs.append(self.attack) or run(self, *a, **k))
+    report = measure(networks, split, path, examples=4, overwrite=True, quiet=True)
+    assert runs == ["autoattack"] * 2
+    assert {row.name: row.version for row in report.entries[0].results} == {"fgsm": 1, "pgd": 1, "autoattack": 7}
+
+
+@pytest.mark.parametrize("name", ["cnn.safetensors", "cnn-other.safetensors"])
+@pytest.mark.parametrize("when", ["before", "during"])
+def test_a_checkpoint_that_is_replaced_gets_no_figures(
+    name, when, networks, digits, trained, tmp_path, quick, monkeypatch
+):
+    """The baseline, which crafts transferred examples for both networks, or the other network."""
+    copies = {}
+    for source, network in networks.items():
+        copies[Path(shutil.copy(source, tmp_path))] = network
+    path, split = tmp_path / "robustness.json", digits["test"].first(8)
+    runs, run, plan = [], robustness.Test.run, robustness.tests
+
+    def replacing(self, *arguments, **options):
+        runs.append(self.attack)
+        if when == "during" and len(runs) == 15:  # the second test of the second network
+            shutil.copy(trained("cnn-lstm"), tmp_path / name)
+        return run(self, *arguments, **options)
+
+    monkeypatch.setattr(robustness.Test, "run", replacing)
+    monkeypatch.setattr(robustness, "tests", lambda *counts: plan(*counts)[:13])
+    if when == "before":  # but after the networks were loaded
+        other = next(each for each in networks if each.name != name)
+        shutil.copy(other, tmp_path / name)
+    with pytest.raises(UserError, match=rf"{name} was replaced {'during' if when == 'during' else 'after'}"):
+        measure(copies, split, path, examples=4, quiet=True)
+    if when == "during":
+        first, second = read_robustness(path).entries
+        assert len(first.results) == 2 * (len(RADII) + 1) + len(RADII) + 1
+        assert len(second.results) == len(RADII) + 1  # of the first test
+    else:
+        assert not path.exists()
 
 
 def test_an_interruption_loses_nothing(networks, digits, tmp_path, quick, monkeypatch):

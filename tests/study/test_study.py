@@ -17,7 +17,7 @@ import pytest
 import torch
 from msgspec.structs import replace
 
-from study import figures, tables
+from study import figures, runner, tables
 from study.formats import Measurement, StudyEntry, StudyReport, WholeStudy, read_study, read_whole_study
 from study.paper import PRINTED, REMEASURED, TRAINING_EPSILONS
 from study.plan import lines
@@ -26,7 +26,7 @@ from tests.helpers.project import QUICK, ROOT, command
 from utils.checkpoints import load_checkpoint, read_metadata, save_checkpoint
 from utils.constants import EPSILONS, UserError
 from utils.data import training_batches
-from utils.evaluation import evaluate_fgsm
+from utils.evaluation import ATTACK_VERSIONS, evaluate_fgsm
 from utils.recipes import RECIPES
 from utils.runs import PartialRun
 from utils.statistics import wilson_interval
@@ -193,6 +193,37 @@ def test_replaced_baseline_is_tested_again(finished, report, monkeypatch, tmp_pa
     assert entry.validation_accuracy < 0.1
     assert entry.training_seconds is None
     assert "| CNN | – | 0." in tables.times_table(with_entry(report, entry))
+
+
+def test_figures_of_another_version_of_fgsm_are_measured_again(finished, monkeypatch):
+    monkeypatch.setitem(ATTACK_VERSIONS, "fgsm", ATTACK_VERSIONS["fgsm"] + 1)
+    again = study(finished[0], monkeypatch)
+    assert len(again.todo) == 20
+    assert all(map(again.state.is_trained, again.todo))
+
+
+def test_a_checkpoint_that_is_replaced_during_its_test_gets_no_figures(finished, monkeypatch, tmp_path):
+    """Neither those of the network that was loaded nor others. What was tested before stays."""
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+    made = tmp_path / "results" / "digits"
+    report = json.loads((made / "study.json").read_text())
+    tested, replaced = (report["networks"].pop(1)["name"] for _ in range(2))
+    (made / "study.json").write_text(json.dumps(report))
+    again = study(tmp_path, monkeypatch)
+    assert [planned.name for planned in again.todo] == [tested, replaced]
+
+    def evaluated(*arguments, **options):
+        if len(read_study(again.report).entries) == 19:
+            shutil.copy(made / "cnn.safetensors", made / f"{replaced}.safetensors")
+        return evaluate_fgsm(*arguments, **options)
+
+    monkeypatch.setattr(runner, "evaluate_fgsm", evaluated)
+    with pytest.raises(UserError, match=rf"{replaced}\.safetensors was replaced during the test"):
+        again.run()
+    names = [entry.name for entry in read_study(again.report).entries]
+    assert len(names) == 19
+    assert tested in names
+    assert replaced not in names
 
 
 def test_earlier_figures_are_not_dropped_unasked(finished, monkeypatch, tmp_path):

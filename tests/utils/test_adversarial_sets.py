@@ -14,7 +14,9 @@ import utils.adversarial_sets
 from attacks import fgsm, step
 from utils.adversarial_sets import AugmentedSplit, adversarial_set
 from utils.checkpoints import CheckpointError, load_checkpoint, read_tensors, save_checkpoint, write_tensors
+from utils.constants import UserError
 from utils.data import batches, flip_and_shift, training_batches
+from utils.evaluation import ATTACK_VERSIONS
 from utils.formats import SetManifest
 from utils.recipes import RECIPES
 from utils.training import train
@@ -106,6 +108,11 @@ def other_versions(source, split, path, monkeypatch):
     return {}
 
 
+def other_version_of_the_attack(source, split, path, monkeypatch):
+    monkeypatch.setitem(ATTACK_VERSIONS, "fgsm", ATTACK_VERSIONS["fgsm"] + 1)
+    return {}
+
+
 def flipped_bit(source, split, path, monkeypatch):
     data = bytearray(path.read_bytes())
     data[-100] ^= 1
@@ -142,6 +149,18 @@ def no_time(source, split, path, monkeypatch):
     return {}
 
 
+def test_source_that_is_replaced_while_it_is_read_makes_no_set(digits, source, trained, tmp_path, monkeypatch):
+    def replaced(path, device):
+        network = load_checkpoint(path, device)
+        shutil.copy(trained("cnn-lstm"), source)
+        return network
+
+    monkeypatch.setattr(utils.adversarial_sets, "load_checkpoint", replaced)
+    with pytest.raises(UserError, match=r"source\.safetensors was replaced"):
+        adversarial_set(source, digits["test"], folder=tmp_path / "sets")
+    assert not list((tmp_path / "sets").glob("*.safetensors"))
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -150,6 +169,7 @@ def no_time(source, split, path, monkeypatch):
         (other_images, "another split"),
         (other_batch_size, "another batch size"),
         (other_versions, "another versions"),
+        (other_version_of_the_attack, "another attack version"),
         (flipped_bit, "damaged"),
         (cut_off, "damaged"),
         (emptied, "damaged"),

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -150,6 +151,45 @@ def test_what_attacks_need_is_missed_before_any_is_run(script, trained, tmp_path
 @pytest.mark.parametrize(("flag", "value"), [("steps", 3), ("step-size", 0.1), ("restarts", 2), ("loss", "margin")])
 def test_flags_of_pgd_belong_to_it(flag, value, script):
     assert_one_line(script("test-cnn.py", f"--{flag}", value), f"--{flag} belongs to --attack pgd")
+
+
+def test_eot_belongs_to_the_attacks_that_follow_a_gradient(script, trained, tmp_path):
+    assert_one_line(
+        script("test-cnn.py", "--attack", "autoattack", "--eot", 2), "--eot belongs to --attack fgsm and pgd"
+    )
+    arguments = ["--checkpoint", trained("cnn"), "--examples", 5, "--epsilon", 0.1, "--attack", "fgsm", "pgd"]
+    tested = script("test-cnn.py", *arguments, "--eot", 2, "--steps", 1, "--json", tmp_path / "o")
+    assert tested.returncode == 0, tested.stderr
+    assert [row.eot for row in attacks_in(tmp_path / "o")] == [2, 2]
+
+
+def test_transferred_pgd_takes_all_its_steps(script, trained, tmp_path):
+    arguments = ["--checkpoint", trained("cnn"), "--examples", 5, "--attack", "pgd", "--steps", 1]
+    for flags, stops in (([], True), (["--source", trained("cnn-lstm")], False)):
+        assert script("test-cnn.py", *arguments, *flags, "--json", tmp_path / "o").returncode == 0
+        assert [row.early_stop for row in attacks_in(tmp_path / "o")] == [stops]
+
+
+def test_a_checkpoint_that_is_replaced_during_its_test_gets_no_report(script, trained, tmp_path):
+    """The finished batches stay, in case the first file comes back."""
+    path = shutil.copy(trained("cnn"), tmp_path / "tested.safetensors")
+    (tmp_path / "sitecustomize.py").write_text(
+        "import shutil, sys\n"
+        "if 'test-cnn.py' in ' '.join(sys.orig_argv):\n"
+        "    import utils.evaluation as evaluation\n"
+        "    evaluate = evaluation.evaluate\n"
+        "    def replacing(*arguments, **options):\n"
+        "        result = evaluate(*arguments, **options)\n"
+        f"        shutil.copy({str(trained('cnn-lstm'))!r}, {str(path)!r})\n"
+        "        return result\n"
+        "    evaluation.evaluate = replacing\n"
+    )
+    arguments = ["--checkpoint", path, "--examples", 5, "--attack", "pgd", "--steps", 1, "--json", tmp_path / "o.json"]
+    result = script("test-cnn.py", *arguments, PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "tested.safetensors was replaced during the test" in result.stderr
+    assert not (tmp_path / "o.json").exists()
+    assert (tmp_path / "o.attacks.partial.jsonl").exists()
 
 
 def test_default_radius_of_an_iterative_attack(script, trained, tmp_path):

@@ -151,6 +151,7 @@ class Noisy(Masked):
 )
 @pytest.mark.filterwarnings("ignore:AutoAttack. it seems to be a randomized defense")
 @pytest.mark.filterwarnings("ignore:the gradient of the model's loss is zero")
+@pytest.mark.filterwarnings("ignore:the model gives the same images other logits")
 def test_masked_gradients_are_caught(masked, signs, baseline, other, digits):
     torch.manual_seed(0)
     diagnosis = diagnosed(masked(baseline), digits, other)

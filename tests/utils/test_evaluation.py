@@ -13,10 +13,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from attacks import fgsm
+from attacks.state import BATCH_DEPENDENT, RANDOM
 from networks import CNN
 from utils import evaluation
 from utils.data import batches
 from utils.evaluation import (
+    ATTACK_VERSIONS,
     ATTACKS,
     Result,
     accuracy,
@@ -93,6 +95,8 @@ def test_each_attack_is_evaluated_batch_by_batch(attack, transfer, digits, netwo
     source = other if transfer else None
     split = digits["test"].first(50)
     result = evaluate(network, split, attack, 0.05, options=options, source=source, batch_size=20)
+    if attack == "pgd" and transfer:
+        options = {**options, "early_stop": False}
     expected = []
     for images, labels in batches(split, 20):
         adversarial = ATTACKS[attack](source or network, images, labels, epsilon=0.05, **options)
@@ -101,6 +105,21 @@ def test_each_attack_is_evaluated_batch_by_batch(attack, transfer, digits, netwo
     assert 0 < sum(expected) < 50
     assert (result.epsilon, result.correct, result.examples) == (0.05, sum(expected), 50)
     assert (result.attack, result.options) == (attack, options)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "margin"])
+def test_examples_for_another_network_run_to_the_end_unless_asked_otherwise(loss, digits, network, other):
+    """Stopped at the boundary of the network that crafts them, they would hardly fool the network that is tested."""
+    split, options = digits["test"].first(100), {"steps": 10, "loss": loss}
+    results = {
+        asked: evaluate(network, split, "pgd", 0.05, source=other, options={**options, **given})
+        for asked, given in ((None, {}), (False, {"early_stop": False}), (True, {"early_stop": True}))
+    }
+    assert torch.equal(results[None].mask, results[False].mask)
+    assert results[None].correct < results[True].correct
+    assert [report_row(result, "transfer").early_stop for result in results.values()] == [False, False, True]
+    for source in (None, network):
+        assert "early_stop" not in evaluate(network, split.first(2), "pgd", 0.05, source=source).options
 
 
 @pytest.fixture
@@ -158,6 +177,17 @@ class Opposite(Linear):
         return -super().forward(images)
 
 
+class Hiding(nn.Module):
+    """Holds a network in a plain list, which its own state therefore lacks, and multiplies its logits."""
+
+    def __init__(self, network, factor=1.0):
+        super().__init__()
+        self.hidden, self.factor = [network], factor
+
+    def forward(self, images):
+        return self.factor * self.hidden[0](images)
+
+
 @pytest.fixture
 def attacked(monkeypatch):
     """A list that grows with each batch that `evaluate` attacks; the attack changes nothing."""
@@ -191,6 +221,7 @@ def attacked(monkeypatch):
         lambda split: replace(split, images=split.images.flip(3)),
         lambda split: replace(split, labels=split.labels.flip(0)),
         "versions",
+        "attack version",
     ],
 )
 def test_notes_about_something_else_are_not_used(change, digits, attacked, tmp_path, monkeypatch):
@@ -203,6 +234,8 @@ def test_notes_about_something_else_are_not_used(change, digits, attacked, tmp_p
     assert len(attacked) == 2
     if change == "versions":
         monkeypatch.setattr(evaluation, "versions", lambda *names: {"torch": "another"})
+    elif change == "attack version":
+        monkeypatch.setitem(ATTACK_VERSIONS, "pgd", ATTACK_VERSIONS["pgd"] + 1)
     elif callable(change):
         of["split"] = change(split)
     else:
@@ -210,6 +243,14 @@ def test_notes_about_something_else_are_not_used(change, digits, attacked, tmp_p
     evaluate(**of, notes=notes)
     assert len(attacked) > 2
     assert len(Notes(tmp_path / "notes.jsonl").rows) == 2  # and those of the first evaluation are still there
+
+
+@pytest.mark.parametrize("other", [Hiding(Linear(1)), Hiding(Opposite(0)), Hiding(Linear(0), 2.0)])
+def test_notes_tell_networks_apart_by_what_their_state_does_not_hold(other, digits):
+    def key(network):
+        return evaluation.evaluation_key(network, digits["test"].first(4), "pgd", 0.1, {}, None, 2)
+
+    assert key(Hiding(Linear(0))) == key(Hiding(Linear(0)).eval()) != key(other)
 
 
 def test_notes_need_a_network_with_weights(digits, attacked, tmp_path):
@@ -259,8 +300,62 @@ def test_report_has_all_of_an_attacks_parameters():
     assert row("pgd", step_size=0.02).step_size == 0.02
     autoattack = row("autoattack")
     assert (autoattack.queries, autoattack.attacks) == (5000, ["apgd-ce", "apgd-t", "fab-t", "square"])
+    assert (pgd.eot, fgsm.eot, row("pgd", eot=5).eot, autoattack.eot) == (1, 1, 5, None)
+    assert pgd.version == ATTACK_VERSIONS["pgd"]
+    assert pgd.warning is None
     for made in (fgsm, pgd, autoattack):
         assert decode(encode(made), AttackRow) == made
+
+
+@pytest.mark.filterwarnings("ignore:the model")
+@pytest.mark.parametrize("attack", ["fgsm", "pgd"])
+def test_a_network_that_changes_is_told_of_and_the_report_says_so(attack, digits, network):
+    def noisy(images):
+        return network(images + 0.1 * torch.randn_like(images))
+
+    def by_the_batch(images):
+        return network(images + 0.1 * images.mean(0))
+
+    split = digits["test"].first(20)
+    for model, found in ((noisy, RANDOM), (by_the_batch, BATCH_DEPENDENT)):
+        with pytest.warns(RuntimeWarning) as told:
+            result = evaluate(model, split, attack, 0.05, batch_size=7)
+        assert [str(warning.message) for warning in told] == [found]  # once, not for each batch
+        assert result.unusual == (found,)
+        row = report_row(result, "white_box")
+        assert row.warning == found
+        assert decode(encode(row), AttackRow) == row
+        with pytest.warns(RuntimeWarning, match="the model"):
+            assert [result.unusual for result in evaluate_fgsm(model, split, [0.1])] == [(found,)] * 2
+    assert evaluate(network, split, attack, 0.05).unusual == ()
+
+
+def test_honest_networks_cost_two_small_passes_more(digits, network):
+    sizes = []
+
+    def counted(images):
+        sizes.append(len(images))
+        return network(images)
+
+    evaluate(counted, digits["test"].first(60), "fgsm", 0.05, batch_size=30)
+    assert sizes == [16, 12, 30, 30, 30, 30]
+
+
+@pytest.mark.filterwarnings("ignore:the model gives the same images other logits")
+def test_a_random_network_is_judged_by_passes_that_no_attack_has_seen(digits, network):
+    """Its logits drown in noise. An attack that chose among passes would leave far fewer images than chance does."""
+    spread = 3 * network(digits["test"].first(50).images / 255).std().detach()
+
+    def random(images):
+        logits = network(images)
+        return logits + spread * torch.randn_like(logits)
+
+    torch.manual_seed(0)
+    split = digits["test"].first(200)
+    result = evaluate(random, split, "pgd", 0.0, options={"steps": 20})
+    clean = evaluate_fgsm(random, split, [])[0]
+    assert result.correct == pytest.approx(clean.correct, abs=25)
+    assert evaluate_fgsm(random, split, [0.05], eot=3)[1].options == {"eot": 3}
 
 
 @pytest.fixture
@@ -276,7 +371,7 @@ def clock(monkeypatch):
         return timed
 
     monkeypatch.setattr(evaluation, "time", SimpleNamespace(perf_counter=lambda: now[0]))
-    monkeypatch.setattr(evaluation, "fgsm_direction", taking(10, lambda network, images, labels: images.sign()))
+    monkeypatch.setattr(evaluation, "fgsm_direction", taking(10, lambda network, images, labels, eot: images.sign()))
     monkeypatch.setitem(ATTACKS, "fgsm", taking(10, lambda network, images, labels, epsilon: images))
     return taking(1, Linear(0))
 
@@ -331,7 +426,7 @@ def test_a_slow_attack_says_within_a_batch_how_long_it_takes(digits, network, ca
     evaluate(slow, digits["test"].first(60), "pgd", 8 / 255, options=options, progress=True, batch_size=30)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == pytest.approx(clock[-1] / 32, abs=1)  # every half minute, at the next pass
-    assert lines[0] == "pgd at 8/255: 5 of 60 images in 32 s, about 6 min left"
+    assert lines[0] == "pgd at 8/255: 4 of 60 images in 32 s, about 8 min left"
     done = [int(line.split()[3]) for line in lines]
     assert done == sorted(done)
     assert "in 3 min, about 3 min left" in "".join(lines)

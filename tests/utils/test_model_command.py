@@ -124,7 +124,7 @@ def test_lazy_names_import_torch_only_when_they_are_used():
         (["--model", "resnet18", "--data", "pictures", "--classes", "ant", "bee"], ["'cat'", "not one of the classes"]),
         (["--model", "resnet18", "--data", "pictures", "--classes", "ant", "ant"], ["each once"]),
         (["--model", "nets.py:build", "--data", "digits", "--classes", "a"], ["not for digits"]),
-        (["--model", "odd.py:Dictionary", "--data", "pictures"], ["returns a dict, not a tensor of logits"]),
+        (["--model", "odd.py:Dictionary", "--data", "pictures"], ["must return logits (N, classes)"]),
         (["--model", "odd.py:three", "--data", "pictures"], ["a label is 3, but the network's classes are 0 to 2"]),
         (
             ["--model", "odd.py:three", "--data", "three.npz", "--attack", "autoattack"],
@@ -138,7 +138,7 @@ def test_bad_arguments_are_one_line_and_status_2(arguments, parts, folder, scrip
         "from torch import nn\n"
         "class Dictionary(nn.Module):\n"
         "    def forward(self, images):\n"
-        "        return {'logits': images}\n"
+        "        return {'scores': images, 'features': images}\n"
         "def three():\n"
         "    return nn.Sequential(nn.Flatten(), nn.LazyLinear(3))\n"
     )

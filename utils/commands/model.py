@@ -56,13 +56,15 @@ def model_parser() -> Parser:
     add = partial(parser.add, "data")
     text = "a folder with a folder of pictures for each class, an .npz with images and labels, cifar10 or digits"
     add("--data", types.file_path, text, required=True)
-    add("--classes", str, "names of the network's classes in its order, or a file with a name a line", nargs="+")
-    add("--resize", types.positive_int, "scale and crop pictures to N x N pixels (default: they have one size)")
-    add("--channels", ("1", "3"), "read pictures of a folder as colours, 3 (default), or grey, 1", default="3")
+    add("--classes", str, "the network's classes in its order, or a file with a name a line", nargs="+")
+    add("--resize", types.positive_int, "scale and crop pictures to N x N pixels")
+    add("--channels", ("1", "3"), "of a folder's pictures: 3 (default), or 1, grey", default="3")
     add = partial(parser.add, "network")
-    text = "module:name or file.py:name of an nn.Module or a function that makes one; a torchvision name; a checkpoint"
+    text = (
+        "module:name or file.py:name of an nn.Module or a function that makes one, a torchvision name or a checkpoint"
+    )
     add("--model", str, text, required=True)
-    add("--weights", types.file_path, "a state dict, .safetensors or .pth (default: as --model makes them)")
+    add("--weights", types.file_path, "a state dict, .safetensors or .pth (default: none)")
     number = types.number(Annotated[float, Meta(ge=-1e9, le=1e9)])
     add("--mean", number, "what the network expects subtracted from each channel", nargs="+")
     add("--std", types.positive_float, "what it expects each channel then divided by", nargs="+")
@@ -93,7 +95,7 @@ def prepare_model(args: Namespace) -> tuple[Subject, int]:
     """
     import torch
 
-    from utils.checkpoints import file_digest, load_checkpoint, read_metadata
+    from utils.checkpoints import LONGEST_WEIGHTS, file_digest, load_checkpoint, read_metadata
     from utils.files import beside
     from utils.images import as_split
     from utils.models import FEWEST_CLASSES, count_classes, load_model
@@ -106,6 +108,9 @@ def prepare_model(args: Namespace) -> tuple[Subject, int]:
     names = read_classes(args.classes) if args.classes else None
     if args.model.endswith(".safetensors") and not names and str(args.data) not in DATASETS:
         names = read_metadata(args.model).class_names  # of a checkpoint of this project
+    args.checkpoint = args.weights or (Path(args.model) if args.model.endswith(".safetensors") else None)
+    # Before the network is loaded; `write_report` compares it afterwards.
+    sha256 = file_digest(args.checkpoint, longest=LONGEST_WEIGHTS) if args.checkpoint else None
     torch.manual_seed(args.seed)  # of weights that are random
     options = {"mean": args.mean, "std": args.std, "num_classes": len(names) if names else None}
     network = load_model(args.model, weights=args.weights, **options).float()
@@ -123,7 +128,7 @@ def prepare_model(args: Namespace) -> tuple[Subject, int]:
         raise UserError(f"{source_path} has another number of classes than --model")
     return (
         Subject(
-            sha256=file_digest(args.weights, longest=2**40) if args.weights else None,
+            sha256=sha256,
             split=split,
             network=network,
             source=source if args.source else None,

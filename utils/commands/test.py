@@ -40,6 +40,8 @@ def check_attack_flags(parser: Parser, args: Namespace) -> None:
     args.pgd = {name: getattr(args, name) for name in PGD_OPTIONS if getattr(args, name) is not None}
     if args.pgd and "pgd" not in args.attack:
         parser.error(f"--{next(iter(args.pgd)).replace('_', '-')} belongs to --attack pgd")
+    if args.eot > 1 and set(args.attack) == {"autoattack"}:
+        parser.error("--eot belongs to --attack fgsm and pgd")
     smallest = min(filter(None, args.epsilon or [RADIUS]), default=1)
     if args.step_size and args.step_size > 2 * smallest:
         parser.error(f"--step-size {args.step_size:g} is more than twice --epsilon {smallest:g}: it leaves the ball")
@@ -81,7 +83,12 @@ def add_test_flags(parser: Parser) -> None:
     add("--step-size", types.epsilon, "step size of pgd, in pixel units (default 2.5 epsilon / steps)")
     add("--restarts", types.positive_int, "random starts of pgd (default 1)")
     add("--loss", ("cross_entropy", "margin"), "the loss that pgd increases: cross_entropy (default) or margin")
-    text = "craft the examples on this network and transfer them (default: craft on the tested network, white-box)"
+    text = "follow the mean gradient over N passes in fgsm and pgd, for a network that is random (default 1)"
+    add("--eot", types.positive_int, text, default=1)
+    text = (
+        "craft the examples on this network and transfer them; pgd then takes all its steps, whether or not an image "
+        "fools this network (default: craft on the tested network, white-box)"
+    )
     add("--source", types.file_path, text)
     add("--seed", types.seed, "of the attacks' random numbers; fgsm uses none (default 0)", default=0)
     text = (
@@ -168,6 +175,7 @@ def prepare_test(network_name: str, args: Namespace) -> Subject:
 
     check_outputs(args)
     checkpoints.check_is_made(args.checkpoint, network_name)
+    sha256 = file_digest(args.checkpoint)  # before the network is loaded; `write_report` compares it afterwards
     dataset = args.dataset or read_metadata(args.checkpoint).dataset
     if dataset not in DATASETS:
         raise UserError(f"{args.checkpoint} was trained on {shown(dataset)}, not on {' or '.join(DATASETS)}")
@@ -179,7 +187,6 @@ def prepare_test(network_name: str, args: Namespace) -> Subject:
         diagnosis_path = checkpoints.find_baseline(split, network_name, args.checkpoint)
         diagnosis_source = checkpoints.load_network(diagnosis_path, split) if diagnosis_path else None
     notes = Notes(beside(args.json, ".attacks.partial.jsonl")) if args.json else None
-    sha256 = file_digest(args.checkpoint)
     return Subject(sha256, split, network, source, diagnosis_path, diagnosis_source, notes)
 
 
@@ -203,12 +210,13 @@ def attack_table(subject: Subject, args: Namespace) -> tuple[Result, list[Attack
     setting = "white_box" if subject.source is None else "transfer"
     common = {"source": subject.source, "batch_size": args.batch_size, "progress": True}
     radii = {attack: args.epsilon or (EPSILONS[1:] if attack == "fgsm" else [RADIUS]) for attack in args.attack}
-    options = {"pgd": {**args.pgd, "seed": args.seed}, "autoattack": {"seed": args.seed}}
+    options = {"pgd": {**args.pgd, "eot": args.eot, "seed": args.seed}, "autoattack": {"seed": args.seed}}
+    options["fgsm"] = {"eot": args.eot} if args.eot > 1 else {}
     print(
         f"\n{'attack':12}{'setting':11}{'epsilon':>8}{'accuracy':>10}{'95 % interval':>17}{'success':>10}{'seconds':>9}"
     )
     at_once = [] if subject.save else radii.pop("fgsm", [])  # all radii share a gradient, but no image is kept
-    clean, *attacked = evaluate_fgsm(subject.network, subject.split, at_once, **common)
+    clean, *attacked = evaluate_fgsm(subject.network, subject.split, at_once, eot=args.eot, **common)
     print_row("clean", "", clean)
     for result in attacked:
         print_row(result.attack, setting, result, clean)
@@ -216,7 +224,7 @@ def attack_table(subject: Subject, args: Namespace) -> tuple[Result, list[Attack
     for attack, of_attack in radii.items():
         for radius in of_attack:
             crafted: list[Tensor] = []
-            common |= {"options": options.get(attack), "on_batch": crafted.append if subject.save else None}
+            common |= {"options": options[attack], "on_batch": crafted.append if subject.save else None}
             result = evaluate(subject.network, subject.split, attack, radius, **common)
             print_row(attack, setting, result, clean)
             attacked.append(result)
@@ -276,10 +284,16 @@ def print_diagnosis(subject: Subject, args: Namespace) -> DiagnosisReport:
 
 
 def write_report(report: TestReport, subject: Subject, args: Namespace) -> None:
-    """Write the report, after which the notes are not needed, and draw the figures."""
+    """Write the report, after which the notes are not needed, and draw the figures.
+
+    Raises UserError, and keeps the notes, if the checkpoint was replaced during the test.
+    """
+    from utils.checkpoints import check_unchanged
     from utils.formats import write_document
 
     if args.json:
+        if subject.sha256:
+            check_unchanged(args.checkpoint, subject.sha256)
         write_document(args.json, report, indent=2)
         if subject.notes:
             subject.notes.finish()
