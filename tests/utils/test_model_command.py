@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -67,8 +68,8 @@ def test_the_page_runs_as_it_stands(folder, script, cifar10_dir, monkeypatch, ca
     monkeypatch.chdir(folder)
     monkeypatch.setenv("DATA_DIR", str(cifar10_dir))
     for language, code in BLOCKS:
-        if language == "python" and "to_frame" in code:
-            pytest.importorskip("pandas")
+        if "to_frame" in code and not find_spec("pandas"):
+            continue
         if language == "python":
             exec(code, {})
             continue
