@@ -14,9 +14,12 @@ from utils.recipes import RECIPES
 from utils.training import train
 
 
+LONG = ("test_study.py", "test_diagnosis.py", "test_commands.py", "test_files.py", "test_defended_training.py")
+
+
 def pytest_collection_modifyitems(items):
     """Start with the slowest tests, so that the processes that run tests finish at about the same time."""
-    items.sort(key=lambda item: not (item.get_closest_marker("slow") or item.path.name == "test_study.py"))
+    items.sort(key=lambda item: not (item.get_closest_marker("slow") or item.path.name in LONG))
 
 
 @pytest.fixture(scope="session")
