@@ -109,7 +109,7 @@ def report_row(
         version=ATTACK_VERSIONS[result.attack],
         warning="; ".join(result.unusual) or None,
         success_rate=None if clean is None else success_rate(result, clean),
-        correct=hits(result) if per_image else None,
+        hits=hits(result) if per_image else None,
         **options,
     )
 

@@ -336,7 +336,7 @@ class AttackRow(Record, frozen=True, kw_only=True):
     queries: Positive | None = None
     # Reports that were written before these existed lack them.
     success_rate: Fraction | None = None  # of the images that are right without the attack, those that it makes wrong
-    correct: Hits | None = None  # with --per-image
+    hits: Hits | None = None  # with --per-image
 
 
 class Check(Record, frozen=True, kw_only=True):
@@ -372,7 +372,7 @@ class TestReport(Document, frozen=True, kw_only=True):
     examples: Positive
     clean_accuracy: Fraction
     clean_confidence_interval: Interval
-    clean_correct: Hits | None = None  # with --per-image
+    clean_hits: Hits | None = None  # with --per-image
     classes: Positive | None = None  # that the network tells apart; None: 10
     attacks: list[AttackRow]
     diagnosis: DiagnosisReport | None = None

@@ -82,9 +82,9 @@ def test_the_page_runs_as_it_stands(folder, script, cifar10_dir, monkeypatch, ca
     report = read_document(folder / "out.json", TestReport, "a test report")
     assert (report.network, report.classes, report.examples) == ("resnet18", 4, 32)
     assert [row.name for row in report.attacks] == ["fgsm", "pgd"]
-    right = np.array(list(report.clean_correct or "")) == "1"
+    right = np.array(list(report.clean_hits or "")) == "1"
     for row in report.attacks:
-        left = np.array(list(row.correct or "")) == "1"
+        left = np.array(list(row.hits or "")) == "1"
         assert row.accuracy == left.mean()
         assert row.success_rate == pytest.approx((right & ~left).sum() / right.sum())
         saved = load_images(folder / "adversarial" / f"{row.name}-0.03137")

@@ -79,8 +79,9 @@ def model_command(args: Namespace) -> None:
     subject, classes = prepare_model(args)
     move(subject, device)
     parameters = sum(parameter.numel() for parameter in subject.network.parameters())
-    weights = args.weights or "the weights that it starts with"
-    print(f"{one_line(args.model)}: {weights}, {parameters:,} parameters, {classes:,} classes")
+    name = one_line(args.model) + (f" with {args.weights}" if args.weights else "")
+    weights = "" if args.checkpoint or ":" in args.model else "random weights, "
+    print(f"{name}: {weights}{parameters:,} parameters, {classes:,} classes")
     split = subject.split
     size = "x".join(map(str, split.images.shape[1:]))
     print(f"{split.dataset} {split.name} split, {len(split):,} images of {size}, {device}")

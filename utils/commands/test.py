@@ -162,7 +162,7 @@ def attack_and_report(subject: Subject, args: Namespace, about: dict[str, Any]) 
     split = subject.split
     about |= {"sha256": subject.sha256, "dataset": split.dataset, "split": split.name, "examples": len(split)}
     about |= {"clean_accuracy": clean.accuracy, "clean_confidence_interval": clean.confidence_interval}
-    about |= {"clean_correct": hits(clean) if args.per_image else None}
+    about |= {"clean_hits": hits(clean) if args.per_image else None}
     return TestReport(**about, attacks=rows, diagnosis=diagnosis)
 
 
