@@ -453,3 +453,17 @@ def test_evaluation_leaves_the_network_in_its_mode(digits):
     evaluate_fgsm(network, digits["test"].first(20), [0.1])
     assert modes == [module.training for module in network.modules()]
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+def test_masks_of_fgsm_and_the_success_rate_agree_with_evaluate(digits):
+    """The success rate counts the images that are right without the attack."""
+    torch.manual_seed(0)
+    network, split = CNN(width=4), digits["test"].first(50)
+    clean, attacked = evaluate_fgsm(network, split, [0.1], batch_size=8)
+    assert torch.equal(attacked.mask, evaluate(network, split, "fgsm", 0.1, batch_size=8).mask)
+    assert int(clean.mask.sum()) == clean.correct
+    row = report_row(attacked, "white_box", clean=clean, per_image=True)
+    lost = (clean.mask & ~attacked.mask).sum().item()
+    assert row.success_rate == pytest.approx(lost / clean.correct)
+    assert row.hits == "".join(str(int(hit)) for hit in attacked.mask)
+    assert report_row(attacked, "white_box").success_rate is None
