@@ -13,7 +13,6 @@ from utils.data import load_split
 from utils.recipes import RECIPES
 from utils.training import train
 
-
 LONG = ("test_study.py", "test_diagnosis.py", "test_commands.py", "test_files.py", "test_defended_training.py")
 
 
