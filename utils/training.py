@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from defenses.losses import Defense, cross_entropy
 from networks import NETWORKS
+from networks.initialisation import whiten
 from utils import distributed
 from utils.adversarial_sets import AugmentedSplit
 from utils.allocator import keep_freed_memory
@@ -132,7 +133,10 @@ def initial_state(
     """A new network, normalised by the statistics of the training images, and everything that its training changes."""
     torch.manual_seed(how.seed)
     mean, std = training.channel_statistics()
-    network = NETWORKS[name](how.width, len(training.class_names), mean, std)
+    network = NETWORKS[name](how.width, len(training.class_names), mean, std, activation=recipe.activation)
+    if recipe.whitened:
+        images, _ = training.take(torch.arange(min(len(training), 4000), device=how.device))
+        whiten(network.get_submodule("features.0.0"), network.normalize(images.cpu()))  # type: ignore[arg-type, operator]
     network = network.to(how.device).to(memory_format=torch.channels_last)
     generator = torch.Generator().manual_seed(how.seed)
     state = TrainingState(network, build_optimizer(network, recipe), generator)
@@ -165,7 +169,7 @@ def train_epoch(
     for step, (images, labels) in enumerate(bar):
         rate = recipe.lr_at((epoch - 1 + step / steps) / recipe.epochs)
         for group in state.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("relative_lr", 1)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=how.precision == "bfloat16"):
             loss = loss_function(images, labels)
         state.optimizer.zero_grad()
