@@ -2,27 +2,29 @@
 
 from torch import Tensor, nn
 
-from networks.folding import Normalize, PerChannel, fold
+from networks.folding import ACTIVATIONS, Normalize, PerChannel, fold
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
 
 
-def convolutions(width: int) -> nn.Sequential:
+def convolutions(width: int, activation: str) -> nn.Sequential:
     """The six convolutions that the CNN and the CNN-LSTM share: float (N, 3, 32, 32) to (N, 4 width, 4, 4)."""
-    return nn.Sequential(
-        _convolution(3, width),
-        _convolution(width, width, stride=2),
-        _convolution(width, 2 * width),
-        _convolution(2 * width, 2 * width, stride=2),
-        _convolution(2 * width, 2 * width),
-        _convolution(2 * width, 4 * width, stride=2),
-    )
 
+    def convolution(channels_in: int, channels_out: int, stride: int = 1) -> nn.Sequential:
+        return nn.Sequential(
+            nn.Conv2d(channels_in, channels_out, 3, stride, padding=1),
+            ACTIVATIONS[activation](),
+            nn.BatchNorm2d(channels_out),
+        )
 
-def _convolution(channels_in: int, channels_out: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(channels_in, channels_out, 3, stride, padding=1), nn.ReLU(), nn.BatchNorm2d(channels_out)
+        convolution(3, width),
+        convolution(width, width, stride=2),
+        convolution(width, 2 * width),
+        convolution(2 * width, 2 * width, stride=2),
+        convolution(2 * width, 2 * width),
+        convolution(2 * width, 4 * width, stride=2),
     )
 
 
@@ -31,16 +33,23 @@ class CNN(nn.Module):
 
     images: float (N, 3, 32, 32) in [0, 1]. Returns logits (N, num_classes).
     197,610 parameters at width 32 with 10 classes. (The study counts 308,256, because its last layer has 64 outputs.)
-    mean, std: of each channel of the training images, in pixel units.
+    mean, std: of each channel of the training images, in pixel units. activation: a key of ACTIVATIONS; the study's
+    is "relu". A smooth one such as "silu" helps adversarial training (Xie et al., 2020, arXiv:2006.14536).
     """
 
     def __init__(
-        self, width: int = 32, num_classes: int = 10, mean: PerChannel = CIFAR10_MEAN, std: PerChannel = CIFAR10_STD
+        self,
+        width: int = 32,
+        num_classes: int = 10,
+        mean: PerChannel = CIFAR10_MEAN,
+        std: PerChannel = CIFAR10_STD,
+        activation: str = "relu",
     ) -> None:
         super().__init__()
-        self.arguments = {"width": width, "num_classes": num_classes}  # a checkpoint stores them to build the network
+        # A checkpoint stores these to build the network.
+        self.arguments = {"width": width, "num_classes": num_classes, "activation": activation}
         self.normalize = Normalize(mean, std)
-        self.features = convolutions(width)
+        self.features = convolutions(width, activation)
         self.classifier = nn.Linear(4 * width * 4 * 4, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -60,22 +69,27 @@ class SmallCNN(nn.Module):
 
     images: float (N, 3, 32, 32) in [0, 1]. Returns logits (N, num_classes).
     113,738 parameters at width 32 with 10 classes.
-    mean, std: as for `CNN`.
+    mean, std, activation: as for `CNN`.
     """
 
     def __init__(
-        self, width: int = 32, num_classes: int = 10, mean: PerChannel = CIFAR10_MEAN, std: PerChannel = CIFAR10_STD
+        self,
+        width: int = 32,
+        num_classes: int = 10,
+        mean: PerChannel = CIFAR10_MEAN,
+        std: PerChannel = CIFAR10_STD,
+        activation: str = "relu",
     ) -> None:
         super().__init__()
-        self.arguments = {"width": width, "num_classes": num_classes}
+        self.arguments = {"width": width, "num_classes": num_classes, "activation": activation}
         self.normalize = Normalize(mean, std)
         self.features = nn.Sequential(
             nn.Conv2d(3, width, 3, stride=2, padding=1),
-            nn.ReLU(),
+            ACTIVATIONS[activation](),
             nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
-            nn.ReLU(),
+            ACTIVATIONS[activation](),
             nn.Conv2d(2 * width, 4 * width, 3, stride=2, padding=1),
-            nn.ReLU(),
+            ACTIVATIONS[activation](),
         )
         self.classifier = nn.Linear(4 * width * 4 * 4, num_classes)
 

@@ -15,16 +15,21 @@ class CNNLSTM(nn.Module):
 
     images: float (N, 3, 32, 32) in [0, 1]. Returns logits (N, num_classes).
     293,994 parameters at width 32 with 10 classes, as in the study.
-    mean, std: as for `CNN`.
+    mean, std, activation: as for `CNN`.
     """
 
     def __init__(
-        self, width: int = 32, num_classes: int = 10, mean: PerChannel = CIFAR10_MEAN, std: PerChannel = CIFAR10_STD
+        self,
+        width: int = 32,
+        num_classes: int = 10,
+        mean: PerChannel = CIFAR10_MEAN,
+        std: PerChannel = CIFAR10_STD,
+        activation: str = "relu",
     ) -> None:
         super().__init__()
-        self.arguments = {"width": width, "num_classes": num_classes}
+        self.arguments = {"width": width, "num_classes": num_classes, "activation": activation}
         self.normalize = Normalize(mean, std)
-        self.features = convolutions(width)
+        self.features = convolutions(width, activation)
         self.lstm = nn.LSTM(4 * width, 2 * width, num_layers=3, batch_first=True)
         self.classifier = nn.Linear(2 * width, num_classes)
 

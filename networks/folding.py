@@ -5,7 +5,8 @@ network from a CNN or CNNLSTM.
 """
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 PerChannel = Sequence[float]  # one number for each channel of an image
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
+_IN_PLACE: dict[type, Callable[[Tensor], Tensor]] = {nn.ReLU: F.relu_, nn.SiLU: partial(F.silu, inplace=True)}
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -89,6 +93,7 @@ class _FoldedConvolutions:
     def __init__(self, network: Any) -> None:
         self.normalize: Normalize = network.normalize
         self.originals: list[nn.Conv2d] = [block[0] for block in network.features]
+        self.activations = [_IN_PLACE[type(block[1])] for block in network.features]
         self.weights: list[Tensor] = []
         self.shifts: list[Tensor] = []
         self._size: tuple[int, ...] = ()
@@ -108,8 +113,9 @@ class _FoldedConvolutions:
         images = images.to(torch.promote_types(images.dtype, self.weights[0].dtype))  # as normalisation does
         if self._size != images.shape[2:]:  # kept for one size, because nobody attacks images of several sizes
             self._size, self._biases = images.shape[2:], self._bias_maps(images.shape[2:])
-        for convolution, weight, bias in zip(self.originals, self.weights, self._biases, strict=True):
-            images = F.conv2d(images, weight, None, convolution.stride, convolution.padding).add_(bias).relu_()
+        layers = zip(self.originals, self.weights, self._biases, self.activations, strict=True)
+        for convolution, weight, bias, activation in layers:
+            images = activation(F.conv2d(images, weight, None, convolution.stride, convolution.padding).add_(bias))
         return torch.addcmul(self.shift, images, self.scale)
 
     @torch.no_grad()
@@ -131,9 +137,11 @@ _known = weakref.WeakKeyDictionary()
 def _ingredients(network: Any) -> tuple[list, list[Tensor]]:
     """Everything that the folded weights depend on: settings and tensors."""
     settings, tensors = [], [network.normalize.mean, network.normalize.std]
-    for convolution, _, norm in network.features:
+    for convolution, activation, norm in network.features:
         weight = convolution.weight
-        settings.append((convolution.stride, convolution.padding, norm.eps, weight.dtype, weight.device))
+        settings.append(
+            (type(activation), convolution.stride, convolution.padding, norm.eps, weight.dtype, weight.device)
+        )
         tensors += [weight, convolution.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var]
     return settings, tensors
 
@@ -143,7 +151,8 @@ def _can_fold(network: Any) -> bool:
     if type(network.normalize) is not Normalize or type(network.features) is not nn.Sequential:
         return False
     for block in network.features:
-        if type(block) is not nn.Sequential or [type(part) for part in block] != [nn.Conv2d, nn.ReLU, nn.BatchNorm2d]:
+        kinds = [type(part) for part in block.children()]
+        if type(block) is not nn.Sequential or kinds[::2] != [nn.Conv2d, nn.BatchNorm2d] or kinds[1] not in _IN_PLACE:
             return False
         convolution, _, norm = block
         plain = (convolution.padding_mode, convolution.dilation, convolution.groups) == ("zeros", (1, 1), 1)

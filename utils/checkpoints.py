@@ -17,6 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -51,7 +52,7 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> nn.
     """
     header = read_metadata(path)
     with torch.device("meta"):  # shapes only: nothing is allocated before the file has proved to fit
-        network = NETWORKS[header.network](header.arguments.width, header.arguments.num_classes)
+        network = NETWORKS[header.network](**msgspec.structs.asdict(header.arguments))
 
     def check(header: CheckpointHeader, declared: Declared) -> None:
         expected = _declared(network)

@@ -257,6 +257,7 @@ class NetworkArguments(Record, frozen=True, kw_only=True):
 
     width: Width
     num_classes: Annotated[int, Meta(ge=1, le=LARGEST_CLASSES)]
+    activation: Literal["relu", "silu"] = "relu"
 
 
 class CheckpointHeader(Document, frozen=True, kw_only=True):

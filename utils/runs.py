@@ -170,7 +170,8 @@ class TrainingState:
         """Take over what `tensors` returned. Raises KeyError, RuntimeError, TypeError or ValueError if it differs."""
         for key, module in self._modules():
             module.load_state_dict(_below(f"{key}.", tensors))
-        for index, parameter in enumerate(self.network.parameters()):
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        for index, parameter in enumerate(parameters):
             state = _below(f"optimizer.{index}.", tensors)
             if not state:
                 raise ValueError("the optimiser's state is missing")

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from defenses.losses import Defense, cross_entropy
 from networks import NETWORKS
+from networks.initialisation import whiten
 from utils import distributed
 from utils.adversarial_sets import AugmentedSplit
 from utils.allocator import keep_freed_memory
@@ -137,7 +138,10 @@ def initial_state(
     """
     torch.manual_seed(how.seed)
     mean, std = training.channel_statistics()
-    network = NETWORKS[name](how.width, len(training.class_names), mean, std)
+    network = NETWORKS[name](how.width, len(training.class_names), mean, std, activation=recipe.activation)
+    if recipe.whitened:
+        images, _ = training.take(torch.arange(min(len(training), 4000), device=how.device))
+        whiten(network.get_submodule("features.0.0"), network.normalize(images.cpu()))  # type: ignore[arg-type, operator]
     if how.init is not None:
         start_from(network, how.init)
     network = network.to(how.device).to(memory_format=torch.channels_last)
@@ -154,13 +158,14 @@ def start_from(network: nn.Module, path: str | Path) -> None:
     """Copy the weights in a checkpoint into a network of the same kind and width.
 
     If the checkpoint's network has another number of classes, the last layer keeps its own weights. Raises
-    TrainingError for a network of another kind or width.
+    TrainingError for a network of another kind, width or activation.
     """
     header, found = read_metadata(path), load_checkpoint(path)
-    if type(found) is not type(network) or header.arguments.width != network.arguments["width"]:  # type: ignore[index]
-        raise TrainingError(
-            f"{path} holds a {header.network} of width {header.arguments.width}, so this training cannot start from it"
-        )
+    width, activation = header.arguments.width, header.arguments.activation
+    asked = network.arguments["width"], network.arguments["activation"]  # type: ignore[index]
+    if type(found) is not type(network) or (width, activation) != asked:
+        held = f"a {header.network} of width {width} with {activation}"
+        raise TrainingError(f"{path} holds {held}, so this training cannot start from it")
     own = network.state_dict()
     same = {name: tensor for name, tensor in found.state_dict().items() if tensor.shape == own[name].shape}
     network.load_state_dict(own | same)
@@ -188,7 +193,7 @@ def train_epoch(
     for step, (images, labels) in enumerate(bar):
         rate = recipe.lr_at((epoch - 1 + step / steps) / recipe.epochs)
         for group in state.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("relative_lr", 1)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=how.precision == "bfloat16"):
             loss = loss_function(images, labels)
         state.optimizer.zero_grad()

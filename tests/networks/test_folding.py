@@ -10,6 +10,7 @@ from torch import nn
 
 from attacks import fgsm_direction
 from networks import CNN, CNNLSTM
+from networks.folding import ACTIVATIONS
 
 
 def network_of(kind, **options):
@@ -31,9 +32,10 @@ def assert_same(network, images):
     torch.testing.assert_close(folded(images), network(images), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("kind", [CNN, CNNLSTM])
-def test_same_function(kind):
-    network, images = network_of(kind), torch.rand(3, 3, 32, 32)
+def test_same_function(kind, activation):
+    network, images = network_of(kind, activation=activation), torch.rand(3, 3, 32, 32)
     assert_same(network, images)
     assert_same(network, images.contiguous(memory_format=torch.channels_last))
     assert_same(network.double(), images.double())

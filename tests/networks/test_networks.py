@@ -33,7 +33,7 @@ def test_parameter_counts_are_those_of_the_study():
 def test_images_to_logits(network, width, num_classes):
     model = network(width=width, num_classes=num_classes).eval()
     assert model(torch.rand(5, 3, 32, 32)).shape == (5, num_classes)
-    assert model.arguments == {"width": width, "num_classes": num_classes}
+    assert model.arguments == {"width": width, "num_classes": num_classes, "activation": "relu"}
 
 
 @pytest.mark.parametrize("network", NETWORKS.values())

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from msgspec.structs import asdict, replace
+from torch import nn
 
 from defenses.losses import FGSM, PGD
 from networks import CNN, NETWORKS
@@ -105,6 +106,16 @@ def test_normalisation_comes_from_the_training_images(digits, tmp_path):
     torch.testing.assert_close(network.normalize.std.flatten(), torch.tensor(std))
 
 
+def test_whitened_filters_are_not_trained_and_activation_is_loaded_back(digits, tmp_path):
+    recipe = replace(RECIPES["fast"], epochs=1, activation="silu")
+    network = run(digits, tmp_path / "a.safetensors", recipe=recipe)
+    loaded = load_checkpoint(tmp_path / "a.safetensors")
+    for each in (network, loaded):
+        assert isinstance(each.features[0][1], nn.SiLU)
+        filters = each.features[0][0].weight
+        assert torch.equal(filters[: len(filters) // 2], -filters[len(filters) // 2 :])
+
+
 def test_same_seed_same_file_and_another_seed_another(digits, tmp_path):
     files = []
     for i, seed in enumerate((1, 1, 2)):
@@ -128,6 +139,8 @@ def noisy(model, images, labels):
         ("cnn", "paper", 0.9, 8),
         ("cnn-lstm", "paper", 0.0, 5),
         ("cnn-lstm", "one-cycle", 0.9, 8),
+        ("cnn", "fast", 0.0, 5),
+        ("cnn-lstm", "robust", 0.9, 5),
     ],
 )
 def test_resumed_run_ends_bit_identical(name, recipe, average, steps, digits, tmp_path):
