@@ -53,10 +53,10 @@ def multi_targeted(
         raise ValueError(f"steps and restarts must be at least 1, not {steps} and {restarts}")
     if len(images) == 0:
         return images.detach().clone()
-    model = faster_equivalent(model)
+    model, epsilon = faster_equivalent(model), float(epsilon)
     generator = Generator().manual_seed(seed)
     with attacking(model, images.device):
-        search = _Search(model, images.detach().clone(), labels.clone(), float(epsilon), steps)
+        search = _Search(model, images.detach().clone(), labels.clone(), epsilon, steps)
         wanted = search.targets()
         rounds = [(target, of) for target, of in enumerate(wanted.T) if of.any()]
         for number, (target, of) in enumerate(rounds):

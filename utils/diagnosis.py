@@ -218,7 +218,7 @@ def gradient_leads(found: Evidence) -> Outcome:
     figures = (
         f"a tiny step changes the margin otherwise for {wrong} of {images}, a small one does not raise it for {idle}"
     )
-    return not (more_than(0.2, wrong, images) or more_than(0.1, idle, images)), figures
+    return not more_than(0.05, max(wrong, idle), images), figures
 
 
 def iterative_beats_single_step(found: Evidence) -> Outcome:

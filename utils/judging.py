@@ -99,7 +99,8 @@ class Subject:
         tried = (self.withstands if among is None else among).clone()
         if self.batch_dependent:
             tried[:] = True
-        tried[tried.nonzero().flatten()[most:]] = False
+        if most is not None:
+            tried[tried.nonzero().flatten()[most:]] = False
         chosen = tried.nonzero().flatten()
         left = torch.zeros_like(tried)
         try:

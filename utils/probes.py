@@ -7,6 +7,7 @@ from torch import Tensor
 
 from attacks import AttackError, pgd
 from attacks.core import Model, attacking, input_gradient, margin
+from utils.constants import RADIUS
 from utils.judging import Subject
 
 REPEATED = 40  # queries after which a model must still give its first answers
@@ -73,8 +74,8 @@ class Gradient:
 
     images: int
     zero: int  # cross-entropy's gradient is exactly 0 in most pixels
-    wrong: int  # a very small step does not change the margin as the gradient predicts
-    idle: int  # a small step does not raise the margin
+    wrong: int  # a tiny step changes the margin by less than half or more than twice what the gradient predicts
+    idle: int  # a small step raises the margin by less than a quarter of what the gradient predicts
 
     @property
     def doubtful(self) -> bool:
@@ -83,21 +84,25 @@ class Gradient:
 
 
 def gradient_quality(model: Model, images: Tensor, labels: Tensor, epsilon: float) -> Gradient:
-    """Compare a model's gradient with what small steps along it do. Raises AttackError if there is no gradient."""
+    """Compare a model's gradient with what small steps along its sign do: a sixty-fourth and a sixteenth of epsilon.
+
+    The shipped networks' margins change 0.9 to 1.7 times as much as predicted in the tiny step, and 0.65 to 2.5 times
+    in the small one. Raises AttackError if there is no gradient.
+    """
+    epsilon = min(epsilon, RADIUS)
     with attacking(model, images.device):
         _, _, steep = input_gradient(model, images, labels)
         zero = (steep == 0).flatten(1).float().mean(1) > 0.5
         _, before, gradient = input_gradient(model, images, labels, margin)
 
-        def step(size: float) -> tuple[Tensor, Tensor]:
+        def change(size: float) -> Tensor:
+            """How much a step changes the margin, as a multiple of what the gradient predicts; NaN if that is 0."""
             moved = (images + size * gradient.sign()).clamp(0, 1)
             with torch.no_grad():
-                change = margin(model(moved), labels) - before
-            return change, (gradient * (moved - images)).flatten(1).sum(1)
+                return (margin(model(moved), labels) - before) / (gradient * (moved - images)).flatten(1).sum(1)
 
-        change, predicted = step(epsilon / 64)
-        wrong = ~((change > predicted / 2) & (change < 2 * predicted))
-        idle = ~(step(epsilon / 8)[0] > 0)
+        tiny, small = change(epsilon / 64), change(epsilon / 16)
+    wrong, idle = ~((tiny > 1 / 2) & (tiny < 2)), ~(small > 1 / 4)
     return Gradient(len(labels), *(int(count.sum()) for count in (zero, wrong, idle)))
 
 

@@ -12,8 +12,8 @@ from networks import CNN
 from utils.data import flip_and_shift, to_unit_range
 
 WIDTH, BATCH = 16, 128
-QUERIES = 4000  # at least so many images are asked: if there are fewer, mirrored and moved copies of them too
-LESSONS = 40_000  # how often an image is learnt from, in all
+QUERIES = 2000  # at least so many images are asked: if there are fewer, mirrored and moved copies of them too
+LESSONS = 25_000  # how often an image is learnt from, in all
 
 
 def train_surrogate(model: Model, images: Tensor, *, batch_size: int, seed: int = 0) -> nn.Module:

@@ -143,7 +143,7 @@ class HashedNoise(Around):
     def before(self, images):
         seeds = (images.detach().double().flatten(1).sum(1) * 1e9).long()
         noise = [torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(abs(int(s)))) for s in seeds]
-        return images + 0.05 * torch.stack(noise).to(images)
+        return images + 0.03 * torch.stack(noise).to(images)
 
 
 class Winners(Around):

@@ -60,9 +60,7 @@ class Row(Record, frozen=True, kw_only=True):
     images: Positive
     clean_accuracy: Fraction
     quoted: Fraction  # what PGD-20 leaves, as a paper would quote it
-    adapted: Fraction | None = (
-        None  # what an attack on the network inside leaves
-    )
+    adapted: Fraction | None = None  # what an attack on the network inside leaves
     at_most: Fraction  # what the diagnosis has not broken
     verdict: Annotated[str, Meta(max_length=2000)]
     failed: list[Name]
