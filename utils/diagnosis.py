@@ -257,7 +257,7 @@ def more_steps_change_little(found: Evidence) -> Outcome:
     if found.longer is None or found.longer.error:
         return None, UNSTABLE if found.longer is None else "not run: there is no gradient"
     broken, images = found.longer.broken, found.longer.images
-    failed = broken > 0.02 * len(found.clean) and more_than(0.15, broken, images)
+    failed = broken > 0.05 * len(found.clean) and more_than(0.15, broken, images)
     return not failed, f"{MANY} breaks {broken} of the {images} that PGD-{STEPS} leaves"
 
 

@@ -66,7 +66,7 @@ def test_only_images_that_withstand_a_target_go_on_to_the_next():
     assert seen[0] == 3  # the images themselves
     assert seen[1] == 3  # all go for class 1
     assert seen[-2] == 1  # the last one alone ends the attempt at class 2
-    assert seen == sorted(seen[:-1], reverse=True) + [3]
+    assert seen == [*sorted(seen[:-1], reverse=True), 3]
 
 
 def test_of_many_classes_the_nine_most_likely_are_targets():
