@@ -115,7 +115,7 @@ def diagnose(
     """
     if not 0 < epsilon <= 1:
         raise ValueError(f"epsilon must be above 0 and at most 1, not {epsilon}")
-    sources = [] if source is None else list(source) if isinstance(source, list | tuple) else [source]
+    sources: list[Model] = [*source] if isinstance(source, list | tuple) else [source] if source else []  # type: ignore[list-item]
     devices = [split.device] if split.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), evaluating(network, split.device), _without_warnings():
         torch.manual_seed(seed)

@@ -8,7 +8,7 @@ import contextlib
 import copy
 import functools
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -98,7 +98,7 @@ def freeze(model: Model) -> None:
             parameter.requires_grad_(False)
 
 
-def networks_inside(model: Model, images: Tensor, labels: Tensor) -> list[Model]:
+def networks_inside(model: Model, images: Tensor, labels: Tensor) -> Sequence[Model]:
     """The modules inside a model that classify images by themselves, at most three, the most accurate first.
 
     images: float (N, C, H, W) in [0, 1]; labels: int64 (N,). Such a module returns as many logits as the model, and is
@@ -157,8 +157,9 @@ def place_after_preprocessing(model: Model, images: Tensor, *, any_change: bool 
     def look(place: int) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
             received = inputs[0] if inputs else None
-            suits = isinstance(received, Tensor) and received.shape == images.shape and inside[place] is not model
-            if suits and (any_change or not _normalised(images, received.detach())):
+            if not isinstance(received, Tensor) or received.shape != images.shape or inside[place] is model:
+                return
+            if any_change or not _normalised(images, received.detach()):
                 places.append(place)
 
         return hook

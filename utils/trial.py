@@ -169,7 +169,10 @@ class Trial:
             kind = "a source" if self.sources else "a surrogate"
             sources = [(source, None) for source in self.sources] or self._surrogates()
             for number, (source, part) in enumerate(sources):
-                crafts = {"FGSM": partial(fgsm, source, epsilon=self.epsilon), "PGD": self._to_the_end(source)}
+                crafts: dict[str, Craft] = {
+                    "FGSM": partial(fgsm, source, epsilon=self.epsilon),
+                    "PGD": self._to_the_end(source),
+                }
                 for name, craft in crafts.items():
                     among = self.subject.withstands if part is None else self.subject.withstands & part
                     outcome = self._attack(f"{name} through {kind}", craft, among=among, number=number)
@@ -204,12 +207,13 @@ class Trial:
 
     def _models_inside(self, images: Tensor, labels: Tensor) -> dict[str, Model]:
         """What an attacker who knows the defence attacks in its place, by the names of the attacks."""
-        subject, found = self.subject, {}
+        subject = self.subject
+        found: dict[str, Model] = {}
         networks = networks_inside(subject.new(), images, labels)
         for number, network in enumerate(networks):
             found[f"PGD on the network inside{f' ({number + 1})' if number else ''}"] = network
         if len(networks) > 1:
-            found["PGD on the networks inside together"] = Mean(networks)
+            found["PGD on the networks inside together"] = Mean(list(networks))
         try:
             reliable = not gradient_quality(subject.target, images, labels, self.epsilon).doubtful
         except AttackError:
