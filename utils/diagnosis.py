@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import torch
 
@@ -115,7 +116,8 @@ def diagnose(
     """
     if not 0 < epsilon <= 1:
         raise ValueError(f"epsilon must be above 0 and at most 1, not {epsilon}")
-    sources: list[Model] = [*source] if isinstance(source, list | tuple) else [source] if source else []  # type: ignore[list-item]
+    given: Any = [] if source is None else source
+    sources: list[Model] = [*given] if isinstance(given, list | tuple) else [given]
     devices = [split.device] if split.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), evaluating(network, split.device), _without_warnings():
         torch.manual_seed(seed)

@@ -108,7 +108,12 @@ def cages() -> list[Cage]:
     shipped = sorted(path.stem for path in (ROOT / "models").glob("*.safetensors"))
     alone = [name for name in shipped if name.endswith("robust")] + [n for n in shipped if not n.endswith("robust")]
     found = [
-        Cage(name, "label leaking" if "augment-0.2" in name else "honest", first, SLICE)
+        Cage(
+            name,
+            "label leaking" if "augment-0.2" in name else "honest",
+            first,
+            CAGED if "robust" in name else SLICE // 2,
+        )
         for name in alone
         for first in (0, 5000)
     ]
@@ -154,8 +159,11 @@ def inhabitant(cage: Cage, data_dir: str | None = None) -> Row:
         model = network_trained(cage.name, data_dir)
     else:
         model = load_checkpoint(ROOT / "models" / f"{cage.name}.safetensors")
-    source = None if broken else load_checkpoint(ROOT / "models" / _source(cage.name))
-    diagnosis, seconds = diagnosed(model, split, RADIUS, source=source)
+    # A defence is diagnosed as a stranger's would be, through a surrogate that learns from other test images.
+    options: dict = {"whole": test.between(SLICE, 6 * SLICE)}
+    if not broken:
+        options = {"source": load_checkpoint(ROOT / "models" / _source(cage.name))}
+    diagnosis, seconds = diagnosed(model, split, RADIUS, **options)
     return row(cage, diagnosis, adapted, seconds)
 
 

@@ -41,7 +41,7 @@ def other(trained):
 @pytest.fixture
 def short(monkeypatch):
     """The attacks of a diagnosis with few steps, where only the order of things is tested."""
-    for name, number in {"STEPS": 4, "MANY_STEPS": 8, "RESTARTS": 2, "INSIDE_STEPS": 5, "SAMPLE": 8}.items():
+    for name, number in {"STEPS": 4, "MANY_STEPS": 8, "INSIDE_STEPS": 5, "SAMPLE": 8}.items():
         monkeypatch.setattr(trial, name, number)
 
 
