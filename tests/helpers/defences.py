@@ -69,13 +69,6 @@ class Probabilities(Around):
         return (30 * logits).softmax(1)
 
 
-class Offset(Around):
-    """A large constant is added to the logits, so that float32 rounds their differences away."""
-
-    def after(self, logits):
-        return logits + 3e6
-
-
 # ---- preprocessing without a useful gradient ----
 
 
@@ -376,7 +369,6 @@ BROKEN = [
     Broken("saturated probabilities", "saturated answers", Probabilities),
     Broken("rounded logits", "quantised answers", Rounded),
     Broken("only the answer", "quantised answers", OneHot),
-    Broken("logits plus three million", "quantised answers", Offset),
     Broken("sixteen levels", "non-differentiable preprocessing", Quantised),
     Broken("JPEG-like rounding", "non-differentiable preprocessing", JPEG),
     Broken("JPEG-like, outside PyTorch", "non-differentiable preprocessing", JPEGFile),
