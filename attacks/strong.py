@@ -11,7 +11,7 @@ from attacks.core import (
     Model,
     attacking,
     check_epsilon,
-    check_images_and_labels,
+    checked_batch,
     faster_equivalent,
     forward,
     input_gradient,
@@ -48,7 +48,7 @@ def multi_targeted(
     withstands the attack and its gradient was zero in every pixel at every step.
     """
     check_epsilon(epsilon)
-    check_images_and_labels(images, labels)
+    images = checked_batch(images, labels)
     if not (steps >= 1 and restarts >= 1):
         raise ValueError(f"steps and restarts must be at least 1, not {steps} and {restarts}")
     if len(images) == 0:

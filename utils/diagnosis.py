@@ -112,7 +112,7 @@ def diagnose(
     queries: how many each image allows to the gradient-free attack, Square of the package pyautoattack.
     seed: of all random numbers. Afterwards, torch's generators are as they were before.
     notes, progress: as for `evaluate`.
-    Raises ValueError if epsilon or the network's output is invalid, and ImportError without pyautoattack.
+    Raises ValueError if epsilon is invalid or the network does not return logits, ImportError without pyautoattack.
     """
     if not 0 < epsilon <= 1:
         raise ValueError(f"epsilon must be above 0 and at most 1, not {epsilon}")

@@ -1,4 +1,4 @@
-"""What is inside a model: fresh copies of it, the modules it hides, and the network behind a defence.
+"""What is inside a model: fresh copies of it, and the network behind a defence.
 
 The adapted attack on a defence is often simple: attack the network inside, or let the gradient skip the step that has
 no useful one (BPDA, Athalye et al., 2018, arXiv:1802.00420, section 4.1). This file finds what such attacks need.
@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attacks.core import Model
+from attacks.core import Model, logits_of
+from attacks.modules import modules_of
 
-DEEPEST = 5  # levels of attributes, closures and containers in which modules are looked for
 MOST_NETWORKS = 3  # inside one model
 
 
@@ -39,60 +39,9 @@ def fresh(model: Model) -> Model:
     return types.FunctionType(model.__code__, model.__globals__, model.__name__, defaults, cells)
 
 
-def modules_inside(model: Model) -> list[nn.Module]:
-    """Every module in a model, itself included, the outermost first: also those in closures, lists and bound methods.
-
-    A copy made by `fresh` has its modules in the same order.
-    """
-    found: dict[int, nn.Module] = {}
-    seen: set[int] = set()
-    level: list[Any] = [model]
-    for _ in range(DEEPEST):
-        following: list[Any] = []
-        for thing in level:
-            if id(thing) in seen:
-                continue
-            seen.add(id(thing))
-            if isinstance(thing, nn.Module):
-                found.setdefault(id(thing), thing)
-            following += _contents(thing)
-        level = following
-    for module in list(found.values()):
-        found.update((id(each), each) for each in module.modules() if id(each) not in found)
-    return list(found.values())
-
-
-def _contents(thing: Any) -> list[Any]:
-    """What an object holds, if it is of a kind that may hold modules."""
-    if isinstance(thing, nn.Module):
-        return [*thing.children(), *(value for name, value in vars(thing).items() if not name.endswith("_hooks"))]
-    if isinstance(thing, types.MethodType):
-        return [thing.__self__, thing.__func__]
-    if isinstance(thing, types.FunctionType):
-        cells = [cell.cell_contents for cell in thing.__closure__ or () if _is_set(cell)]
-        return [*cells, *(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()]
-    if isinstance(thing, functools.partial):
-        return [thing.func, *thing.args, *thing.keywords.values()]
-    if isinstance(thing, list | tuple | set):
-        return list(thing)[:1000]
-    if isinstance(thing, dict):
-        return list(thing.values())[:1000]
-    if isinstance(thing, Tensor | type | types.ModuleType) or not hasattr(thing, "__dict__"):
-        return []
-    return list(vars(thing).values())
-
-
-def _is_set(cell: Any) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018  # an empty cell raises
-    except ValueError:
-        return False
-    return True
-
-
 def freeze(model: Model) -> None:
     """Put all modules inside a model into evaluation mode, for good, and freeze their parameters."""
-    for module in modules_inside(model):
+    for module in modules_of(model):
         module.training = False
         for parameter in module.parameters(recurse=False):
             parameter.requires_grad_(False)
@@ -108,7 +57,7 @@ def networks_inside(model: Model, images: Tensor, labels: Tensor) -> Sequence[Mo
     logits, gradient = _answer(model, images)
     found: list[tuple[float, nn.Module]] = []
     known: list[tuple[Tensor, Tensor | None]] = [(logits, gradient)]
-    for module in modules_inside(model):
+    for module in modules_of(model):
         if module is model:
             continue
         try:
@@ -128,9 +77,7 @@ def _answer(model: Model, images: Tensor) -> tuple[Tensor, Tensor | None]:
     """Logits, and the gradient of their weighted sum with respect to the images; None if there is none."""
     inputs = images.clone().requires_grad_()
     with torch.enable_grad():
-        logits = model(inputs)
-        if not isinstance(logits, Tensor) or logits.ndim != 2:
-            raise TypeError("not logits")
+        logits = logits_of(model, inputs)
         weights = torch.linspace(-1, 1, logits.shape[1]).to(logits)
         gradient = None
         if logits.requires_grad:
@@ -146,12 +93,12 @@ def _same(first: tuple[Tensor, Tensor | None], second: tuple[Tensor, Tensor | No
 
 
 def place_after_preprocessing(model: Model, images: Tensor, *, any_change: bool = False) -> int | None:
-    """The module that first receives changed images: its place in `modules_inside`, or None.
+    """The module that first receives changed images: its place in `modules_of`, or None.
 
     images: float (N, C, H, W) in [0, 1]. The module's input has their shape and is not just the images scaled and
     moved in each channel, which normalisation does. any_change: the first module of such a shape counts in any case.
     """
-    inside = modules_inside(model)
+    inside = modules_of(model)
     places: list[int] = []
 
     def look(place: int) -> Callable[..., None]:
@@ -189,7 +136,7 @@ class StraightThrough:
     """
 
     def __init__(self, model: Model, place: int) -> None:
-        self.model, self.module = model, modules_inside(model)[place]
+        self.model, self.module = model, modules_of(model)[place]
 
     def __call__(self, images: Tensor) -> Tensor:
         caught: list[Tensor] = []
@@ -206,7 +153,7 @@ class StraightThrough:
             caught.append(output)
 
         with self._hooked(enter, leave):
-            logits = self.model(images)
+            logits = logits_of(self.model, images)
         last = caught[-1] if caught else logits
         return last if isinstance(last, Tensor) and last.shape == logits.shape else logits
 
@@ -230,7 +177,7 @@ class Mean:
         self.models = models
 
     def __call__(self, images: Tensor) -> Tensor:
-        return torch.stack([model(images) for model in self.models]).mean(0)
+        return torch.stack([logits_of(model, images) for model in self.models]).mean(0)
 
 
 class Renewed:

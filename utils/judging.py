@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attacks.core import AttackError, Model
+from attacks.core import AttackError, Model, logits_of
 from utils import distributed
 from utils.data import Split, tensor_digest
-from utils.evaluation import evaluation_key
+from utils.evaluation import ATTACK_VERSIONS, evaluation_key
 from utils.inside import Mean, Renewed, freeze, fresh
 from utils.notes import Notes
 
@@ -81,7 +81,7 @@ class Subject:
     def right(self, images: Tensor, labels: Tensor) -> Tensor:
         """Which images fresh copies classify correctly, bool (N,): most of the passes, if the model is random."""
         with torch.no_grad():
-            votes = [self.new()(images).argmax(1) == labels for _ in range(PASSES if self.random else 1)]
+            votes = [logits_of(self.new(), images).argmax(1) == labels for _ in range(PASSES if self.random else 1)]
         return torch.stack(votes).float().mean(0) > 0.5
 
     def some(self, count: int) -> tuple[Tensor, Tensor]:
@@ -115,8 +115,8 @@ class Subject:
     def _left(self, name: str, chosen: Tensor, craft: Craft, about: dict[str, Any]) -> Tensor:
         """Which of the chosen images (int64, (M,)) are still classified correctly: bool (M,)."""
         if self.notes:
-            about = {"chosen": tensor_digest(chosen), **about}
-            key = evaluation_key(self.network, self.split, f"diagnosis: {name}", 0.0, about, None, self.batch_size)
+            about = {"diagnosis": name, "chosen": tensor_digest(chosen), "versions": ATTACK_VERSIONS, **about}
+            key = evaluation_key(self.network, self.split, "pgd", 0.0, about, None, self.batch_size)
             noted = distributed.from_main(partial(self.notes.kept, key, [len(chosen)]))
             if noted:
                 return torch.tensor([hit == "1" for hit in noted[0][0]], dtype=torch.bool)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from attacks import AttackError, pgd
-from attacks.core import Model, attacking, input_gradient, margin
+from attacks.core import Model, attacking, input_gradient, logits_of, margin
 from utils.constants import RADIUS
 from utils.judging import Subject
 
@@ -37,16 +37,16 @@ def stability(subject: Subject, images: Tensor, epsilon: float) -> Stability:
     images: float (N, C, H, W) in [0, 1], a few dozen. epsilon: the radius, in pixel units, of a nearby image.
     """
     found = Stability()
-    first = subject.new()(images)
-    if any(differ(first, subject.new()(images)) for _ in range(4)):
+    first = logits_of(subject.new(), images)
+    if any(differ(first, logits_of(subject.new(), images)) for _ in range(4)):
         found.random, found.repeated = True, "the same images have other logits in the next pass"
     with torch.enable_grad():
-        watched = subject.new()(images.clone().requires_grad_()).detach()
+        watched = logits_of(subject.new(), images.clone().requires_grad_()).detach()
     if not found.random and differ(first, watched):
         found.repeated = "images have other logits when a gradient is asked for"
     if not found.random:
-        parts = torch.cat([subject.new()(part) for part in (images[:1], *images[1:].split(7)) if len(part)])
-        if differ(first, subject.new()(images.flip(0)).flip(0)) or differ(first, parts):
+        parts = torch.cat([logits_of(subject.new(), part) for part in (images[:1], *images[1:].split(7)) if len(part)])
+        if differ(first, logits_of(subject.new(), images.flip(0)).flip(0)) or differ(first, parts):
             found.batch = "an image has other logits in another batch"
     found.memory = _memory(subject, images, first, epsilon, found.random)
     return found
@@ -55,17 +55,17 @@ def stability(subject: Subject, images: Tensor, epsilon: float) -> Stability:
 def _memory(subject: Subject, images: Tensor, first: Tensor, epsilon: float, random: bool) -> str:
     model = subject.new()
     nearby = (images + epsilon / 2 * torch.rand_like(images).sub(0.5).sign()).clamp_(0, 1)
-    before = model(images)
-    after = model(nearby)
+    before = logits_of(model, images)
+    after = logits_of(model, nearby)
     if float((before == after).all(1).float().mean()) > 0.1:
         return "nearby images have exactly the same logits"
     if random:
         return ""
-    if differ(after, subject.new()(nearby)):
+    if differ(after, logits_of(subject.new(), nearby)):
         return "a nearby image has other logits after the image itself was asked"
     for query in range(REPEATED):
         model(images[query % len(images)][None])
-    return "images have other logits after further queries" if differ(first, model(images)) else ""
+    return "images have other logits after further queries" if differ(first, logits_of(model, images)) else ""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,9 @@ def gradient_quality(model: Model, images: Tensor, labels: Tensor, epsilon: floa
             """How much a step changes the margin, as a multiple of what the gradient predicts; NaN if that is 0."""
             moved = (images + size * gradient.sign()).clamp(0, 1)
             with torch.no_grad():
-                return (margin(model(moved), labels) - before) / (gradient * (moved - images)).flatten(1).sum(1)
+                return (margin(logits_of(model, moved), labels) - before) / (gradient * (moved - images)).flatten(
+                    1
+                ).sum(1)
 
         tiny, small = change(epsilon / 64), change(epsilon / 16)
     wrong, idle = ~((tiny > 1 / 2) & (tiny < 2)), ~(small > 1 / 4)
@@ -126,8 +128,8 @@ def planted_examples(
 
     model = subject.new()
     with torch.no_grad():
-        inner = torch.stack([model((images + epsilon * noise()).clamp(0, 1)) for _ in range(12)], 1).double()
-        point = model((images + epsilon * noise().sign()).clamp(0, 1)).double()
+        inner = torch.stack([logits_of(model, (images + epsilon * noise()).clamp(0, 1)) for _ in range(12)], 1).double()
+        point = logits_of(model, (images + epsilon * noise().sign()).clamp(0, 1)).double()
     centre = inner.mean(1)
     spread = inner - centre[:, None]
     covariance = spread.transpose(1, 2) @ spread / inner.shape[1]
@@ -143,7 +145,7 @@ def planted_examples(
 
     def readout(model: Model, weights: Tensor, threshold: Tensor) -> Model:
         def classifier(images: Tensor) -> Tensor:
-            score = (weights * model(images).double()).sum(1) - threshold
+            score = (weights * logits_of(model, images).double()).sum(1) - threshold
             return torch.stack([torch.zeros_like(score), score], 1)
 
         return classifier

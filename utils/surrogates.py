@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attacks.core import Model
+from attacks.core import Model, logits_of
 from networks import SmallCNN
 from utils.data import flip_and_shift, to_unit_range
 
@@ -26,7 +26,7 @@ def train_surrogate(model: Model, images: Tensor, *, batch_size: int, seed: int 
     copies = -(-QUERIES // len(images))
     asked = torch.cat([images, *(_changed(images) for _ in range(copies - 1))])
     with torch.no_grad():
-        logits = torch.cat([model(to_unit_range(batch)) for batch in asked.split(batch_size)])
+        logits = torch.cat([logits_of(model, to_unit_range(batch)) for batch in asked.split(batch_size)])
     answers = logits.argmax(1)
     network = SmallCNN(WIDTH, logits.shape[1]).to(images.device)
     steps = LESSONS // BATCH

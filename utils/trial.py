@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attacks import AttackError, autoattack, fgsm, pgd
-from attacks.core import Model
+from attacks.core import Model, logits_of
 from attacks.strong import multi_targeted
 from utils.data import Split, batches
 from utils.inside import Mean, StraightThrough, networks_inside, place_after_preprocessing
@@ -73,6 +73,8 @@ class Trial:
     def evidence(self, *, visible: bool) -> Evidence:
         """Run everything. visible: whether to show a progress bar."""
         subject = self.subject
+        with torch.no_grad():
+            logits_of(subject.new(), subject.some(1)[0])  # raises AttackError if these are no logits
         found = Evidence(epsilon=self.epsilon, clean=subject.attack("clean images", _unchanged).left)
         found.uncopied = subject.uncopied
         if not found.clean.any():
@@ -247,16 +249,16 @@ class Trial:
         for images, labels in batches(split, self.subject.batch_size):
             direction = fgsm(source, images, labels, epsilon=1) - images
             with torch.no_grad():
-                before = model(images).argmax(1) == labels
+                before = logits_of(model, images).argmax(1) == labels
                 for row, radius in zip(counts, LEAK_RADII, strict=True):
                     moved = images + direction.sign() * radius
-                    after = model(moved.clamp_(0, 1)).argmax(1) == labels
+                    after = logits_of(model, moved.clamp_(0, 1)).argmax(1) == labels
                     row += torch.tensor([int((after & ~before).sum()), int((before & ~after).sum())])
         return [(radius, *row.tolist()) for radius, row in zip(LEAK_RADII, counts, strict=True)]
 
     @torch.no_grad()
     def _changed(self, probes: Tensor) -> bool:
-        return differ(self.subject.working(probes), self.subject.new()(probes))
+        return differ(*(logits_of(model, probes) for model in (self.subject.working, self.subject.new())))
 
 
 def _unchanged(images: Tensor, labels: Tensor) -> Tensor:
