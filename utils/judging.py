@@ -16,7 +16,7 @@ from utils.inside import Mean, Renewed, freeze, fresh
 from utils.notes import Notes
 
 PASSES = 5  # of fresh copies that judge an example, if the model answers at random
-EOT = 8  # passes whose mean gradient an attack follows, if the model answers at random
+EOT = 4  # passes whose mean gradient an attack follows, if the model answers at random
 
 Craft = Callable[[Tensor, Tensor], Tensor]  # from images (N, C, H, W) and labels (N,) to adversarial examples
 
@@ -120,13 +120,13 @@ class Subject:
             noted = distributed.from_main(partial(self.notes.kept, key, [len(chosen)]))
             if noted:
                 return torch.tensor([hit == "1" for hit in noted[0][0]], dtype=torch.bool)
-        batches = chosen.to(self.split.device).split(self.batch_size)
+        batches = chosen.to(self.split.device).split(self.batch_size) if len(chosen) else ()
         mine = []
         for batch in batches[distributed.rank() :: distributed.world_size()]:
             images, labels = self.split.take(batch)
             mine.append(self.right(craft(images, labels), labels).cpu())
         shares = distributed.gather(mine)
-        rows = [shares[i % len(shares)][i // len(shares)] for i in range(len(batches)) if len(chosen)]
+        rows = [shares[i % len(shares)][i // len(shares)] for i in range(len(batches))]
         left = torch.cat(rows) if rows else torch.zeros(0, dtype=torch.bool)
         if self.notes:
             hits = "".join(map(str, left.int().tolist()))

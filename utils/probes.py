@@ -7,6 +7,7 @@ from torch import Tensor
 
 from attacks import AttackError, pgd
 from attacks.core import Model, attacking, input_gradient, logits_of, margin
+from attacks.state import remembering
 from utils.constants import RADIUS
 from utils.judging import Subject
 
@@ -153,8 +154,10 @@ def planted_examples(
     kept, weights, threshold = images[planted], weights[planted], threshold[planted]
     labels = torch.zeros(len(kept), dtype=torch.int64, device=images.device)
     attacked = readout(subject.target, weights, threshold)
+    options: dict = {"steps": steps, "loss": "margin", "early_stop": False, "seed": seed}
     try:
-        found = pgd(attacked, kept, labels, epsilon=epsilon, steps=steps, loss="margin", early_stop=False, seed=seed)
+        with remembering(attacked, ()):  # its weights are for these images alone: it cannot be asked about others
+            found = pgd(attacked, kept, labels, epsilon=epsilon, **options)
     except AttackError:
         return 0, len(kept)
     with torch.no_grad():

@@ -114,11 +114,11 @@ class Trial:
             found.standard = self._attack(f"PGD-{STEPS}", self._pgd(steps=STEPS), among=found.clean)
 
         def margin() -> None:
-            name = f"PGD-{INSIDE_STEPS} on the margin"
-            found.margins.append(self._attack(name, self._pgd(steps=INSIDE_STEPS, loss="margin", early_stop=False)))
+            name = f"PGD-{STEPS} on the margin"
+            found.margins.append(self._attack(name, self._pgd(steps=STEPS, loss="margin", early_stop=False)))
 
         plan = [(3, "gradient", gradient), (1, "FGSM", single_step), (STEPS, f"PGD-{STEPS}", standard)]
-        return [*plan, (INSIDE_STEPS, "margin", margin)] if self.subject.unstable else plan
+        return [*plan, (STEPS, "margin", margin)] if self.subject.unstable else plan
 
     def _white_box(self, found: Evidence) -> list[tuple[int, str, Callable[[], None]]]:
         images, labels = self.subject.some(SAMPLE)
