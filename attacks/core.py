@@ -233,7 +233,7 @@ def attacking(model: Model, device: torch.device) -> Iterator[None]:
     trainable = [p for module in modules for p in module.parameters(recurse=False) if p.requires_grad]
     recurrent = not modules or any(isinstance(module, nn.RNNBase) for module in modules)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(evaluating(model, device))
+        stack.enter_context(evaluating(model, device, modules))
         for parameter in trainable:
             parameter.requires_grad_(False)
             stack.callback(parameter.requires_grad_, True)
@@ -246,10 +246,13 @@ def attacking(model: Model, device: torch.device) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def evaluating(model: Model, device: torch.device) -> Iterator[None]:
-    """Evaluation mode in float32: without autocast, and on a GPU without TF32, which keeps only ten bits."""
+def evaluating(model: Model, device: torch.device, modules: list[nn.Module] | None = None) -> Iterator[None]:
+    """Evaluation mode in float32: without autocast, and on a GPU without TF32, which keeps only ten bits.
+
+    modules: as for `evaluation_mode`.
+    """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(evaluation_mode(model))
+        stack.enter_context(evaluation_mode(model, modules))
         if torch.is_autocast_enabled(device.type):
             stack.enter_context(torch.autocast(device.type, enabled=False))
         if device.type == "cuda":
@@ -260,9 +263,12 @@ def evaluating(model: Model, device: torch.device) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def evaluation_mode(model: Model) -> Iterator[None]:
-    """Put every module that `modules_of` finds into evaluation mode, and afterwards back into the mode it was in."""
-    modules = modules_of(model)
+def evaluation_mode(model: Model, modules: list[nn.Module] | None = None) -> Iterator[None]:
+    """Put every module of a model into evaluation mode, and afterwards back into the mode it was in.
+
+    modules: what `modules_of` has found; None: it is asked.
+    """
+    modules = modules_of(model) if modules is None else modules
     training = [module.training for module in modules]
     try:
         for module in modules:

@@ -13,6 +13,7 @@ LEVELS = 3  # how many functions, objects and containers may lie between the mod
 LARGEST = 1000  # items of a list or dict that are looked at
 
 _EVERY_MODULE = vars(nn.Module()).keys()  # attributes that cannot hold a module that modules() does not list
+_PLAIN = frozenset((type(None), bool, int, float, str, bytes, Tensor, nn.Parameter))  # types of what holds nothing
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
@@ -44,16 +45,18 @@ def modules_of(model: object) -> list[nn.Module]:
 def _held_by_module(module: nn.Module) -> list[object]:
     """What a module can call or look up and modules() does not list."""
     attributes = vars(module)
-    held = [hook for kind in _HOOKS for hook in (attributes.get(kind) or {}).values()]
-    held += [attributes[name] for name in attributes.keys() - _EVERY_MODULE]
+    held = [hook for kind in _HOOKS if attributes.get(kind) for hook in attributes[kind].values()]
     if not _is_of_torch(type(module)):
+        held += [attributes[name] for name in attributes.keys() - _EVERY_MODULE]
         held.append(type(module).forward)
-    return held
+    elif "forward" in attributes:  # torch's own modules register whatever else they call
+        held.append(attributes["forward"])
+    return [part for part in held if type(part) not in _PLAIN]
 
 
 def _held(holder: object) -> Iterable[object]:
     """What an object that is not a module can call or look up."""
-    if holder is None or isinstance(holder, (bool, int, float, str, bytes, Tensor, type, types.ModuleType)):
+    if type(holder) in _PLAIN or isinstance(holder, (Tensor, type, types.ModuleType)):
         return ()
     if isinstance(holder, types.MethodType):
         return holder.__self__, holder.__func__
@@ -98,4 +101,4 @@ def _names(code: types.CodeType) -> set[str]:
 
 
 def _is_of_torch(thing: type | types.FunctionType) -> bool:
-    return (thing.__module__ or "").partition(".")[0] == "torch"
+    return (thing.__module__ or "").startswith("torch.")

@@ -10,7 +10,7 @@ from msgspec.structs import asdict, replace
 
 from study import figures, robustness, tables
 from study.formats import RobustnessEntry, read_robustness
-from study.robustness import RADII, measure, tests
+from study.robustness import RADII, measure
 from utils import evaluation
 from utils.checkpoints import load_checkpoint
 from utils.constants import PGD_20, RADIUS, UserError
@@ -134,7 +134,7 @@ def test_a_checkpoint_that_is_replaced_gets_no_figures(
     for source, network in networks.items():
         copies[Path(shutil.copy(source, tmp_path))] = network
     path, split = tmp_path / "robustness.json", digits["test"].first(8)
-    runs, run = [], robustness.Test.run
+    runs, run, plan = [], robustness.Test.run, robustness.tests
 
     def replacing(self, *arguments, **options):
         runs.append(self.attack)
@@ -143,7 +143,7 @@ def test_a_checkpoint_that_is_replaced_gets_no_figures(
         return run(self, *arguments, **options)
 
     monkeypatch.setattr(robustness.Test, "run", replacing)
-    monkeypatch.setattr(robustness, "tests", lambda *counts: tests(*counts)[:13])
+    monkeypatch.setattr(robustness, "tests", lambda *counts: plan(*counts)[:13])
     if when == "before":  # but after the networks were loaded
         other = next(each for each in networks if each.name != name)
         shutil.copy(other, tmp_path / name)
@@ -151,7 +151,7 @@ def test_a_checkpoint_that_is_replaced_gets_no_figures(
         measure(copies, split, path, examples=4, quiet=True)
     if when == "during":
         first, second = read_robustness(path).entries
-        assert len(first.results) == 2 * (len(RADII) + 1) + len(RADII)
+        assert len(first.results) == 2 * (len(RADII) + 1) + len(RADII) + 1
         assert len(second.results) == len(RADII) + 1  # of the first test
     else:
         assert not path.exists()
