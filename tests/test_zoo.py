@@ -78,6 +78,7 @@ def test_a_row_says_what_the_diagnosis_says(trained, digits):
     network = load_checkpoint(trained("cnn"))
     split = digits["test"].first(10)
     diagnosis, seconds = zoo.diagnosed(network, split, 0.1, source=network, queries=10)
-    found = row(Cage("cnn", "honest", 0, 10), diagnosis, None, seconds)
+    found = row(Cage("cnn", "honest", 0, 10), diagnosis, 0.9, None, seconds)
     assert found.verdict == diagnosis.verdict
-    assert found.at_most == diagnosis.strongest.accuracy <= found.quoted <= found.clean_accuracy
+    assert found.at_most == diagnosis.strongest.accuracy <= found.clean_accuracy
+    assert (found.quoted, found.adapted) == (0.9, None)

@@ -223,6 +223,14 @@ def gradient_leads(found: Evidence) -> Outcome:
     return not more_than(0.05, max(wrong, idle), images), figures
 
 
+def answers_do_not_jump(found: Evidence) -> Outcome:
+    """At a boundary between two answers, a continuous network's logits are equal. A detector's or rounded ones jump."""
+    if found.jumps is None:
+        return None, UNSTABLE
+    number, boundaries = found.jumps
+    return not more_than(0.05, number, boundaries), f"the logits jump at {number} of {boundaries} decision boundaries"
+
+
 def iterative_beats_single_step(found: Evidence) -> Outcome:
     """Athalye et al., section 3.1: several small steps find more than a single one, unless the gradient changes."""
     if not (found.fgsm and found.standard) or found.fgsm.error or found.standard.error:
@@ -319,6 +327,7 @@ CHECKS: dict[str, Callable[[Evidence], Outcome]] = {
     "earlier queries do not matter": no_memory,
     "the gradient is seldom zero": gradient_seldom_zero,
     "the gradient predicts small steps": gradient_leads,
+    "logits are continuous where the answer changes": answers_do_not_jump,
     "iterative beats single-step": iterative_beats_single_step,
     "an unbounded attack reaches 0 %": unbounded_reaches_zero,
     "accuracy falls as epsilon grows": accuracy_falls,

@@ -12,6 +12,8 @@ from utils.constants import RADIUS
 from utils.judging import Subject
 
 REPEATED = 40  # queries after which a model must still give its first answers
+BISECTIONS = 18  # between two images; the interval that remains is far smaller than a pixel's level
+JUMP = 0.02  # a change of the margin within that interval, as a share of the logits' standard deviation
 SAME = 1e-3  # two logits differ if they lie further apart than this share of the logits' standard deviation
 
 
@@ -107,6 +109,31 @@ def gradient_quality(model: Model, images: Tensor, labels: Tensor, epsilon: floa
         tiny, small = change(epsilon / 64), change(epsilon / 16)
     wrong, idle = ~((tiny > 1 / 2) & (tiny < 2)), ~(small > 1 / 4)
     return Gradient(len(labels), *(int(count.sum()) for count in (zero, wrong, idle)))
+
+
+@torch.no_grad()
+def jumps(model: Model, images: Tensor) -> tuple[int, int]:
+    """At how many decision boundaries the logits jump, and how many boundaries were looked at.
+
+    Between two images with different answers lies a boundary, which bisection finds (as in Brendel et al., 2018,
+    arXiv:1712.04248). A network's logits are continuous, so there its two largest ones are equal. Where a detector
+    exchanges the answers, or logits are rounded, they jump from one order to the other, and a gradient does not see it.
+
+    images: float (N, C, H, W) in [0, 1]; each is paired with the first one that has another answer.
+    """
+    logits = logits_of(model, images)
+    answers = logits.argmax(1)
+    other = answers[:, None] != answers
+    chosen = other.any(1)
+    if not chosen.any():
+        return 0, 0
+    answer, low, high = answers[chosen], images[chosen], images[other.int().argmax(1)[chosen]]
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        same = (logits_of(model, middle).argmax(1) == answer)[:, None, None, None]
+        low, high = torch.where(same, middle, low), torch.where(same, high, middle)
+    change = margin(logits_of(model, high), answer) - margin(logits_of(model, low), answer)
+    return int((change > JUMP * float(logits.std())).sum()), len(answer)
 
 
 def planted_examples(

@@ -14,7 +14,7 @@ from attacks.strong import multi_targeted
 from utils.data import Split, batches
 from utils.inside import Mean, StraightThrough, networks_inside, place_after_preprocessing
 from utils.judging import Attacked, Craft, Subject
-from utils.probes import Gradient, Stability, differ, gradient_quality, planted_examples, stability
+from utils.probes import BISECTIONS, Gradient, Stability, differ, gradient_quality, jumps, planted_examples, stability
 from utils.progress import moving, progress_bar
 from utils.surrogates import train_surrogate
 
@@ -34,6 +34,7 @@ class Evidence:
     stability: Stability = field(default_factory=Stability)
     uncopied: str = ""  # why no fresh copy could be made
     gradient: Gradient | None = None
+    jumps: tuple[int, int] | None = None  # boundaries where the logits jump, and boundaries
     radii: Sequence[tuple[float, int, int]] = ()  # PGD at a radius: radius, images left, images
     unbounded: tuple[int, int] | None = None  # PGD at radius 1, where every image is within reach: images left, images
     fgsm: Attacked | None = None
@@ -130,6 +131,9 @@ class Trial:
             except AttackError:
                 return len(labels)
 
+        def boundaries() -> None:
+            found.jumps = jumps(self.subject.new(), images)
+
         def radii() -> None:
             larger = min(2 * self.epsilon, 1.0)
             found.radii = [(r, left(r, steps=STEPS), len(labels)) for r in (self.epsilon / 2, self.epsilon, larger)]
@@ -152,6 +156,7 @@ class Trial:
             found.margins.append(self._attack("multi-targeted PGD", craft))
 
         return [
+            (BISECTIONS, "boundaries", boundaries),
             (3 * STEPS, "other radii", radii),
             (MANY_STEPS, "unbounded", unbounded),
             (INSIDE_STEPS, "planted examples", planted),
