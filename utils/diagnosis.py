@@ -39,6 +39,7 @@ from utils.trial import MANY, STEPS, Evidence, Trial
 QUERIES = 1000  # of Square, for each image
 SURE = 3.0  # standard deviations
 UNSTABLE = "not run, because the model's answers change"
+NO_SOURCE = "not run: there is no source, or nothing is left to attack"
 NO_LEAK = "transferred FGSM examples are not easier than images"
 
 Outcome = tuple[bool | None, str]  # of a check: passed (None: it could not be run), figures
@@ -290,7 +291,7 @@ def nothing_is_hidden_inside(found: Evidence) -> Outcome:
 def white_box_beats_transfer(found: Evidence) -> Outcome:
     """Athalye et al., section 3.1: of the images that white-box attacks leave, transferred examples break few."""
     if not found.transferred:
-        return None, UNSTABLE if found.square is None else "not run: there is no source, and too few images for one"
+        return None, UNSTABLE if found.square is None else NO_SOURCE
     return not surprising(found.transferred), counts(found.transferred)
 
 
@@ -314,7 +315,7 @@ def plants_are_found(found: Evidence) -> Outcome:
 def no_label_leaking(found: Evidence) -> Outcome:
     """Kurakin et al., section 4: FGSM's examples can only be easier than clean images if they tell the label."""
     if not found.leaking:
-        return None, UNSTABLE if found.square is None else "not run: there is no source, and too few images for one"
+        return None, UNSTABLE if found.square is None else NO_SOURCE
     radius, easier, harder = max(found.leaking, key=lambda row: row[1] - row[2])
     figures = f"at {radius:g} through the source, {easier} images become right and {harder} wrong"
     return not unequal(easier, harder), figures

@@ -11,9 +11,9 @@ from attacks.core import Model, logits_of
 from networks import SmallCNN
 from utils.data import flip_and_shift, to_unit_range
 
-WIDTH, BATCH, RATE = 32, 128, 0.003
+WIDTH, BATCH, RATE = 16, 128, 0.003
 QUERIES = 2000  # at least so many images are asked: if there are fewer, mirrored and moved copies of them too
-LESSONS = 25_000  # how often an image is learnt from, in all
+LESSONS = 15_000  # how often an image is learnt from, in all
 
 
 def train_surrogate(model: Model, images: Tensor, *, batch_size: int, seed: int = 0) -> nn.Module:

@@ -84,9 +84,13 @@ class Trial:
         found.stability = stable = stability(subject, probes, self.epsilon)
         subject.random, subject.batch_dependent = stable.random, bool(stable.batch)
         subject.stateful = bool(stable.memory)
-        inner = self._models_inside(probes, labels)
-        plan = [*self._first(found), *([] if subject.unstable else self._white_box(found))]
-        plan += [*self._past_the_defence(found, inner), *([] if subject.unstable else self._black_box(found))]
+        found.gradient = self._gradient()
+        misled = found.gradient is None or found.gradient.doubtful
+        inside = self._past_the_defence(found, self._models_inside(probes, labels, any_change=misled))
+        long = [] if subject.unstable else self._white_box(found)
+        # Where the gradient leads nowhere, the long attacks on it get only what is left by those past the defence.
+        plan = [*self._first(found), *(inside + long if misled else long + inside)]
+        plan += [] if subject.unstable else self._black_box(found, misled)
         total = sum(units for units, *_ in plan)
         with progress_bar(title="diagnosis", total=total, unit="step", visible=visible) as bar:
             for units, name, action in plan:
@@ -100,14 +104,6 @@ class Trial:
     # ---- the plan: (roughly how often an image goes through the network, name, action) ----
 
     def _first(self, found: Evidence) -> list[tuple[int, str, Callable[[], None]]]:
-        sample = self.subject.some(SAMPLE)
-
-        def gradient() -> None:
-            try:
-                found.gradient = gradient_quality(self.subject.target, *sample, self.epsilon)
-            except AttackError:
-                found.gradient = None
-
         def single_step() -> None:
             found.fgsm = self._attack("FGSM", self._with(fgsm), among=found.clean)
 
@@ -118,7 +114,7 @@ class Trial:
             name = f"PGD-{STEPS} on the margin"
             found.margins.append(self._attack(name, self._pgd(steps=STEPS, loss="margin", early_stop=False)))
 
-        plan = [(3, "gradient", gradient), (1, "FGSM", single_step), (STEPS, f"PGD-{STEPS}", standard)]
+        plan = [(1, "FGSM", single_step), (STEPS, f"PGD-{STEPS}", standard)]
         return [*plan, (STEPS, "margin", margin)] if self.subject.unstable else plan
 
     def _white_box(self, found: Evidence) -> list[tuple[int, str, Callable[[], None]]]:
@@ -171,8 +167,10 @@ class Trial:
 
         return [(INSIDE_STEPS, name, partial(attack, name, model)) for name, model in inner.items()]
 
-    def _black_box(self, found: Evidence) -> list[tuple[int, str, Callable[[], None]]]:
+    def _black_box(self, found: Evidence, misled: bool) -> list[tuple[int, str, Callable[[], None]]]:
         def transferred() -> None:
+            if misled and not self.subject.withstands.any():
+                return  # the verdict is known, and there is nothing to attack
             kind = "a source" if self.sources else "a surrogate"
             sources = [(source, None) for source in self.sources] or self._surrogates()
             for number, (source, part) in enumerate(sources):
@@ -212,8 +210,18 @@ class Trial:
         options: dict = {"steps": INSIDE_STEPS, "loss": "margin", "early_stop": False}
         return partial(pgd, model, epsilon=self.epsilon, seed=self.seed, **options)
 
-    def _models_inside(self, images: Tensor, labels: Tensor) -> dict[str, Model]:
-        """What an attacker who knows the defence attacks in its place, by the names of the attacks."""
+    def _gradient(self) -> Gradient | None:
+        """How well the gradient leads, on some of the images; None if there is none."""
+        try:
+            return gradient_quality(self.subject.target, *self.subject.some(SAMPLE), self.epsilon)
+        except AttackError:
+            return None
+
+    def _models_inside(self, images: Tensor, labels: Tensor, *, any_change: bool) -> dict[str, Model]:
+        """What an attacker who knows the defence attacks in its place, by the names of the attacks.
+
+        any_change: as for `place_after_preprocessing`.
+        """
         subject = self.subject
         found: dict[str, Model] = {}
         networks = networks_inside(subject.new(), images, labels)
@@ -221,11 +229,7 @@ class Trial:
             found[f"PGD on the network inside{f' ({number + 1})' if number else ''}"] = network
         if len(networks) > 1:
             found["PGD on the networks inside together"] = Mean(list(networks))
-        try:
-            reliable = not gradient_quality(subject.target, images, labels, self.epsilon).doubtful
-        except AttackError:
-            reliable = False
-        place = place_after_preprocessing(subject.new(), images, any_change=not reliable)
+        place = place_after_preprocessing(subject.new(), images, any_change=any_change)
         if place is not None:
             skipping = StraightThrough(subject.new(), place)
             found["PGD past the preprocessing"] = subject.steadied(skipping, renewed=False)

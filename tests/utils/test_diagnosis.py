@@ -7,7 +7,7 @@ import torch
 from attacks import fgsm_direction
 from defenses.losses import NFGSM
 from tests.helpers.defences import BROKEN
-from utils import trial
+from utils import surrogates, trial
 from utils.adversarial_sets import AugmentedSplit
 from utils.checkpoints import load_checkpoint
 from utils.diagnosis import CHECKS, NO_LEAK, diagnose, judge
@@ -23,8 +23,8 @@ EPSILON = 0.1  # on digits, whose strokes are black on white, 8/255 is little
 IMAGES = 200
 
 
-def diagnosed(network, digits, source=None, examples=60, **options):
-    options = {"epsilon": EPSILON, "source": source, "queries": 100} | options
+def diagnosed(network, digits, source=None, examples=30, **options):
+    options = {"epsilon": EPSILON, "source": source, "queries": 50} | options
     return diagnose(network, digits["test"].first(examples), **options)
 
 
@@ -36,6 +36,13 @@ def baseline(trained):
 @pytest.fixture(scope="module")
 def other(trained):
     return load_checkpoint(trained("cnn-lstm"))
+
+
+@pytest.fixture(autouse=True)
+def quick_surrogates(monkeypatch):
+    """Surrogates that learn little, because a test has no time for more."""
+    monkeypatch.setattr(surrogates, "LESSONS", 1000)
+    monkeypatch.setattr(surrogates, "QUERIES", 200)
 
 
 @pytest.fixture
@@ -67,7 +74,7 @@ def test_adversarial_training_is_trustworthy_and_holds(baseline, digits, tmp_pat
         defense=NFGSM(EPSILON),
         quiet=True,
     )
-    diagnosis = diagnosed(robust, digits, baseline)
+    diagnosis = diagnosed(robust, digits, baseline, examples=40)
     assert diagnosis.verdict == "trustworthy"
     assert diagnosis.strongest.accuracy > 0.25
 
