@@ -134,6 +134,8 @@ def adapted_accuracy(broken: Broken, network: nn.Module, split: Split, epsilon: 
     judge.random = broken.family == "randomness"
     left = judge.right(images, labels)
     for seed in range(3):
+        if not left.any():
+            break
         options: dict = {"steps": 50, "loss": "margin", "early_stop": False, "seed": seed}
         left &= judge.right(pgd(network, images, labels, epsilon=epsilon, **options), labels)
     return float(left.float().mean())
