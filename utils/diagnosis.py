@@ -38,6 +38,7 @@ from utils.trial import MANY, STEPS, Evidence, Trial
 
 QUERIES = 1000  # of Square, for each image
 SURE = 3.0  # standard deviations
+SURE_OF_LEAKING = 2.5  # fewer, because an honest network errs more often on FGSM's examples, not as often
 UNSTABLE = "not run, because the model's answers change"
 NO_SOURCE = "not run: there is no source, or nothing is left to attack"
 NO_LEAK = "transferred FGSM examples are not easier than images"
@@ -168,9 +169,9 @@ def less_than(share: float, count: int, of: int) -> bool:
     return of > 0 and wilson_interval(count, of, SURE)[1] < share
 
 
-def unequal(more: int, less: int) -> bool:
+def unequal(more: int, less: int, sure: float = SURE) -> bool:
     """Whether `more` is larger than `less` beyond chance: pairs that differ, counted by their direction (McNemar)."""
-    return more - less > SURE * math.sqrt(more + less)
+    return more - less > sure * math.sqrt(more + less)
 
 
 def surprising(attacks: Sequence[Attacked]) -> bool:
@@ -318,7 +319,7 @@ def no_label_leaking(found: Evidence) -> Outcome:
         return None, UNSTABLE if found.square is None else NO_SOURCE
     radius, easier, harder = max(found.leaking, key=lambda row: row[1] - row[2])
     figures = f"at {radius:g} through the source, {easier} images become right and {harder} wrong"
-    return not unequal(easier, harder), figures
+    return not unequal(easier, harder, SURE_OF_LEAKING), figures
 
 
 # What is expected of a network whose figures can be trusted.

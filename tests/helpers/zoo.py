@@ -178,6 +178,7 @@ def inhabitant(cage: Cage, data_dir: str | None = None) -> Row:
     options: dict = {"whole": test.between(SLICE, 6 * SLICE)}
     if not broken:
         options = {"source": load_checkpoint(ROOT / "models" / _source(cage.name))}
+        options |= {"whole": test} if cage.family == "label leaking" else {}
     diagnosis, seconds = diagnosed(model, split, RADIUS, **options)
     if not broken:
         quoted = float(diagnosis.evidence.standard.left.float().mean())  # type: ignore[union-attr]
@@ -204,8 +205,9 @@ def row(cage: Cage, diagnosis: Diagnosis, quoted: float, adapted: float | None, 
 
 
 def _source(name: str) -> str:
-    """The shipped network on which transferred examples are crafted: as test-*.py chooses it, but never the network."""
-    return "cnn-lstm.safetensors" if name == "cnn" else "cnn.safetensors"
+    """The shipped network that crafts transferred examples: the baseline of the same kind, or the other one."""
+    same_kind = "cnn-lstm" if name.startswith("cnn-lstm") else "cnn"
+    return f"{same_kind if name != same_kind else {'cnn': 'cnn-lstm', 'cnn-lstm': 'cnn'}[name]}.safetensors"
 
 
 @lru_cache(1)
