@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo digits notebooks study defenses overfitting robustness diagnosis agreement benchmark test test-all coverage torture mutants lint types audit format figures constraints clean
+.PHONY: help demo digits notebooks study defenses overfitting robustness diagnosis agreement benchmark test test-all coverage torture mutants zoo lint types audit format figures constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -74,6 +74,9 @@ torture: $(VENV)/installed-dev  ## interrupt and starve many runs, count what is
 
 mutants: $(VENV)/installed-dev  ## change the code in forty small ways, show what no test notices: twenty minutes
 	$(RUN) -m tests.helpers.mutants
+
+zoo: $(VENV)/installed-dev  ## diagnose thirty broken defences and all honest networks on CIFAR-10: 45 minutes on two cores
+	$(RUN) -m tests.helpers.zoo
 
 lint: $(VENV)/installed-dev  ## check the style of the code and the direction of its imports
 	$(RUN) -m ruff check .

@@ -7,6 +7,7 @@ from attacks.autoattack import autoattack
 from attacks.core import AttackError, Model, step
 from attacks.fgsm import fgsm, fgsm_direction
 from attacks.pgd import default_step_size, pgd, pgd_iterates
+from attacks.strong import multi_targeted
 
 __all__ = [
     "AttackError",
@@ -15,6 +16,7 @@ __all__ = [
     "default_step_size",
     "fgsm",
     "fgsm_direction",
+    "multi_targeted",
     "pgd",
     "pgd_iterates",
     "step",

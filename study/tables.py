@@ -364,7 +364,8 @@ def diagnosis_table(reports: Sequence[TestReport]) -> str:
             failed = sum(check.passed is False for check in diagnosis.checks)
             passed = f"{len(diagnosis.checks) - failed} of {len(diagnosis.checks)}"
             verdict = diagnosis.verdict.split(":")[0].split(",")[0]
-            strongest = Point(diagnosis.epsilon, diagnosis.robust_accuracy, diagnosis.confidence_interval)
+            left = diagnosis.robust_accuracy if diagnosis.at_most is None else diagnosis.at_most  # old reports lack it
+            strongest = Point(diagnosis.epsilon, left or 0.0, diagnosis.confidence_interval)
             rows.append([Path(report.checkpoint).stem, passed, verdict, with_interval(strongest)])
     return markdown(
         ["network", "checks passed", "is the evaluation trustworthy?", "left by the strongest attack"], rows

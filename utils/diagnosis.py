@@ -1,66 +1,60 @@
-"""Can a robust accuracy be trusted? `diagnose` attacks a network in several ways, and checks compare what they leave.
+"""Can a robust accuracy be trusted? `diagnose` attacks a network in many ways, and checks look for attacks that fail.
 
-A network whose gradient misleads attacks looks robust to them, although other attacks break it: its gradient is masked.
-Each check looks for one sign of it. The signs are from Athalye et al. (2018, arXiv:1802.00420, section 3.1) and Carlini
-et al. (2019, arXiv:1902.06705, section 5). The last check looks for label leaking (Kurakin et al., 2017,
-arXiv:1611.01236, section 4): a network that classifies FGSM examples better than clean images reads the label out of
-the perturbation.
+A defence may make attacks fail although adversarial examples are as common as before: it hides its gradient, answers at
+random, or remembers earlier queries. The diagnosis has three verdicts:
+
+- *trustworthy*: every check passed.
+- *not trustworthy: at most X % (found by Y)*: a check failed, so the attacks may have failed too. X is not a robust
+  accuracy. It only says what has been broken so far.
+- *cannot say*: no check failed, but one could not be run. A check that was not run never counts as passed.
+
+The checks are from Athalye et al. (2018, arXiv:1802.00420), Carlini et al. (2019, arXiv:1902.06705), Pintor et al.
+(2022, arXiv:2106.09947), Zimmermann et al. (2022, arXiv:2206.13991) and Kurakin et al. (2017, arXiv:1611.01236). A
+check fails only where chance does not explain what it saw (three standard deviations), so that an honest network is not
+accused. Attacks ask a working copy of the model, and fresh copies judge the examples (utils.judging).
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import contextlib
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import torch
 
-from attacks.core import Model, attacking, input_gradient
-from attacks.progress import report_progress
+from attacks.core import Model, evaluating
 from utils import distributed
 from utils.constants import EVALUATION_BATCH, RADIUS
-from utils.data import Split, batches
-from utils.evaluation import Result, evaluate, evaluate_fgsm
+from utils.evaluation import Result
 from utils.formats import Check, DiagnosisReport
 from utils.images import Data, as_split
+from utils.judging import Attacked, Subject
 from utils.models import explaining
 from utils.notes import Notes
-from utils.progress import moving, progress_bar
+from utils.probes import REPEATED
+from utils.statistics import wilson_interval
+from utils.trial import MANY, STEPS, Evidence, Trial
 
-STEPS, MANY_STEPS, RESTARTS = 20, 100, 3
-LEAK_RADII = (0.02, 0.1, 0.2, 0.3)  # where transferred FGSM examples may be easier than clean images, in pixel units
-TOLERANCE = 0.02  # a check passes if more steps, more restarts or a gradient-free attack change accuracies by less
-NO_SOURCE = "not run: it needs another network to craft examples on"
+QUERIES = 1000  # of Square, for each image
+SURE = 3.0  # standard deviations
+SURE_OF_LEAKING = 2.5  # fewer, because an honest network errs more often on FGSM's examples, not as often
+UNSTABLE = "not run, because the model's answers change"
+NO_SOURCE = "not run: there is no source, or nothing is left to attack"
 NO_LEAK = "transferred FGSM examples are not easier than images"
-MANY = f"PGD-{MANY_STEPS} with {RESTARTS} restarts"
 
-Outcome = tuple[bool | None, str]  # of a check: passed, figures
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """What the checks compare. All results but those for `leaking` have a mask, over the same images."""
-
-    clean: Result
-    clean_again: Result
-    fgsm: Result
-    pgd: Result  # with STEPS steps
-    smaller: list[Result]  # the same PGD, at a quarter and at half of the radius
-    larger: Result  # the same PGD, at twice the radius
-    unbounded: Result  # PGD with MANY_STEPS at radius 1, where every image is within reach
-    longer: Result  # PGD with MANY_STEPS and RESTARTS
-    margin: Result  # the same on the margin loss
-    square: Result  # gradient-free
-    transferred: list[Result]  # FGSM and PGD crafted on the source; empty without a source
-    flat: float  # of `flat_fraction`
-    leaking: list[Result]  # FGSM crafted on the source, at LEAK_RADII; empty without a source
+Outcome = tuple[bool | None, str]  # of a check: passed (None: it could not be run), figures
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What the checks say, and the accuracy that all attacks within the radius leave together."""
+    """What the checks say, and what all attacks within the radius leave together."""
 
-    checks: list[Check]  # the last one is for label leaking, the others for masked gradients
-    strongest: Result
+    checks: list[Check]
+    strongest: Result  # its accuracy is a robust accuracy only if the diagnosis is trustworthy
+    found_by: str  # the last attack that lowered this accuracy by more than a hundredth
+    evidence: Evidence
 
     @property
     def failed(self) -> list[str]:
@@ -69,15 +63,16 @@ class Diagnosis:
 
     @property
     def trustworthy(self) -> bool:
-        return not self.failed
+        return all(check.passed for check in self.checks)
 
     @property
     def verdict(self) -> str:
         """Whether the evaluation can be trusted, in one line."""
-        if masked := [name for name in self.failed if name != NO_LEAK]:
-            return f"not trustworthy, the gradient may be masked. These checks failed: {'; '.join(masked)}"
         if self.failed:
-            return "label leaking: trust attacks on the network's own gradient, not transferred examples"
+            figure = f"at most {100 * self.strongest.accuracy:.1f} % (found by {self.found_by})"
+            return f"not trustworthy: {figure}. These checks failed: {'; '.join(self.failed)}"
+        if missing := [f"{check.name} ({check.figures})" for check in self.checks if check.passed is None]:
+            return f"cannot say: {'; '.join(missing)}"
         return "trustworthy"
 
     def report(self, source: str | None) -> DiagnosisReport:
@@ -87,7 +82,9 @@ class Diagnosis:
             source=source,
             verdict=self.verdict,
             trustworthy=self.trustworthy,
-            robust_accuracy=self.strongest.accuracy,
+            robust_accuracy=self.strongest.accuracy if self.trustworthy else None,
+            at_most=self.strongest.accuracy,
+            found_by=self.found_by,
             confidence_interval=self.strongest.confidence_interval,
             checks=self.checks,
         )
@@ -98,8 +95,9 @@ def diagnose(
     split: Data,
     *,
     epsilon: float = RADIUS,
-    source: Model | None = None,
-    queries: int = 5000,
+    source: Model | Sequence[Model] | None = None,
+    whole: Data | None = None,
+    queries: int = QUERIES,
     seed: int = 0,
     batch_size: int = EVALUATION_BATCH,
     notes: Notes | None = None,
@@ -107,161 +105,251 @@ def diagnose(
 ) -> Diagnosis:
     """Attack a network on a split in all the ways that Evidence lists, and judge the results.
 
+    network: any callable from images in [0, 1] to logits. It is copied and not changed.
     split: a Split or whatever else utils.images.as_split accepts, such as a DataLoader.
-    epsilon: L-inf radius in pixel units, from 0 to 1.
-    source: another network, on which transferred examples are crafted. Without it, two checks cannot be run.
+    epsilon: L-inf radius in pixel units, above 0 and at most 1.
+    source: another network, or several, on which transferred examples are crafted. Without it, a surrogate learns the
+        network's answers (utils.surrogates).
+    whole: the split of which `split` is a part, or other images of the same kind. The surrogate learns from those of
+        its images that are not judged, and label leaking is decided on all of it. Without it, two surrogates learn from
+        a half of `split` each and attack the other half, and label leaking is decided on `split`.
     queries: how many each image allows to the gradient-free attack, Square of the package pyautoattack.
-    seed: of the attacks' random numbers. notes, progress: as for `evaluate`.
+    seed: of all random numbers. Afterwards, torch's generators are as they were before.
+    notes, progress: as for `evaluate`.
+    Raises ValueError if epsilon is invalid or the network does not return logits, ImportError without pyautoattack.
     """
+    if not 0 < epsilon <= 1:
+        raise ValueError(f"epsilon must be above 0 and at most 1, not {epsilon}")
+    given: Any = [] if source is None else source
+    sources: list[Model] = [*given] if isinstance(given, list | tuple) else [given]
+    split = as_split(split, network, *sources)
+    if whole is not None:
+        whole = as_split(whole, network, *sources)
+    devices = [split.device] if split.device.type == "cuda" else []
+    with contextlib.ExitStack() as stack:
+        for context in (
+            explaining(split, network, *sources),
+            torch.random.fork_rng(devices=devices),
+            evaluating(network, split.device),
+            _without_warnings(),
+        ):
+            stack.enter_context(context)
+        torch.manual_seed(seed)
+        subject = Subject(network, split, batch_size=batch_size, notes=notes)
+        trial = Trial(subject, epsilon, sources, whole, queries, seed)
+        return judge(trial.evidence(visible=progress and distributed.rank() == 0))
 
-    def attacked(
-        attack: str = "pgd", radius: float = epsilon, source: Model | None = None, **options: object
-    ) -> Result:
-        options = options if attack == "fgsm" else {"seed": seed, **options}
-        with part(attack, **options):  # type: ignore[arg-type]
-            return evaluate(network, split, attack, radius, options=options, source=source, notes=notes, **common)
 
-    def clean() -> Result:  # without notes, which would answer the second time what they heard the first time
-        with part("clean images"):
-            return evaluate(network, split, "fgsm", 0.0, **common)
-
-    def part(name: str, steps: int = 1, restarts: int = 1, queries: int = 0, **_: object) -> AbstractContextManager:
-        bar.set_postfix(now=name)
-        return moving(bar, queries or steps * restarts)
-
-    split = as_split(split, *filter(None, (network, source)))
-    common: dict = {"batch_size": batch_size}
-    long: dict = {"steps": MANY_STEPS, "restarts": RESTARTS}
-    # How often an image goes through the network, roughly: four times for clean images, their gradient and FGSM.
-    passes = 4 + 4 * STEPS + MANY_STEPS + 2 * MANY_STEPS * RESTARTS + queries + (2 + STEPS if source else 0)
-    visible = progress and distributed.rank() == 0
-    with progress_bar(title="diagnosis", total=passes, unit="step", visible=visible) as bar:
-        with part("gradients"):
-            flat = flat_fraction(network, split, batch_size)
-        leaking = []
-        if source:
-            with part("fgsm"):
-                _, *leaking = evaluate_fgsm(network, split, LEAK_RADII, source=source, **common)
-        found = Evidence(
-            clean=clean(),
-            clean_again=clean(),
-            fgsm=attacked("fgsm"),
-            pgd=attacked(steps=STEPS),
-            smaller=[attacked(radius=factor * epsilon, steps=STEPS) for factor in (0.25, 0.5)],
-            larger=attacked(radius=min(2 * epsilon, 1.0), steps=STEPS),
-            unbounded=attacked(radius=1.0, steps=MANY_STEPS),
-            longer=attacked(**long),
-            margin=attacked(**long, loss="margin"),
-            square=attacked("autoattack", attacks=["square"], queries=queries),
-            transferred=[attacked("fgsm", source=source), attacked(steps=STEPS, source=source)] if source else [],
-            flat=flat,
-            leaking=leaking,
-        )
-    return judge(found)
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Attacks warn of zero gradients and random networks. Here, checks report them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        yield
 
 
 def judge(found: Evidence) -> Diagnosis:
     """Run every check, and join all attacks within the radius: an image counts if it withstands all of them."""
-    within = [found.clean, found.fgsm, *found.smaller, found.pgd, found.longer, found.margin, found.square]
-    together = torch.stack([result.mask for result in (*within, *found.transferred)]).all(0)
-    strongest = Result(found.pgd.epsilon, int(together.sum()), len(together), 0.0, "all attacks above together")
     outcomes = {name: check(found) for name, check in CHECKS.items()}
     checks = [Check(name=name, passed=passed, figures=figures) for name, (passed, figures) in outcomes.items()]
-    return Diagnosis(checks, strongest)
+    left = found.left
+    strongest = Result(found.epsilon, int(left.sum()), len(left), 0.0, "all attacks together", mask=left)
+    return Diagnosis(checks, strongest, _found_by(found), found)
 
 
-def flat_fraction(network: Model, split: Split, batch_size: int = EVALUATION_BATCH) -> float:
-    """The fraction of the correctly classified images whose gradient is exactly 0 in most pixels.
+def _found_by(found: Evidence) -> str:
+    """The last attack that broke more than a hundredth of the images which all attacks before it left."""
+    name, left = "clean images", found.clean
+    for attack in found.attacks:
+        remaining = left & (attack.left | ~attack.tried)
+        if int(left.sum() - remaining.sum()) > len(left) / 100:
+            name = attack.name
+        left = remaining
+    return name
 
-    The gradient of cross-entropy is 0 where the logits lie so far apart that the label's probability rounds to 1.
-    """
-    flat = right = 0
-    with attacking(network, split.device), explaining(split, network):
-        for batch, (images, labels) in enumerate(batches(split, batch_size)):
-            report_progress(batch * batch_size / len(split))
-            logits, _, gradient = input_gradient(network, images, labels)
-            correct = logits.argmax(1) == labels
-            flat += int((correct & ((gradient == 0).flatten(1).float().mean(1) > 0.5)).sum())
-            right += int(correct.sum())
-    return flat / max(right, 1)
+
+# ---- what chance does not explain ----
+
+
+def more_than(share: float, count: int, of: int) -> bool:
+    """Whether count of `of` images is more than a share of them, beyond chance."""
+    return of > 0 and wilson_interval(count, of, SURE)[0] > share
+
+
+def less_than(share: float, count: int, of: int) -> bool:
+    """Whether count of `of` images is less than a share of them, beyond chance."""
+    return of > 0 and wilson_interval(count, of, SURE)[1] < share
+
+
+def unequal(more: int, less: int, sure: float = SURE) -> bool:
+    """Whether `more` is larger than `less` beyond chance: pairs that differ, counted by their direction (McNemar)."""
+    return more - less > sure * math.sqrt(more + less)
+
+
+def surprising(attacks: Sequence[Attacked]) -> bool:
+    """Whether attacks break more than a few of the images that stronger ones have left."""
+    return any(attack.broken >= 3 and more_than(0.01, attack.broken, attack.images) for attack in attacks)
+
+
+def counts(attacks: Sequence[Attacked]) -> str:
+    """How many images each attack breaks of those that it was tried on."""
+    return ", ".join(f"{attack.name}: {attack.broken} of {attack.images}" for attack in attacks)
 
 
 # ---- the checks: whether what CHECKS expects is so (None: it could not be checked), and the figures that show it ----
 
 
 def same_answer(found: Evidence) -> Outcome:
-    """With another answer in each pass, an attack follows the gradient of a draw that does not judge it."""
-    changed = int((found.clean.mask != found.clean_again.mask).sum())
-    return changed == 0, f"{changed} of {found.clean.examples} change"
+    """Athalye et al., section 3: with another answer in each pass, a gradient is that of a draw that does not judge."""
+    if not found.clean.any():
+        return None, "not run: no image is classified correctly"
+    return not found.stability.repeated, found.stability.repeated or "the logits are equal"
+
+
+def own_answer(found: Evidence) -> Outcome:
+    """An attack moves many images at once. What it finds for one must not depend on the others."""
+    return not found.stability.batch, found.stability.batch or "the logits are equal"
+
+
+def no_memory(found: Evidence) -> Outcome:
+    """Fresh copies give the answers of a model that attacks have asked; nearby images have logits of their own."""
+    if found.stability.memory:
+        return False, found.stability.memory
+    return None if found.uncopied else True, found.uncopied or f"the logits are equal after {REPEATED} queries and more"
 
 
 def gradient_seldom_zero(found: Evidence) -> Outcome:
-    """Where the gradient is 0, an attack that follows it stands still."""
-    return found.flat <= TOLERANCE, f"in most pixels for {found.flat:.1%} of the correctly classified images"
+    """Athalye et al., section 3: where the gradient is 0, an attack that follows it stands still."""
+    if found.gradient is None:
+        return None, "not run: there is no gradient"
+    zero, images = found.gradient.zero, found.gradient.images
+    return not more_than(0.02, zero, images), f"in most pixels for {zero} of {images} images"
+
+
+def gradient_leads(found: Evidence) -> Outcome:
+    """Pintor et al., section 3: a loss that small steps do not raise, as the gradient predicts, misleads an attack."""
+    if found.gradient is None:
+        return None, "not run: there is no gradient"
+    wrong, idle, images = found.gradient.wrong, found.gradient.idle, found.gradient.images
+    figures = (
+        f"a tiny step changes the margin otherwise for {wrong} of {images}, a small one does not raise it for {idle}"
+    )
+    return not more_than(0.05, max(wrong, idle), images), figures
+
+
+def answers_do_not_jump(found: Evidence) -> Outcome:
+    """At a boundary between two answers, a continuous network's logits are equal. A detector's or rounded ones jump."""
+    if found.jumps is None:
+        return None, UNSTABLE
+    number, boundaries = found.jumps
+    return not more_than(0.05, number, boundaries), f"the logits jump at {number} of {boundaries} decision boundaries"
 
 
 def iterative_beats_single_step(found: Evidence) -> Outcome:
-    """Several small steps find more than a single step, unless the gradient changes within a step."""
-    figures = f"PGD-{STEPS} {found.pgd.accuracy:.1%}, FGSM {found.fgsm.accuracy:.1%}"
-    return found.pgd.correct <= found.fgsm.correct, figures
+    """Athalye et al., section 3.1: several small steps find more than a single one, unless the gradient changes."""
+    if not (found.fgsm and found.standard) or found.fgsm.error or found.standard.error:
+        return None, "not run: there is no gradient"
+    tried = found.fgsm.tried & found.standard.tried
+    single, several = (int((tried & attack.left).sum()) for attack in (found.fgsm, found.standard))
+    only_several = int((tried & found.fgsm.left & ~found.standard.left).sum())
+    only_single = int((tried & ~found.fgsm.left & found.standard.left).sum())
+    figures = f"PGD-{STEPS} leaves {several}, FGSM {single} of {int(tried.sum())}"
+    return not unequal(only_single, only_several), figures
 
 
 def unbounded_reaches_zero(found: Evidence) -> Outcome:
-    """At radius 1 an attack may replace the image by another, so an image that survives was not attacked well."""
-    return found.unbounded.correct == 0, f"PGD-{MANY_STEPS} at epsilon 1 {found.unbounded.accuracy:.1%}"
+    """Athalye et al., section 3.1: at radius 1, an image that survives was not attacked well."""
+    if found.unbounded is None:
+        return None, UNSTABLE
+    left, images = found.unbounded
+    return not more_than(0.01, left, images), f"PGD at epsilon 1 leaves {left} of {images}"
 
 
 def accuracy_falls(found: Evidence) -> Outcome:
-    """A larger ball contains the smaller one. Accuracies may rise by chance, but not beyond the interval."""
-    growing = [*found.smaller, found.pgd, found.larger]
-    first, last = growing[0], growing[-1]
-    never_rises = all(weak.confidence_interval[1] >= strong.accuracy for weak, strong in combinations(growing, 2))
-    figures = ", ".join(f"{result.accuracy:.1%} at {255 * result.epsilon:.3g}/255" for result in growing)
-    return never_rises and (last.correct < first.correct or first.correct == 0), f"PGD-{STEPS} {figures}"
-
-
-def white_box_beats_transfer(found: Evidence) -> Outcome:
-    """An attack that knows the network is at least as strong as one that does not, if its gradient is right."""
-    if not found.transferred:
-        return None, NO_SOURCE
-    own = f"PGD-{STEPS} on its own gradient {found.pgd.accuracy:.1%}"
-    left = " and ".join(f"{result.accuracy:.1%}" for result in found.transferred)
-    passed = found.pgd.correct <= min(result.correct for result in found.transferred)
-    return passed, f"{own}, FGSM and PGD-{STEPS} on the source's {left}"
+    """Carlini et al., section 5: a larger ball contains the smaller one."""
+    if not found.radii:
+        return None, UNSTABLE
+    rises = any(
+        wilson_interval(weak, images, SURE)[1] < strong / images
+        for (_, weak, images), (_, strong, _) in combinations(found.radii, 2)
+    )
+    return not rises, ", ".join(f"{left} of {images} at {255 * radius:.3g}/255" for radius, left, images in found.radii)
 
 
 def more_steps_change_little(found: Evidence) -> Outcome:
-    """If more steps still find more, PGD-20 has not converged, and its figure flatters the network."""
-    (low, high), expected, longer = found.pgd.confidence_interval, found.pgd.accuracy, found.longer.accuracy
-    passed = min(expected - TOLERANCE, low) <= longer <= max(expected + TOLERANCE, high)
-    return passed, f"PGD-{STEPS} {expected:.1%}, {MANY} {longer:.1%}"
+    """Carlini et al., section 5: if more steps still find more, PGD-20 has not converged."""
+    if found.longer is None or found.longer.error:
+        return None, UNSTABLE if found.longer is None else "not run: there is no gradient"
+    broken, images = found.longer.broken, found.longer.images
+    failed = broken > 0.05 * len(found.clean) and more_than(0.15, broken, images)
+    return not failed, f"{MANY} breaks {broken} of the {images} that PGD-{STEPS} leaves"
+
+
+def none_is_far_ahead(found: Evidence) -> Outcome:
+    """Carlini et al., section 5: if all attacks together break far more than PGD on cross-entropy, that one fails."""
+    if found.standard is None or found.standard.error:
+        return None, "not run: there is no gradient"
+    plain = found.clean & found.standard.left
+    plain = plain & (found.longer.left | ~found.longer.tried) if found.longer else plain
+    images, left = int(plain.sum()), int((plain & found.left).sum())
+    failed = images - left > 0.05 * len(plain) and more_than(1 / 3, images - left, images)
+    return not failed, f"all attacks break {images - left} of the {images} that PGD on cross-entropy leaves"
+
+
+def nothing_is_hidden_inside(found: Evidence) -> Outcome:
+    """Athalye et al., section 4: if gradients are right, an attack past the defence finds no more than one on it."""
+    return not surprising(found.inside), counts(found.inside) or "no network inside, and no preprocessing"
+
+
+def white_box_beats_transfer(found: Evidence) -> Outcome:
+    """Athalye et al., section 3.1: of the images that white-box attacks leave, transferred examples break few."""
+    if not found.transferred:
+        return None, UNSTABLE if found.square is None else NO_SOURCE
+    return not surprising(found.transferred), counts(found.transferred)
 
 
 def gradient_free_not_stronger(found: Evidence) -> Outcome:
-    """An attack without gradients knows less, so it finds more only if the gradient misleads the others."""
-    square, longer, margin = (result.accuracy for result in (found.square, found.longer, found.margin))
-    figures = f"Square {square:.1%}, {MANY} {longer:.1%}, on the margin {margin:.1%}"
-    return square >= min(longer, margin) - TOLERANCE, figures
+    """Athalye et al., section 3.1: an attack without gradients breaks few of the images that the others leave."""
+    if found.square is None:
+        return None, UNSTABLE
+    return not surprising([found.square]), counts([found.square])
+
+
+def plants_are_found(found: Evidence) -> Outcome:
+    """Zimmermann et al., section 4: an attack that misses an example which is known to exist must not judge."""
+    if found.planted is None:
+        return None, UNSTABLE
+    number, planted = found.planted
+    if planted < 10:
+        return None, f"not run: an example could be planted in {planted} images only"
+    return not less_than(0.9, number, planted), f"PGD on the margin finds {number} of {planted}"
 
 
 def no_label_leaking(found: Evidence) -> Outcome:
-    """FGSM's examples can only be easier than clean images if the perturbation tells the label."""
+    """Kurakin et al., section 4: FGSM's examples can only be easier than clean images if they tell the label."""
     if not found.leaking:
-        return None, NO_SOURCE
-    clean, easiest = found.clean.accuracy, max(found.leaking, key=lambda result: result.accuracy)
-    figures = f"clean {clean:.1%}, FGSM at {easiest.epsilon:g} through the source {easiest.accuracy:.1%}"
-    return easiest.confidence_interval[0] <= clean, figures
+        return None, UNSTABLE if found.square is None else NO_SOURCE
+    radius, easier, harder = max(found.leaking, key=lambda row: row[1] - row[2])
+    figures = f"at {radius:g} through the source, {easier} images become right and {harder} wrong"
+    return not unequal(easier, harder, SURE_OF_LEAKING), figures
 
 
-# What is expected of a network whose figures can be trusted. Without a source, two of them cannot be checked.
+# What is expected of a network whose figures can be trusted.
 CHECKS: dict[str, Callable[[Evidence], Outcome]] = {
     "the same image gets the same answer": same_answer,
+    "an answer does not depend on the batch": own_answer,
+    "earlier queries do not matter": no_memory,
     "the gradient is seldom zero": gradient_seldom_zero,
+    "the gradient predicts small steps": gradient_leads,
+    "logits are continuous where the answer changes": answers_do_not_jump,
     "iterative beats single-step": iterative_beats_single_step,
     "an unbounded attack reaches 0 %": unbounded_reaches_zero,
     "accuracy falls as epsilon grows": accuracy_falls,
-    "white-box is at least as strong as transfer": white_box_beats_transfer,
+    "planted examples are found": plants_are_found,
     "more steps and restarts change little": more_steps_change_little,
+    "no attack is far ahead of PGD": none_is_far_ahead,
+    "nothing is hidden inside": nothing_is_hidden_inside,
+    "white-box is at least as strong as transfer": white_box_beats_transfer,
     "a gradient-free attack is not stronger": gradient_free_not_stronger,
     NO_LEAK: no_label_leaking,
 }

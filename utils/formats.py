@@ -355,7 +355,10 @@ class DiagnosisReport(Record, frozen=True, kw_only=True):
     source: Text | None  # path of the checkpoint that crafted transferred examples
     verdict: Text
     trustworthy: bool
-    robust_accuracy: Fraction
+    # What all attacks together leave. It is a robust accuracy only if the diagnosis is trustworthy.
+    robust_accuracy: Fraction | None = None  # None: not trustworthy
+    at_most: Fraction | None = None  # the same figure whatever the verdict; old reports lack it
+    found_by: Text | None = None  # the last attack that lowered it by more than a hundredth; old reports lack it
     confidence_interval: Interval
     checks: list[Check]
 

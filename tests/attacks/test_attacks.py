@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from attacks import fgsm, pgd
+from attacks import fgsm, multi_targeted, pgd
 from networks import CNN, CNNLSTM, SmallCNN
 from tests.helpers.attacked import TinyLSTM, model_and_images
 
@@ -22,6 +22,7 @@ ATTACKS = {
     "pgd from the image": functools.partial(pgd, steps=2, random_start=False),
     "pgd, margin, restarts": functools.partial(pgd, steps=2, loss="margin", restarts=2),
     "targeted pgd": functools.partial(pgd, steps=3, targeted=True),
+    "multi-targeted pgd": functools.partial(multi_targeted, steps=2),
 }
 
 

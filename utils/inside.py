@@ -1,0 +1,190 @@
+"""What is inside a model: fresh copies of it, and the network behind a defence.
+
+The adapted attack on a defence is often simple: attack the network inside, or let the gradient skip the step that has
+no useful one (BPDA, Athalye et al., 2018, arXiv:1802.00420, section 4.1). This file finds what such attacks need.
+"""
+
+import contextlib
+import copy
+import functools
+import types
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attacks.core import Model, logits_of
+from attacks.modules import modules_of
+
+MOST_NETWORKS = 3  # inside one model
+
+
+def fresh(model: Model) -> Model:
+    """A copy of a model that shares no state with it: its modules, attributes, closure and bound object are copied.
+
+    Raises an error of any kind if something inside cannot be copied.
+    """
+    if isinstance(model, functools.partial):
+        return functools.partial(fresh(model.func), *copy.deepcopy(model.args), **copy.deepcopy(model.keywords))
+    if not isinstance(model, types.FunctionType):
+        return copy.deepcopy(model)
+    memo: dict[int, Any] = {}  # what two cells share stays shared
+
+    def copied(value: Any) -> Any:
+        return fresh(value) if isinstance(value, types.FunctionType) else copy.deepcopy(value, memo)
+
+    cells = tuple(types.CellType(copied(cell.cell_contents)) for cell in model.__closure__ or ())
+    defaults = tuple(map(copied, model.__defaults__ or ())) or None
+    return types.FunctionType(model.__code__, model.__globals__, model.__name__, defaults, cells)
+
+
+def freeze(model: Model) -> None:
+    """Put all modules inside a model into evaluation mode, for good, and freeze their parameters."""
+    for module in modules_of(model):
+        module.training = False
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad_(False)
+
+
+def networks_inside(model: Model, images: Tensor, labels: Tensor) -> Sequence[Model]:
+    """The modules inside a model that classify images by themselves, at most three, the most accurate first.
+
+    images: float (N, C, H, W) in [0, 1]; labels: int64 (N,). Such a module returns as many logits as the model, and is
+    at least 0.7 times as accurate on these images. A module with the model's own logits and gradient is left out.
+    The model should be a copy: the modules in it are called alone.
+    """
+    logits, gradient = _answer(model, images)
+    found: list[tuple[float, nn.Module]] = []
+    known: list[tuple[Tensor, Tensor | None]] = [(logits, gradient)]
+    for module in modules_of(model):
+        if module is model:
+            continue
+        try:
+            answer = _answer(module, images)
+        except Exception:  # most modules expect something else than images
+            continue
+        if answer[0].shape != logits.shape or any(_same(answer, other) for other in known):
+            continue
+        known.append(answer)
+        right, least = (float((each.argmax(1) == labels).float().mean()) for each in (answer[0], logits))
+        if right >= 0.7 * least and right > 0:
+            found.append((right, module))
+    return [module for _, module in sorted(found, key=lambda pair: -pair[0])][:MOST_NETWORKS]
+
+
+def _answer(model: Model, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Logits, and the gradient of their weighted sum with respect to the images; None if there is none."""
+    inputs = images.clone().requires_grad_()
+    with torch.enable_grad():
+        logits = logits_of(model, inputs)
+        weights = torch.linspace(-1, 1, logits.shape[1]).to(logits)
+        gradient = None
+        if logits.requires_grad:
+            (gradient,) = torch.autograd.grad((logits * weights).sum(), inputs, allow_unused=True)
+    return logits.detach(), gradient
+
+
+def _same(first: tuple[Tensor, Tensor | None], second: tuple[Tensor, Tensor | None]) -> bool:
+    (logits, gradient), (others, other) = first, second
+    if not torch.allclose(logits, others, rtol=1e-3, atol=1e-4):
+        return False
+    return gradient is not None and other is not None and torch.allclose(gradient, other, rtol=1e-2, atol=1e-4)
+
+
+def place_after_preprocessing(model: Model, images: Tensor, *, any_change: bool = False) -> int | None:
+    """The module that first receives changed images: its place in `modules_of`, or None.
+
+    images: float (N, C, H, W) in [0, 1]. The module's input has their shape and is not just the images scaled and
+    moved in each channel, which normalisation does. any_change: the first module of such a shape counts in any case.
+    """
+    inside = modules_of(model)
+    places: list[int] = []
+
+    def look(place: int) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            received = inputs[0] if inputs else None
+            if not isinstance(received, Tensor) or received.shape != images.shape or inside[place] is model:
+                return
+            if any_change or not _normalised(images, received.detach()):
+                places.append(place)
+
+        return hook
+
+    with contextlib.ExitStack() as stack, torch.no_grad():
+        for place, module in enumerate(inside):
+            stack.callback(module.register_forward_pre_hook(look(place)).remove)
+        model(images.clone())
+    return places[0] if places else None
+
+
+def _normalised(images: Tensor, received: Tensor) -> bool:
+    """Whether each channel is a straight line of the images' channel."""
+    given, found = (each.transpose(0, 1).flatten(1).double() for each in (images, received))
+    given, found = (each - each.mean(1, keepdim=True) for each in (given, found))
+    slope = (given * found).sum(1, keepdim=True) / (given**2).sum(1, keepdim=True).clamp_min(1e-12)
+    scale = found.abs().amax().clamp_min(1e-12)
+    return bool(((found - slope * given).abs().amax() / scale) < 1e-4)
+
+
+class StraightThrough:
+    """A model whose gradient skips its preprocessing, and whatever changes the logits of the network inside.
+
+    Backward pass differentiable approximation with the identity (Athalye et al., 2018, section 4.1): the forward pass
+    is the model's, but the module `place` (see `place_after_preprocessing`) passes its gradient to the images as if it
+    had received them. If that module returns logits, these are returned in the place of the model's.
+    """
+
+    def __init__(self, model: Model, place: int) -> None:
+        self.model, self.module = model, modules_of(model)[place]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        caught: list[Tensor] = []
+
+        def enter(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            received = inputs[0]
+            # An inner optimisation differentiates with respect to a leaf of its own: that stays.
+            own_leaf = received.is_leaf and received.requires_grad
+            if received.shape != images.shape or own_leaf:
+                return None
+            return images + (received - images).detach(), *inputs[1:]
+
+        def leave(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            caught.append(output)
+
+        with self._hooked(enter, leave):
+            logits = logits_of(self.model, images)
+        last = caught[-1] if caught else logits
+        return last if isinstance(last, Tensor) and last.shape == logits.shape else logits
+
+    @contextlib.contextmanager
+    def _hooked(self, enter: Callable[..., Any], leave: Callable[..., Any]) -> Iterator[None]:
+        first, second = self.module.register_forward_pre_hook(enter), self.module.register_forward_hook(leave)
+        try:
+            yield
+        finally:
+            first.remove()
+            second.remove()
+
+
+class Mean:
+    """The mean of several models' logits, or of several passes of one: the gradient is that of the expectation.
+
+    Over random passes, this is expectation over transformation (Athalye et al., 2018, section 4.2).
+    """
+
+    def __init__(self, models: list[Model]) -> None:
+        self.models = models
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return torch.stack([logits_of(model, images) for model in self.models]).mean(0)
+
+
+class Renewed:
+    """A model that forgets: each pass is the first pass of a fresh copy."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return fresh(self.model)(images)

@@ -1,0 +1,50 @@
+"""A surrogate: a small network that learns a model's answers, so that examples for it can be transferred to the model.
+
+Papernot et al., 2017, arXiv:1602.02697: an attacker who can only ask questions trains a network on the answers.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attacks.core import Model, logits_of
+from networks import SmallCNN
+from utils.data import flip_and_shift, to_unit_range
+
+WIDTH, BATCH, RATE = 16, 128, 0.003
+QUERIES = 2000  # at least so many images are asked: if there are fewer, mirrored and moved copies of them too
+LESSONS = 15_000  # how often an image is learnt from, in all
+
+
+def train_surrogate(model: Model, images: Tensor, *, batch_size: int, seed: int = 0) -> nn.Module:
+    """A SmallCNN that gives the model's answers, trained in some seconds.
+
+    model: in the state in which it is asked. images: uint8 (M, 3, 32, 32), at least one. They must not be among those
+    that are attacked. Its random numbers come from torch's own generator, which is seeded with `seed`.
+    """
+    torch.manual_seed(seed)
+    copies = -(-QUERIES // len(images))
+    asked = torch.cat([images, *(_changed(images) for _ in range(copies - 1))])
+    with torch.no_grad():
+        logits = torch.cat([logits_of(model, to_unit_range(batch)) for batch in asked.split(batch_size)])
+    answers = logits.argmax(1)
+    network = SmallCNN(WIDTH, logits.shape[1]).to(images.device)
+    steps = LESSONS // BATCH
+    optimizer = torch.optim.Adam(network.parameters(), lr=RATE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
+    with torch.enable_grad():
+        order = torch.cat([torch.randperm(len(asked)) for _ in range(1 + steps * BATCH // len(asked))])
+        for chosen in order.to(images.device).split(BATCH)[:steps]:
+            loss = F.cross_entropy(network(to_unit_range(_changed(asked[chosen]))), answers[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return network.eval()
+
+
+def _changed(images: Tensor) -> Tensor:
+    """Images (N, C, H, W), mirrored at random and moved by up to two pixels."""
+    flipped = torch.rand(len(images)) < 0.5
+    shifts = torch.randint(-2, 3, (len(images), 2))
+    return flip_and_shift(images, flipped.to(images.device), shifts.to(images.device))

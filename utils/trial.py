@@ -1,0 +1,274 @@
+"""The attacks and experiments of a diagnosis, in their order, and the evidence that they leave."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attacks import AttackError, autoattack, fgsm, pgd
+from attacks.core import Model, logits_of
+from attacks.strong import multi_targeted
+from utils.data import Split, batches
+from utils.inside import Mean, StraightThrough, networks_inside, place_after_preprocessing
+from utils.judging import Attacked, Craft, Subject
+from utils.probes import BISECTIONS, Gradient, Stability, differ, gradient_quality, jumps, planted_examples, stability
+from utils.progress import moving, progress_bar
+from utils.surrogates import train_surrogate
+
+STEPS, MANY_STEPS, INSIDE_STEPS = 20, 100, 50
+SAMPLE, PLANTED, PROBES = 100, 50, 32  # images for experiments that need no more
+SQUARED = 50  # images, of those that withstand all other attacks, on which Square may spend its queries
+LEAK_RADII = (0.02, 0.1, 0.2, 0.3)  # where transferred FGSM examples may be easier than clean images, in pixel units
+MANY = f"PGD-{MANY_STEPS}"
+
+
+@dataclass(kw_only=True)
+class Evidence:
+    """What the checks compare. None: it was not measured."""
+
+    epsilon: float  # the radius, in pixel units
+    clean: Tensor  # bool (N,), the images that fresh copies classify correctly
+    stability: Stability = field(default_factory=Stability)
+    uncopied: str = ""  # why no fresh copy could be made
+    gradient: Gradient | None = None
+    jumps: tuple[int, int] | None = None  # boundaries where the logits jump, and boundaries
+    radii: Sequence[tuple[float, int, int]] = ()  # PGD at a radius: radius, images left, images
+    unbounded: tuple[int, int] | None = None  # PGD at radius 1, where every image is within reach: images left, images
+    fgsm: Attacked | None = None
+    standard: Attacked | None = None  # PGD with STEPS steps on cross-entropy
+    longer: Attacked | None = None  # MANY on cross-entropy
+    margins: list[Attacked] = field(default_factory=list)  # PGD on the margin, and towards each class
+    inside: list[Attacked] = field(default_factory=list)  # on the network inside, or past its preprocessing
+    transferred: list[Attacked] = field(default_factory=list)
+    square: Attacked | None = None
+    planted: tuple[int, int] | None = None  # found, planted
+    leaking: list[tuple[float, int, int]] = field(default_factory=list)  # radius, images easier than clean, harder
+
+    @property
+    def attacks(self) -> list[Attacked]:
+        """All attacks within the radius, in the order in which they ran."""
+        optional = [self.fgsm, self.standard, self.longer, *self.margins, *self.inside, *self.transferred, self.square]
+        return [attack for attack in optional if attack]
+
+    @property
+    def left(self) -> Tensor:
+        """The images that withstand all attacks together, bool (N,)."""
+        masks = [attack.left | ~attack.tried for attack in self.attacks]
+        return torch.stack([self.clean, *masks]).all(0)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One diagnosis: whom it tries, and with what. The fields are those of `utils.diagnosis.diagnose`."""
+
+    subject: Subject
+    epsilon: float
+    sources: Sequence[Model]
+    whole: Split | None
+    queries: int
+    seed: int
+
+    def evidence(self, *, visible: bool) -> Evidence:
+        """Run everything. visible: whether to show a progress bar."""
+        subject = self.subject
+        with torch.no_grad():
+            logits_of(subject.new(), subject.some(1)[0])  # raises AttackError if these are no logits
+        found = Evidence(epsilon=self.epsilon, clean=subject.attack("clean images", _unchanged).left)
+        found.uncopied = subject.uncopied
+        if not found.clean.any():
+            return found
+        probes, labels = subject.some(PROBES)
+        found.stability = stable = stability(subject, probes, self.epsilon)
+        subject.random, subject.batch_dependent = stable.random, bool(stable.batch)
+        subject.stateful = bool(stable.memory)
+        found.gradient = self._gradient()
+        misled = found.gradient is None or found.gradient.doubtful
+        inside = self._past_the_defence(found, self._models_inside(probes, labels, any_change=misled))
+        long = [] if subject.unstable else self._white_box(found)
+        # Where the gradient leads nowhere, the long attacks on it get only what is left by those past the defence.
+        plan = [*self._first(found), *(inside + long if misled else long + inside)]
+        plan += [] if subject.unstable else self._black_box(found, misled)
+        total = sum(units for units, *_ in plan)
+        with progress_bar(title="diagnosis", total=total, unit="step", visible=visible) as bar:
+            for units, name, action in plan:
+                bar.set_postfix(now=name)
+                with moving(bar, units):
+                    action()
+        if not subject.unstable and self._changed(probes):
+            stable.memory = "images have other logits after the attacks"
+        return found
+
+    # ---- the plan: (roughly how often an image goes through the network, name, action) ----
+
+    def _first(self, found: Evidence) -> list[tuple[int, str, Callable[[], None]]]:
+        def single_step() -> None:
+            found.fgsm = self._attack("FGSM", self._with(fgsm), among=found.clean)
+
+        def standard() -> None:
+            found.standard = self._attack(f"PGD-{STEPS}", self._pgd(steps=STEPS), among=found.clean)
+
+        def margin() -> None:
+            name = f"PGD-{STEPS} on the margin"
+            found.margins.append(self._attack(name, self._pgd(steps=STEPS, loss="margin", early_stop=False)))
+
+        plan = [(1, "FGSM", single_step), (STEPS, f"PGD-{STEPS}", standard)]
+        return [*plan, (STEPS, "margin", margin)] if self.subject.unstable else plan
+
+    def _white_box(self, found: Evidence) -> list[tuple[int, str, Callable[[], None]]]:
+        images, labels = self.subject.some(SAMPLE)
+
+        def left(radius: float, **options: Any) -> int:
+            craft = self._pgd(epsilon=radius, **options)
+            try:
+                return int(self.subject.right(craft(images, labels), labels).sum())
+            except AttackError:
+                return len(labels)
+
+        def boundaries() -> None:
+            found.jumps = jumps(self.subject.new(), images)
+
+        def radii() -> None:
+            larger = min(2 * self.epsilon, 1.0)
+            found.radii = [(r, left(r, steps=STEPS), len(labels)) for r in (self.epsilon / 2, self.epsilon, larger)]
+
+        def unbounded() -> None:
+            found.unbounded = left(1.0, steps=MANY_STEPS, loss="margin"), len(labels)
+
+        def planted() -> None:
+            found.planted = planted_examples(self.subject, images[:PLANTED], epsilon=self.epsilon, seed=self.seed)
+
+        def longer() -> None:
+            found.longer = self._attack(MANY, self._pgd(steps=MANY_STEPS, seed=self.seed + 1))
+
+        def margin() -> None:
+            name = f"PGD-{INSIDE_STEPS} on the margin"
+            found.margins.append(self._attack(name, self._pgd(steps=INSIDE_STEPS, loss="margin")))
+
+        def towards_each_class() -> None:
+            craft = self._with(multi_targeted, seed=self.seed)
+            found.margins.append(self._attack("multi-targeted PGD", craft))
+
+        return [
+            (BISECTIONS, "boundaries", boundaries),
+            (3 * STEPS, "other radii", radii),
+            (MANY_STEPS, "unbounded", unbounded),
+            (INSIDE_STEPS, "planted examples", planted),
+            (MANY_STEPS, MANY, longer),
+            (INSIDE_STEPS, "margin", margin),
+            (9 * 50, "each class", towards_each_class),
+        ]
+
+    def _past_the_defence(self, found: Evidence, inner: dict[str, Model]) -> list[tuple[int, str, Callable[[], None]]]:
+        def attack(name: str, model: Model) -> None:
+            found.inside.append(self._attack(name, self._to_the_end(model)))
+
+        return [(INSIDE_STEPS, name, partial(attack, name, model)) for name, model in inner.items()]
+
+    def _black_box(self, found: Evidence, misled: bool) -> list[tuple[int, str, Callable[[], None]]]:
+        def transferred() -> None:
+            if misled and not self.subject.withstands.any():
+                return  # the verdict is known, and there is nothing to attack
+            kind = "a source" if self.sources else "a surrogate"
+            sources = [(source, None) for source in self.sources] or self._surrogates()
+            for number, (source, part) in enumerate(sources):
+                crafts: dict[str, Craft] = {
+                    "FGSM": partial(fgsm, source, epsilon=self.epsilon),
+                    "PGD": self._to_the_end(source),
+                }
+                for name, craft in crafts.items():
+                    among = self.subject.withstands if part is None else self.subject.withstands & part
+                    outcome = self._attack(f"{name} through {kind}", craft, among=among, number=number)
+                    found.transferred.append(outcome)
+            found.leaking = self._leaking(sources)
+
+        def square() -> None:
+            craft = self._with(autoattack, seed=self.seed, attacks=["square"], queries=self.queries)
+            found.square = self._attack("Square", craft, most=SQUARED)
+
+        return [
+            (2 * INSIDE_STEPS, "transferred examples", transferred),
+            (self.queries, "Square", square),
+        ]
+
+    # ---- what the attacks need ----
+
+    def _attack(self, name: str, craft: Craft, **options: Any) -> Attacked:
+        about = {"epsilon": self.epsilon, "seed": self.seed, "queries": self.queries}
+        return self.subject.attack(name, craft, **{**about, **options})
+
+    def _with(self, attack: Callable[..., Tensor], **options: Any) -> Craft:
+        return partial(attack, self.subject.target, epsilon=self.epsilon, **options)
+
+    def _pgd(self, **options: Any) -> Craft:
+        return partial(pgd, self.subject.target, **{"epsilon": self.epsilon, "seed": self.seed, **options})
+
+    def _to_the_end(self, model: Model) -> Craft:
+        """PGD on the margin of a model that is not the judge: it does not stop where it only just fools that model."""
+        options: dict = {"steps": INSIDE_STEPS, "loss": "margin", "early_stop": False}
+        return partial(pgd, model, epsilon=self.epsilon, seed=self.seed, **options)
+
+    def _gradient(self) -> Gradient | None:
+        """How well the gradient leads, on some of the images; None if there is none."""
+        try:
+            return gradient_quality(self.subject.target, *self.subject.some(SAMPLE), self.epsilon)
+        except AttackError:
+            return None
+
+    def _models_inside(self, images: Tensor, labels: Tensor, *, any_change: bool) -> dict[str, Model]:
+        """What an attacker who knows the defence attacks in its place, by the names of the attacks.
+
+        any_change: as for `place_after_preprocessing`.
+        """
+        subject = self.subject
+        found: dict[str, Model] = {}
+        networks = networks_inside(subject.new(), images, labels)
+        for number, network in enumerate(networks):
+            found[f"PGD on the network inside{f' ({number + 1})' if number else ''}"] = network
+        if len(networks) > 1:
+            found["PGD on the networks inside together"] = Mean(list(networks))
+        place = place_after_preprocessing(subject.new(), images, any_change=any_change)
+        if place is not None:
+            skipping = StraightThrough(subject.new(), place)
+            found["PGD past the preprocessing"] = subject.steadied(skipping, renewed=False)
+        return found
+
+    def _surrogates(self) -> list[tuple[Model, Tensor | None]]:
+        """Networks that have learnt the subject's answers, and the images (bool, (N,)) that each may attack."""
+        split, subject = self.subject.split, self.subject
+        learn = partial(train_surrogate, subject.new(), batch_size=subject.batch_size, seed=self.seed)
+        if self.whole is not None:
+            judged = {image.numpy().tobytes() for image in split.images.cpu()}
+            others = [image.numpy().tobytes() not in judged for image in self.whole.images.cpu()]
+            if any(others):
+                return [(learn(self.whole.images[torch.tensor(others)]), None)]
+        if len(split) < 2:
+            return []
+        half = torch.arange(len(split)) % 2 == 0
+        return [(learn(split.images[taught.to(split.device)]), ~taught) for taught in (half, ~half)]
+
+    def _leaking(self, sources: Sequence[tuple[Model, Tensor | None]]) -> list[tuple[float, int, int]]:
+        """For each of LEAK_RADII: how many images FGSM's step through a source makes right, and how many wrong."""
+        if not sources:
+            return []
+        split, model, source = self.whole or self.subject.split, self.subject.new(), sources[0][0]
+        counts = torch.zeros(len(LEAK_RADII), 2, dtype=torch.int64)
+        for images, labels in batches(split, self.subject.batch_size):
+            direction = fgsm(source, images, labels, epsilon=1) - images
+            with torch.no_grad():
+                before = logits_of(model, images).argmax(1) == labels
+                for row, radius in zip(counts, LEAK_RADII, strict=True):
+                    moved = images + direction.sign() * radius
+                    after = logits_of(model, moved.clamp_(0, 1)).argmax(1) == labels
+                    row += torch.tensor([int((after & ~before).sum()), int((before & ~after).sum())])
+        return [(radius, *row.tolist()) for radius, row in zip(LEAK_RADII, counts, strict=True)]
+
+    @torch.no_grad()
+    def _changed(self, probes: Tensor) -> bool:
+        return differ(*(logits_of(model, probes) for model in (self.subject.working, self.subject.new())))
+
+
+def _unchanged(images: Tensor, labels: Tensor) -> Tensor:
+    return images
