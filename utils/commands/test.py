@@ -109,6 +109,7 @@ class Subject:
     diagnosis_source: nn.Module | None
     notes: Notes | None  # finished batches, if there is a report to write
     save: Path | None = None  # the folder for adversarial examples
+    whole: Split | None = None  # all images of the split, if `split` is a part: the diagnosis's surrogate learns from them
 
 
 def test_command(network_name: str, args: Namespace) -> None:
@@ -140,6 +141,7 @@ def move(subject: Subject, device: torch.device) -> None:
     from utils.allocator import keep_freed_memory
 
     subject.split = subject.split.to(device)
+    subject.whole = subject.whole and subject.whole.to(device)
     for each in filter(None, (subject.network, subject.source, subject.diagnosis_source)):
         each.to(device)
     keep_freed_memory()
@@ -179,7 +181,8 @@ def prepare_test(network_name: str, args: Namespace) -> Subject:
     dataset = args.dataset or read_metadata(args.checkpoint).dataset
     if dataset not in DATASETS:
         raise UserError(f"{args.checkpoint} was trained on {shown(dataset)}, not on {' or '.join(DATASETS)}")
-    split = load_split(dataset, args.split, args.data_dir).first(args.examples)
+    whole = load_split(dataset, args.split, args.data_dir)
+    split = whole.first(args.examples)
     network = checkpoints.load_network(args.checkpoint, split, network_name)
     source = checkpoints.load_network(args.source, split) if args.source else None
     diagnosis_path, diagnosis_source = args.source, source
@@ -187,7 +190,7 @@ def prepare_test(network_name: str, args: Namespace) -> Subject:
         diagnosis_path = checkpoints.find_baseline(split, network_name, args.checkpoint)
         diagnosis_source = checkpoints.load_network(diagnosis_path, split) if diagnosis_path else None
     notes = Notes(beside(args.json, ".attacks.partial.jsonl")) if args.json else None
-    return Subject(sha256, split, network, source, diagnosis_path, diagnosis_source, notes)
+    return Subject(sha256, split, network, source, diagnosis_path, diagnosis_source, notes, whole=whole)
 
 
 def check_outputs(args: Namespace) -> None:
@@ -266,20 +269,20 @@ def print_diagnosis(subject: Subject, args: Namespace) -> DiagnosisReport:
     """Run and print the checks of utils.diagnosis."""
     from utils.diagnosis import diagnose
 
-    radius = args.epsilon[0] if args.epsilon else RADIUS
+    radius = next(filter(None, args.epsilon or ()), RADIUS)
     path = subject.diagnosis_path
     print(f"\ncan these figures be trusted? Checks at epsilon {radius:.4g}, source {path or 'none'}:\n")
     options: dict[str, Any] = {"seed": args.seed, "batch_size": args.batch_size, "notes": subject.notes}
-    options |= {"epsilon": radius, "source": subject.diagnosis_source, "progress": True}
+    options |= {"epsilon": radius, "source": subject.diagnosis_source, "whole": subject.whole, "progress": True}
     diagnosis = diagnose(subject.network, subject.split, **options)
     signs = {True: "yes", False: "NO", None: "?"}
     for check in diagnosis.checks:
         print(f"{signs[check.passed]:5}{check.name}: {check.figures}")
     strongest = diagnosis.strongest
     interval = "{:.2%} - {:.2%}".format(*strongest.confidence_interval)
-    attack = f"{strongest.attack}, epsilon {radius:.4g}"
+    figure = "robust accuracy" if diagnosis.trustworthy else "an upper bound, not a robust accuracy"
     print(f"\nis the evaluation trustworthy? {diagnosis.verdict}")
-    print(f"robust accuracy under the strongest attack: {strongest.accuracy:.2%} ({interval}; {attack})")
+    print(f"left by {strongest.attack}: {strongest.accuracy:.2%} ({interval}; epsilon {radius:.4g}): {figure}")
     return diagnosis.report(str(path) if path else None)
 
 
