@@ -37,9 +37,9 @@ from utils.checkpoints import load_checkpoint
 from utils.constants import RADIUS
 from utils.data import Split, load_split
 from utils.diagnosis import Diagnosis, diagnose
+from utils.diagnosis.judging import Subject
 from utils.files import write_atomically
 from utils.formats import Count, Document, Fraction, Name, Positive, Record, TotalSeconds, read_document, write_document
-from utils.judging import Subject
 from utils.recipes import RECIPES
 from utils.tables import markdown, percent
 from utils.training import train

@@ -9,7 +9,7 @@ from attacks import AttackError, pgd
 from attacks.core import Model, attacking, input_gradient, logits_of, margin
 from attacks.state import remembering
 from utils.constants import RADIUS
-from utils.judging import Subject
+from utils.diagnosis.judging import Subject
 
 REPEATED = 40  # queries after which a model must still give its first answers
 BISECTIONS = 18  # between two images; the interval that remains is far smaller than a pixel's level

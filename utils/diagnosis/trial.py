@@ -12,11 +12,20 @@ from attacks import AttackError, autoattack, fgsm, pgd
 from attacks.core import Model, logits_of
 from attacks.strong import multi_targeted
 from utils.data import Split, batches
-from utils.inside import Mean, StraightThrough, networks_inside, place_after_preprocessing
-from utils.judging import Attacked, Craft, Subject
-from utils.probes import BISECTIONS, Gradient, Stability, differ, gradient_quality, jumps, planted_examples, stability
+from utils.diagnosis.inside import Mean, StraightThrough, networks_inside, place_after_preprocessing
+from utils.diagnosis.judging import Attacked, Craft, Subject
+from utils.diagnosis.probes import (
+    BISECTIONS,
+    Gradient,
+    Stability,
+    differ,
+    gradient_quality,
+    jumps,
+    planted_examples,
+    stability,
+)
+from utils.diagnosis.surrogates import train_surrogate
 from utils.progress import moving, progress_bar
-from utils.surrogates import train_surrogate
 
 STEPS, MANY_STEPS, INSIDE_STEPS = 20, 100, 50
 SAMPLE, PLANTED, PROBES = 100, 50, 32  # images for experiments that need no more

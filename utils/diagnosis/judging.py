@@ -11,8 +11,8 @@ from torch import Tensor
 from attacks.core import AttackError, Model, logits_of
 from utils import distributed
 from utils.data import Split, tensor_digest
+from utils.diagnosis.inside import Mean, Renewed, freeze, fresh
 from utils.evaluation import ATTACK_VERSIONS, evaluation_key
-from utils.inside import Mean, Renewed, freeze, fresh
 from utils.notes import Notes
 
 PASSES = 5  # of fresh copies that judge an example, if the model answers at random
@@ -42,7 +42,7 @@ class Attacked:
 class Subject:
     """A model, the images it is judged on, and which of them withstand everything so far.
 
-    random, stateful, batch_dependent: what `utils.probes.stability` has found. A model that answers at random is
+    random, stateful, batch_dependent: what `probes.stability` has found. A model that answers at random is
     attacked through the mean of several passes. A model with a memory is attacked through fresh copies. A model that
     mixes the images of a batch is attacked with whole batches, since examples for another batch would not suit it.
     """

@@ -11,7 +11,7 @@ random, or remembers earlier queries. The diagnosis has three verdicts:
 The checks are from Athalye et al. (2018, arXiv:1802.00420), Carlini et al. (2019, arXiv:1902.06705), Pintor et al.
 (2022, arXiv:2106.09947), Zimmermann et al. (2022, arXiv:2206.13991) and Kurakin et al. (2017, arXiv:1611.01236). A
 check fails only where chance does not explain what it saw (three standard deviations), so that an honest network is not
-accused. Attacks ask a working copy of the model, and fresh copies judge the examples (utils.judging).
+accused. Attacks ask a working copy of the model, and fresh copies judge the examples (utils.diagnosis.judging).
 """
 
 import contextlib
@@ -27,15 +27,15 @@ import torch
 from attacks.core import Model, evaluating
 from utils import distributed
 from utils.constants import EVALUATION_BATCH, RADIUS
+from utils.diagnosis.judging import Attacked, Subject
+from utils.diagnosis.probes import REPEATED
+from utils.diagnosis.trial import MANY, STEPS, Evidence, Trial
 from utils.evaluation import Result
 from utils.formats import Check, DiagnosisReport
 from utils.images import Data, as_split
-from utils.judging import Attacked, Subject
 from utils.models import explaining
 from utils.notes import Notes
-from utils.probes import REPEATED
 from utils.statistics import wilson_interval
-from utils.trial import MANY, STEPS, Evidence, Trial
 
 QUERIES = 1000  # of Square, for each image
 SURE = 3.0  # standard deviations
@@ -109,7 +109,7 @@ def diagnose(
     split: a Split or whatever else utils.images.as_split accepts, such as a DataLoader.
     epsilon: L-inf radius in pixel units, above 0 and at most 1.
     source: another network, or several, on which transferred examples are crafted. Without it, a surrogate learns the
-        network's answers (utils.surrogates).
+        network's answers (utils.diagnosis.surrogates).
     whole: the split of which `split` is a part, or other images of the same kind. The surrogate learns from those of
         its images that are not judged, and label leaking is decided on all of it. Without it, two surrogates learn from
         a half of `split` each and attack the other half, and label leaking is decided on `split`.

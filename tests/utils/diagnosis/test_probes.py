@@ -24,8 +24,8 @@ from tests.helpers.defences import (
     Watching,
     WrongGradient,
 )
-from utils.judging import Subject
-from utils.probes import gradient_quality, jumps, planted_examples, stability
+from utils.diagnosis.judging import Subject
+from utils.diagnosis.probes import gradient_quality, jumps, planted_examples, stability
 
 EPSILON = 8 / 255
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from tests.helpers.attacked import model_and_images
 from tests.helpers.defences import JPEGFile, Quantised, Scaled, answer_from_memory, cached_in_a_closure
-from utils.inside import Mean, Renewed, StraightThrough, fresh, networks_inside, place_after_preprocessing
+from utils.diagnosis.inside import Mean, Renewed, StraightThrough, fresh, networks_inside, place_after_preprocessing
 
 
 class Counter:

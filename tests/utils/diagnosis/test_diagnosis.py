@@ -13,13 +13,13 @@ from utils import surrogates, trial
 from utils.adversarial_sets import AugmentedSplit
 from utils.checkpoints import load_checkpoint
 from utils.diagnosis import CHECKS, NO_LEAK, diagnose, judge
+from utils.diagnosis.judging import Attacked
+from utils.diagnosis.probes import Gradient, Stability
+from utils.diagnosis.trial import Evidence
 from utils.formats import DiagnosisReport, decode, encode
-from utils.judging import Attacked
-from utils.probes import Gradient, Stability
 from utils.progress import Lines
 from utils.recipes import RECIPES
 from utils.training import train
-from utils.trial import Evidence
 
 EPSILON = 0.1  # on digits, whose strokes are black on white, 8/255 is little
 IMAGES = 200
