@@ -109,9 +109,7 @@ class Subject:
     diagnosis_source: nn.Module | None
     notes: Notes | None  # finished batches, if there is a report to write
     save: Path | None = None  # the folder for adversarial examples
-    whole: Split | None = (
-        None  # `split` may be a part of it; a surrogate learns from the rest
-    )
+    whole: Split | None = None  # `split` may be a part of it; a surrogate learns from the rest
 
 
 def test_command(network_name: str, args: Namespace) -> None:
