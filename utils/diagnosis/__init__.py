@@ -96,7 +96,7 @@ def diagnose(
     *,
     epsilon: float = RADIUS,
     source: Model | Sequence[Model] | None = None,
-    whole: Data | None = None,
+    whole: "Data | None" = None,
     queries: int = QUERIES,
     seed: int = 0,
     batch_size: int = EVALUATION_BATCH,
