@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Generator, Tensor
 
+from attacks.core import checked_images
 from utils.constants import DATASETS, SPLITS, UserError
 from utils.distributed import share
 
@@ -52,19 +53,17 @@ class Split:
     defense = None  # these images alone defend against nothing; see AugmentedSplit
 
     def __post_init__(self) -> None:
-        """Raise TypeError for images or labels of another dtype, and ValueError for another shape."""
-        if self.images.dtype != torch.uint8:
-            low, high = self.images.aminmax() if self.images.numel() else (0, 0)
-            if not (self.images.is_floating_point() and low >= 0 and high <= 1):  # NaN fails this test too
-                raise TypeError(
-                    "a Split holds images as uint8 from 0 to 255, or floating point in [0, 1], not "
-                    f"{self.images.dtype} from {low:.4g} to {high:.4g}"
-                )
+        """Raise TypeError or ValueError unless images and labels are as above; rounding beyond [0, 1] is clamped."""
+        if not (self.images.dtype == torch.uint8 or self.images.is_floating_point()):
+            kinds = "uint8 from 0 to 255, or as floating point in [0, 1]"
+            raise TypeError(f"a Split holds images as {kinds}, not {self.images.dtype}")
         if self.labels.dtype != torch.int64:
             raise TypeError(f"a Split holds labels as int64, not {self.labels.dtype}")
         if self.images.ndim != 4 or self.labels.shape != self.images.shape[:1]:
             shapes = f"{tuple(self.images.shape)} and {tuple(self.labels.shape)}"
             raise ValueError(f"a Split holds images (N, C, H, W) and labels (N,), not {shapes}")
+        if self.images.is_floating_point():
+            object.__setattr__(self, "images", checked_images(self.images))
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -29,8 +29,8 @@ class Recipe(Struct, frozen=True, kw_only=True):
     average: Annotated[
         float, Meta(ge=0, lt=1, description="moving average of the weights: the part kept in each step")
     ] = 0.0
-    momentum: Annotated[float, Meta(ge=0, lt=1, description="muon: of the filters")] = 0.6
-    other_lr: Annotated[float, Meta(gt=0, le=1e9, description="muon: highest rate of what is not a filter")] = 0.1
+    momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.6  # of the filters, with "muon"
+    other_lr: Annotated[float, Meta(gt=0, le=1e9)] = 0.1  # with "muon": the highest rate of what is not a filter
     # The first convolution's filters are principal components of the training images' patches, and are not trained.
     whitened: bool = False
     activation: Literal["relu", "silu"] = "relu"

@@ -96,8 +96,10 @@ def split_of(images, labels):
 @pytest.mark.parametrize(
     ("images", "labels", "error", "message"),
     [
-        (torch.rand(4, 3, 8, 8), torch.arange(4), TypeError, r"uint8 from 0 to 255, not torch\.float32 from 0\.\d+ to"),
-        (torch.randn(4, 3, 8, 8), torch.arange(4), TypeError, r"not torch\.float32 from -\d"),
+        (torch.zeros(4, 3, 8, 8).int(), torch.arange(4), TypeError, r"uint8 from 0 to 255, .* not torch\.int32"),
+        (torch.randn(4, 3, 8, 8), torch.arange(4), ValueError, r"in \[0, 1\], but these reach from -\d"),
+        (255 * torch.rand(4, 3, 8, 8), torch.arange(4), ValueError, "divide by 255"),
+        (torch.full((4, 3, 8, 8), torch.nan), torch.arange(4), ValueError, "image 0 holds NaN"),
         (torch.zeros(4, 3, 8, 8).byte(), torch.arange(4.0), TypeError, r"labels as int64, not torch\.float32"),
         (torch.zeros(4, 3, 8, 8).byte(), torch.arange(3), ValueError, r"\(4, 3, 8, 8\) and \(3,\)"),
         (torch.zeros(3, 8, 8).byte(), torch.arange(3), ValueError, r"\(N, C, H, W\)"),
@@ -106,6 +108,11 @@ def split_of(images, labels):
 def test_a_split_of_something_else_is_refused(images, labels, error, message):
     with pytest.raises(error, match=message):
         split_of(images, labels)
+
+
+def test_a_split_clamps_what_rounding_has_left():
+    images = torch.tensor([-3e-8, 1 + 1.2e-7]).view(1, 1, 1, 2)
+    assert split_of(images, torch.zeros(1, dtype=torch.int64)).images.flatten().tolist() == [0, 1]
 
 
 # ---- what a model returns ----
