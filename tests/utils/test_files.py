@@ -232,6 +232,7 @@ def test_read_only_output_is_one_line(tmp_path):
     assert "a.safetensors cannot be written: Permission denied" in errors
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="capabilities are those of Linux")
 def test_read_only_repository_serves(tmp_path):
     """From another folder, into which everything goes; what would go into the repository is refused in a line."""

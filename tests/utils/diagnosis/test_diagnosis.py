@@ -9,10 +9,9 @@ import torch
 from attacks import fgsm_direction
 from defenses.losses import NFGSM
 from tests.helpers.defences import BROKEN
-from utils import surrogates, trial
 from utils.adversarial_sets import AugmentedSplit
 from utils.checkpoints import load_checkpoint
-from utils.diagnosis import CHECKS, NO_LEAK, diagnose, judge
+from utils.diagnosis import CHECKS, NO_LEAK, diagnose, judge, surrogates, trial
 from utils.diagnosis.judging import Attacked
 from utils.diagnosis.probes import Gradient, Stability
 from utils.diagnosis.trial import Evidence
@@ -65,6 +64,7 @@ def test_baseline_is_trustworthy_and_about_zero(with_source, baseline, other, di
     assert diagnosis.strongest.accuracy <= 0.02
 
 
+@pytest.mark.slow
 def test_adversarial_training_is_trustworthy_and_holds(baseline, digits, tmp_path):
     robust = train(
         "cnn",
@@ -81,6 +81,7 @@ def test_adversarial_training_is_trustworthy_and_holds(baseline, digits, tmp_pat
     assert diagnosis.strongest.accuracy > 0.25
 
 
+@pytest.mark.slow
 def test_papers_defence_leaks_the_label_and_is_about_zero(baseline, digits, tmp_path):
     training = digits["train"]
     images, labels = training.take(torch.arange(len(training)))
