@@ -39,7 +39,7 @@ overfitting: $(VENV)/installed  ## show FGSM's catastrophic overfitting, and N-F
 robustness: $(VENV)/installed  ## test six networks under every attack, or the rest of the tests: hours
 	$(RUN) -m study robustness
 
-diagnosis: $(VENV)/installed  ## check whether the figures of these six networks can be trusted
+diagnosis: $(VENV)/installed  ## check whether the figures of the six networks can be trusted
 	for name in cnn cnn-lstm; do for run in "500" "500 -fgsm-augment-0.2" "100 -robust"; do set -- $$run; \
 	  $(RUN) test-$$name.py --checkpoint models/$$name$$2.safetensors --attack fgsm --epsilon 8/255 \
 	    --examples $$1 --diagnose --json results/diagnosis/$$name$$2.json || exit; done; done
@@ -55,13 +55,13 @@ benchmark: .venv-peers/installed  ## compare our speed with that of other librar
 	.venv-peers/bin/python -m pip install --disable-pip-version-check -r benchmarks/requirements.txt
 	@touch $@
 
-test: $(VENV)/installed-dev  ## run the tests but the slow ones, on CIFAR-10 too if DATA_DIR or data/ holds it
+test: $(VENV)/installed-dev  ## run all tests except the slow ones, on CIFAR-10 too if DATA_DIR or data/ holds it
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist worksteal -m "not slow"
 
 test-all: $(VENV)/installed-dev  ## run all tests: kills, notebooks, benchmarks, several processes, shipped figures
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist worksteal
 
-coverage: $(VENV)/installed-dev  ## run all tests and count the lines and branches that it reaches
+coverage: $(VENV)/installed-dev  ## run all tests, and list the lines that none of them reaches
 	rm -f .coverage .coverage.*
 	OMP_NUM_THREADS=1 COVERAGE_FILE=$(CURDIR)/.coverage $(RUN) -m coverage run -m pytest -n auto --dist worksteal
 	$(RUN) -m coverage combine --quiet

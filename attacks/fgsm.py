@@ -33,7 +33,7 @@ def fgsm(
     labels: int64 (N,) in 0..K-1.
     epsilon: L-infinity radius in pixel units, such as 8/255. 0 returns the images bit for bit. 1 is the
         largest, because every image lies within 1 of every other.
-    eot: of how many passes the gradient is the mean: expectation over transformation, for a model that is random
+    eot: average the gradient over this many passes: expectation over transformation, for a model that is random
         (Athalye et al., 2018, arXiv:1802.00420, section 4.2.2).
 
     Returns images of the same shape, dtype, device and memory format, each within epsilon of its original (to one

@@ -1,4 +1,4 @@
-"""The modules that a call of a model reaches, those that `model.modules()` does not list included."""
+"""The modules that a call of a model reaches, including those that `model.modules()` does not list."""
 
 import functools
 import types

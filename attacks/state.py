@@ -25,7 +25,7 @@ PROBABILITIES = (
     "the model returns probabilities, not logits: where they round to 0 or 1, the gradient vanishes and attacks fail"
 )
 LOG_PROBABILITIES = (
-    "the model returns log-probabilities, not logits: attacks work, but the logits themselves are rounded less"
+    "the model returns log-probabilities, not logits: attacks work, but raw logits would be more precise"
 )
 
 _known: ContextVar[tuple[Model, tuple[str, ...]] | None] = ContextVar("known", default=None)

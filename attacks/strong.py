@@ -42,6 +42,7 @@ def multi_targeted(
         refine.
     seed: of the noise. The noise is drawn on the CPU and so is the same on every device.
 
+    One lucky pass may fool a model that answers at random. Judge the result by fresh passes, as `evaluate` does.
     Returns images of the same shape, dtype, device and memory format, within epsilon of the originals (to one rounding
     unit) and inside [0, 1]: a misclassified image where a target succeeded, else the iterate with the largest margin.
     Raises what `fgsm` raises, and ValueError if steps or restarts is invalid. Warns (RuntimeWarning) if an image
@@ -61,10 +62,10 @@ def multi_targeted(
         rounds = [(target, of) for target, of in enumerate(wanted.T) if of.any()]
         for number, (target, of) in enumerate(rounds):
             for restart in range(restarts):
-                report_progress((number + restart / restarts) / len(rounds))
                 # Drawn for the whole batch: an image's noise must not depend on which images have stopped.
                 noise = torch.rand(images.shape, generator=generator).mul_(2 * epsilon).sub_(epsilon)
-                search.climb(target, of, noise.to(images))
+                for part in search.climb(target, of, noise.to(images)):
+                    report_progress((number + (restart + part) / restarts) / len(rounds))
     if (search.withstands & search.flat).any():
         warn_of_zero_gradient()
     return search.best
@@ -91,13 +92,17 @@ class _Search:
         likely = others.topk(min(MOST_TARGETS, logits.shape[1] - 1), dim=1).indices
         return torch.zeros_like(logits, dtype=torch.bool).scatter_(1, likely, True)
 
-    def climb(self, target: int, of: Tensor, noise: Tensor) -> None:
-        """Move the images `of` (bool, (N,)) that withstand towards a class, from the noise (N, C, H, W)."""
+    def climb(self, target: int, of: Tensor, noise: Tensor) -> Iterator[float]:
+        """Move the images `of` (bool, (N,)) that withstand towards a class, from the noise (N, C, H, W).
+
+        Yields before each step which part of the steps is done, in [0, 1).
+        """
         running = (of & self.withstands).nonzero().flatten()
         iterate = self.images[running].add_(noise[running]).clamp_(0, 1)
-        for size in self._sizes():
+        for number, size in enumerate(self._sizes()):
             if len(running) == 0:
                 return
+            yield number / self.steps
             labels = self.labels[running]
             logits, _, gradient = input_gradient(self.model, iterate, labels, _towards(target))
             self.flat[running] &= zero_gradient(gradient)

@@ -45,7 +45,7 @@ def study_script() -> None:
         "training",
         "--epochs",
         types.positive_int,
-        "of every training, for a quick look (default: those of each recipe)",
+        "passes over the images in every training (default: those of each recipe)",
     )
     text = f"the ten networks of the tables; an existing baseline stays as it is (default models, for digits {DIGITS})"
     parser.add("output", "--models", types.file_path, text)
@@ -180,7 +180,7 @@ def demo_script() -> None:
         "study's defence, an attack that breaks that too, and adversarial training. Finished parts are skipped.",
         ["--results runs/demo"],
     )
-    text = "of every training, for a quick look (default: as many as the story needs)"
+    text = "passes over the images in every training (default: as many as the story needs)"
     parser.add("training", "--epochs", types.positive_int, text)
     text = "the three networks and demo.png (default results/demo)"
     parser.add("output", "--results", types.file_path, text, default=Path("results/demo"))

@@ -92,7 +92,10 @@ class Split:
         return tensor_digest(self.images, self.labels)
 
     def channel_statistics(self) -> tuple[list[float], list[float]]:
-        """The exact mean and standard deviation of each channel in [0, 1], from a histogram of its 256 values."""
+        """The mean and standard deviation of each channel in [0, 1]; exact for uint8 images, from a histogram."""
+        if self.images.is_floating_point():
+            spread, centre = torch.std_mean(self.images.double(), (0, 2, 3), correction=0)
+            return centre.tolist(), spread.tolist()
         values = torch.arange(256, dtype=torch.float64) / 255
         mean, std = [], []
         for channel in range(self.images.shape[1]):
@@ -159,7 +162,9 @@ def _cifar10(split: str, data_dir: Path) -> Split:
     labels = torch.tensor(dataset.targets)
     first = len(labels) - CIFAR10_VALIDATION
     chosen = {"train": slice(first), "validation": slice(first, None), "test": slice(None)}[split]
-    images = images[chosen].clone() if split == "validation" else images[chosen]  # a view would keep all fifty thousand
+    images = (
+        images[chosen].clone() if split == "validation" else images[chosen]
+    )  # a view would keep all images in memory
     return Split("cifar10", split, images, labels[chosen], tuple(dataset.classes))
 
 

@@ -36,7 +36,10 @@ def to_frame(report: Struct | Mapping[str, Any] | str | Path) -> "DataFrame":
             raise UserError(f"{report} cannot be read as a report: {one_line(error)}") from error
     else:
         found = msgspec.to_builtins(report)
-    rows = list(_rows(found)) if isinstance(found, dict) else []
+    try:
+        rows = list(_rows(found))
+    except (AttributeError, KeyError, TypeError, ValueError):  # another structure than that of our reports
+        rows = []
     if not rows:
         raise UserError("this is not a report with attacks, such as test-*.py --json writes")
     return DataFrame(rows)

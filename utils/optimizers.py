@@ -22,12 +22,12 @@ def build_optimizer(network: nn.Module, recipe: Recipe) -> Optimizer:
 
 
 class Muon(Optimizer):
-    """Muon for the filters of convolutions that feed a batch norm, SGD with Nesterov momentum 0.9 for the rest.
+    """Muon for the filters of convolutions, SGD with Nesterov momentum 0.9 for the rest.
 
     Jordan et al., 2024 (KellerJordan/cifar10-airbench). The filters of a convolution are one matrix (out, in * k * k).
     Its step is the orthogonal matrix nearest to the Nesterov momentum, times the rate: every direction of the matrix
     learns at the same speed, however small its gradient. Before each step the matrix is scaled to a Frobenius norm of
-    sqrt(out). A batch norm follows, so this changes nothing but the meaning of the rate, which becomes relative.
+    sqrt(out), so that the rate is relative to the weights. A batch norm after the convolution makes up for the scale.
 
     torch.optim.Muon takes matrices only and does not scale the weights.
     """

@@ -47,7 +47,7 @@ def progress_bar(
 
 @contextlib.contextmanager
 def moving(bar: "Bar", units: float) -> Iterator[None]:
-    """Meanwhile, the progress that an attack reports moves the bar through its next `units` units; then all are done.
+    """Inside, the progress that an attack reports moves the bar through its next `units`. At the end all are done.
 
     The bar's own progress is reported in turn, so that an evaluation moves the bar of a diagnosis.
     """

@@ -86,10 +86,11 @@ def train(
     and steps with the mean gradient of all. A last batch with fewer images than processes goes to each of them. Rank 0
     alone writes files and prints. The run must be resumed by as many processes.
 
-    Raises TrainingError if an argument is invalid, if the loss or the weights are no longer finite, or if the run to
-    resume had other arguments; CheckpointError, before the first step, if the network could not be saved and loaded;
-    UserError if `output` is a folder or another process writes to it; KeyError for an unknown name, TypeError for an
-    unknown setting; and Interrupted, a KeyboardInterrupt that says how many epochs are saved, on Ctrl-C.
+    Raises ValueError if the precision or the defence's radius is invalid; TrainingError if another argument is, if the
+    loss or the weights are no longer finite, or if the run to resume had other arguments; CheckpointError, before the
+    first step, if the network could not be saved and loaded; UserError if `output` is a folder or another process
+    writes to it; KeyError for an unknown name, TypeError for an unknown setting; and Interrupted, a KeyboardInterrupt
+    that says how many epochs are saved, on Ctrl-C.
     """
     how = Settings(**settings)
     check_images(training, validation)
@@ -141,7 +142,8 @@ def initial_state(
     network = NETWORKS[name](how.width, len(training.class_names), mean, std, activation=recipe.activation)
     if recipe.whitened:
         images, _ = training.take(torch.arange(min(len(training), 4000), device=how.device))
-        whiten(network.get_submodule("features.0.0"), network.normalize(images.cpu()))  # type: ignore[arg-type, operator]
+        first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
+        whiten(first, network.normalize(images.cpu()))  # type: ignore[operator]
     if how.init is not None:
         start_from(network, how.init)
     network = network.to(how.device).to(memory_format=torch.channels_last)

@@ -49,9 +49,9 @@ def best_epoch(epochs: Sequence[Epoch]) -> Epoch:
 def collapse_warning(epochs: Sequence[Epoch]) -> str | None:
     """A warning if catastrophic overfitting (Wong et al., 2020, arXiv:2001.03994) began in the last epoch, else None.
 
-    Overfitting is called catastrophic here if the network classifies images after a single attack step about as well as
-    clean images, but fewer than half as many after several smaller steps. A network at chance has learnt nothing that
-    it could lose, so up to 20 % accuracy after a single step are ignored.
+    Overfitting is called catastrophic here if the accuracy after a single attack step is more than half of the clean
+    accuracy, but the accuracy after several smaller steps is less than half of that after a single one. A network at
+    chance has learnt nothing that it could lose, so up to 20 % accuracy after a single step are ignored.
     """
 
     def collapsed(entry: Epoch) -> bool:

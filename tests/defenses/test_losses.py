@@ -164,3 +164,8 @@ def test_cross_entropy_is_computed_in_float32_and_smoothed_if_asked():
     for smoothing in (0.0, 0.1):
         loss = cross_entropy(lambda _: logits, torch.rand(6, 3, 8, 8), labels, smoothing)
         assert torch.equal(loss, F.cross_entropy(logits.float(), labels, label_smoothing=smoothing))
+
+
+def test_defaults_are_those_of_the_papers():
+    assert (PGD(8 / 255).steps, TRADES(8 / 255).steps, TRADES(8 / 255).beta) == (7, 7, 6)
+    assert NFGSM(8 / 255).noise == 2

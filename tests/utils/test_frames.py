@@ -35,7 +35,19 @@ def test_the_studys_reports_have_a_row_for_each_network_too():
     assert baseline["epsilon"].tolist() == [0, 0.02, 0.04, 0.06, 0.08, 0.1]
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"attacks": []}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"attacks": []}',
+        '{"networks": 3}',
+        '{"networks": [1]}',
+        '{"attacks": [{"name": "x"}]}',
+        '{"attacks": [{"name": "x", "confidence_interval": [1]}]}',
+    ],
+)
 def test_another_file_is_one_line(text, tmp_path):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(UserError):

@@ -66,8 +66,8 @@ def model_parser() -> Parser:
     add("--model", str, text, required=True)
     add("--weights", types.file_path, "a state dict, .safetensors or .pth (default: none)")
     number = types.number(Annotated[float, Meta(ge=-1e9, le=1e9)])
-    add("--mean", number, "what the network expects subtracted from each channel", nargs="+")
-    add("--std", types.positive_float, "what it expects each channel then divided by", nargs="+")
+    add("--mean", number, "the mean to subtract from each channel", nargs="+")
+    add("--std", types.positive_float, "the deviation to divide each channel by", nargs="+")
     add_test_flags(parser)
     parser.add("output", "--save", types.file_path, "save the adversarial examples as PNGs into this folder")
     return parser

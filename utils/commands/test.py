@@ -91,9 +91,7 @@ def add_test_flags(parser: Parser) -> None:
     )
     add("--source", types.file_path, text)
     add("--seed", types.seed, "of the attacks' random numbers; fgsm uses none (default 0)", default=0)
-    text = (
-        "then check whether the figures can be trusted, at the first epsilon, transferring from --source or a baseline"
-    )
+    text = "then check whether the figures can be trusted, at the first epsilon; --source or a baseline transfers"
     parser.groups["attack"].add_argument("--diagnose", action="store_true", help=text)
 
 
@@ -249,8 +247,8 @@ def save_examples(subject: Subject, result: Result, crafted: list[Tensor], batch
     about["iterations"] = allowed.get(result.attack)
     saved = save_images(folder, subject.network, subject.split, crafted, **about).header
     print(
-        f"  {folder}: {saved.survived} of {saved.misclassified} misclassified examples are still so after rounding to "
-        f"8 bits; accuracy on the saved files {saved.accuracy:.2%}"
+        f"  {folder}: {saved.survived} of {saved.misclassified} misclassified examples stay so after rounding to 8 "
+        f"bits; accuracy on the saved files {saved.accuracy:.2%}"
     )
 
 

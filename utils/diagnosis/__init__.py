@@ -39,7 +39,7 @@ from utils.statistics import wilson_interval
 
 QUERIES = 1000  # of Square, for each image
 SURE = 3.0  # standard deviations
-SURE_OF_LEAKING = 2.5  # fewer, because an honest network errs more often on FGSM's examples, not as often
+SURE_OF_LEAKING = 2.5  # lower: an honest network makes more errors on FGSM's examples, not as many
 UNSTABLE = "not run, because the model's answers change"
 NO_SOURCE = "not run: there is no source, or nothing is left to attack"
 NO_LEAK = "transferred FGSM examples are not easier than images"
@@ -232,7 +232,8 @@ def gradient_leads(found: Evidence) -> Outcome:
         return None, "not run: there is no gradient"
     wrong, idle, images = found.gradient.wrong, found.gradient.idle, found.gradient.images
     figures = (
-        f"a tiny step changes the margin otherwise for {wrong} of {images}, a small one does not raise it for {idle}"
+        f"for {wrong} of {images} images, a tiny step does not do what the gradient predicts; for {idle}, a small step "
+        "does not raise the loss"
     )
     return not more_than(0.05, max(wrong, idle), images), figures
 
@@ -286,7 +287,7 @@ def more_steps_change_little(found: Evidence) -> Outcome:
 
 
 def none_is_far_ahead(found: Evidence) -> Outcome:
-    """Carlini et al., section 5: if all attacks together break far more than PGD on cross-entropy, that one fails."""
+    """Carlini et al., section 5: if all attacks together break far more than PGD on cross-entropy, then PGD fails."""
     if found.standard is None or found.standard.error:
         return None, "not run: there is no gradient"
     plain = found.clean & found.standard.left
