@@ -115,7 +115,7 @@ def add_defense_flags(parser: Parser, network: str) -> None:
     add("--steps", types.positive_int, "of the attack in pgd and trades (default 7)")
     add("--beta", types.positive_float, "weight of the robust term in trades (default 6)")
     add("--crafting", ("training", "evaluation"), "batch norm's mode: training (default) or evaluation")
-    add("--source", types.file_path, "checkpoint that crafts the examples of fgsm-augment (default: baseline)")
+    add("--source", types.file_path, "crafts the examples of fgsm-augment (default: baseline)")
 
 
 def train_command(network: str, args: Namespace, recipe: Recipe) -> None:
