@@ -138,7 +138,9 @@ def _results_of(entry: RobustnessEntry, earlier: Sequence[RobustnessEntry]) -> l
     """The results of the same checkpoint, tested with the same versions, in an earlier report."""
 
     def described(other: RobustnessEntry) -> RobustnessEntry:
-        return replace(other, results=[], threads=1)  # the number of threads changes no figure
+        # The number of threads changes no figure, nor does torch's build, which follows a "+" in its version.
+        versions = {name: number and number.partition("+")[0] for name, number in other.versions.items()}
+        return replace(other, results=[], threads=1, versions=versions)
 
     return [row for other in earlier if described(other) == described(entry) for row in other.results]
 

@@ -15,7 +15,7 @@ import msgspec
 
 from utils.commands import checkpoints, types
 from utils.commands.parser import Parser, check_writable, pick_device, run
-from utils.constants import RADIUS, UserError
+from utils.constants import DATASETS, RADIUS, UserError
 from utils.recipes import RECIPES, Recipe
 
 if TYPE_CHECKING:
@@ -39,7 +39,9 @@ def train_script(network: str) -> None:
             parser.error(f"--{flag} belongs to --defense {' or '.join(defenses)}")
     if args.classes and not args.data:
         parser.error("--classes belongs to --data")
-    args.dataset = args.data.resolve().stem if args.data else args.dataset
+    if args.data:  # a folder called "digits" does not hold the digits
+        name = args.data.resolve().stem
+        args.dataset = f"{name}-images" if name in DATASETS else name
     if args.epsilon == 0:
         parser.error("--epsilon 0 changes no image")
     if args.defense == "fgsm-augment" and not args.epsilon:

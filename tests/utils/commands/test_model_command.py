@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -105,6 +106,13 @@ def test_lazy_names_import_torch_only_when_they_are_used():
         assert callable(getattr(utils, name))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         utils.nothing  # noqa: B018
+
+
+def test_a_folder_called_digits_does_not_hold_the_digits(folder, script, tmp_path):
+    shutil.copytree(folder / "pictures", tmp_path / "digits")
+    arguments = ["--data", tmp_path / "digits", "--width", 4, "--epochs", 1, "--quiet"]
+    assert script("train-cnn.py", *arguments, cwd=tmp_path).returncode == 0
+    assert read_metadata(tmp_path / "runs" / "cnn-digits-images.safetensors").dataset == "digits-images"
 
 
 @pytest.mark.parametrize(
