@@ -28,11 +28,10 @@ def convolutions(width: int, activation: str) -> nn.Sequential:
     )
 
 
-class CNN(nn.Module):
-    """Six 3x3 convolutions, each with ReLU and batch norm, then a linear layer. Stride 2 takes the place of pooling.
+class Network(nn.Module):
+    """What the networks share: their arguments, and the normalisation of their input. `build` adds the layers.
 
     images: float (N, 3, 32, 32) in [0, 1]. Returns logits (N, num_classes).
-    197,610 parameters at width 32 with 10 classes. (The study counts 308,256, because its last layer has 64 outputs.)
     mean, std: of each channel of the training images, in pixel units. activation: a key of ACTIVATIONS; the study's
     is "relu". A smooth one such as "silu" helps adversarial training (Xie et al., 2020, arXiv:2006.14536).
     """
@@ -49,6 +48,21 @@ class CNN(nn.Module):
         # A checkpoint stores these to build the network.
         self.arguments = {"width": width, "num_classes": num_classes, "activation": activation}
         self.normalize = Normalize(mean, std)
+        self.build(width, num_classes, activation)
+
+    def build(self, width: int, num_classes: int, activation: str) -> None:
+        """Add the layers. Each network has its own."""
+        raise NotImplementedError
+
+
+class CNN(Network):
+    """Six 3x3 convolutions, each with ReLU and batch norm, then a linear layer. Stride 2 takes the place of pooling.
+
+    images: float (N, 3, 32, 32) in [0, 1]. Returns logits (N, num_classes).
+    197,610 parameters at width 32 with 10 classes. (The study counts 308,256, because its last layer has 64 outputs.)
+    """
+
+    def build(self, width: int, num_classes: int, activation: str) -> None:
         self.features = convolutions(width, activation)
         self.classifier = nn.Linear(4 * width * 4 * 4, num_classes)
 
@@ -64,25 +78,14 @@ class CNN(nn.Module):
         return fold(self) if type(self) is CNN else self
 
 
-class SmallCNN(nn.Module):
+class SmallCNN(Network):
     """Three 3x3 convolutions with ReLU and stride 2, then a linear layer. It is older and shallower: no batch norm.
 
     images: float (N, 3, 32, 32) in [0, 1]. Returns logits (N, num_classes).
     113,738 parameters at width 32 with 10 classes.
-    mean, std, activation: as for `CNN`.
     """
 
-    def __init__(
-        self,
-        width: int = 32,
-        num_classes: int = 10,
-        mean: PerChannel = CIFAR10_MEAN,
-        std: PerChannel = CIFAR10_STD,
-        activation: str = "relu",
-    ) -> None:
-        super().__init__()
-        self.arguments = {"width": width, "num_classes": num_classes, "activation": activation}
-        self.normalize = Normalize(mean, std)
+    def build(self, width: int, num_classes: int, activation: str) -> None:
         self.features = nn.Sequential(
             nn.Conv2d(3, width, 3, stride=2, padding=1),
             ACTIVATIONS[activation](),

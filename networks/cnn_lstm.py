@@ -2,11 +2,11 @@
 
 from torch import Tensor, nn
 
-from networks.cnn import CIFAR10_MEAN, CIFAR10_STD, convolutions
-from networks.folding import Normalize, PerChannel, fold
+from networks.cnn import Network, convolutions
+from networks.folding import fold
 
 
-class CNNLSTM(nn.Module):
+class CNNLSTM(Network):
     """The CNN's six convolutions, then a three-layer LSTM that reads their 4 x 4 map as a sequence of 16 positions.
 
     The LSTM reads the positions row after row, a vector of 4 width channels for each. For this, the map is transposed.
@@ -15,20 +15,9 @@ class CNNLSTM(nn.Module):
 
     images: float (N, 3, 32, 32) in [0, 1]. Returns logits (N, num_classes).
     293,994 parameters at width 32 with 10 classes, as in the study.
-    mean, std, activation: as for `CNN`.
     """
 
-    def __init__(
-        self,
-        width: int = 32,
-        num_classes: int = 10,
-        mean: PerChannel = CIFAR10_MEAN,
-        std: PerChannel = CIFAR10_STD,
-        activation: str = "relu",
-    ) -> None:
-        super().__init__()
-        self.arguments = {"width": width, "num_classes": num_classes, "activation": activation}
-        self.normalize = Normalize(mean, std)
+    def build(self, width: int, num_classes: int, activation: str) -> None:
         self.features = convolutions(width, activation)
         self.lstm = nn.LSTM(4 * width, 2 * width, num_layers=3, batch_first=True)
         self.classifier = nn.Linear(2 * width, num_classes)
