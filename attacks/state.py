@@ -36,7 +36,7 @@ def examined(model: Model, images: Tensor) -> tuple[str, ...]:
 
     The first SMALL of the images, (N, C, H, W) in [0, 1], go through the model in one pass, and half of them once more,
     reordered and in other company. Where an image's logits are not the same up to rounding, two passes more tell why.
-    Inside `remembering` there is no pass and no warning.
+    Inside `remembering` the model is not asked again, and nothing is warned of.
     """
     known = _known.get()
     if known is not None and known[0] is model:

@@ -98,7 +98,7 @@ class JPEG(Around):
 
 
 class JPEGFile(JPEG):
-    """The same as a program outside PyTorch would do it: there is no gradient at all."""
+    """The same as a program outside PyTorch would do it, so the gradient is missing."""
 
     def before(self, images):
         return super().before(images.detach())

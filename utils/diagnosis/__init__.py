@@ -41,7 +41,8 @@ QUERIES = 1000  # of Square, for each image
 SURE = 3.0  # standard deviations
 SURE_OF_LEAKING = 2.5  # lower: an honest network makes more errors on FGSM's examples, not as many
 UNSTABLE = "not run, because the model's answers change"
-NO_SOURCE = "not run: there is no source, or nothing is left to attack"
+NO_SOURCE = "not run: the source is missing, or every image is broken already"
+NO_GRADIENT = "not run: the gradient is missing"
 NO_LEAK = "transferred FGSM examples are not easier than images"
 
 Outcome = tuple[bool | None, str]  # of a check: passed (None: it could not be run), figures
@@ -221,7 +222,7 @@ def no_memory(found: Evidence) -> Outcome:
 def gradient_seldom_zero(found: Evidence) -> Outcome:
     """Athalye et al., section 3: where the gradient is 0, an attack that follows it stands still."""
     if found.gradient is None:
-        return None, "not run: there is no gradient"
+        return None, NO_GRADIENT
     zero, images = found.gradient.zero, found.gradient.images
     return not more_than(0.02, zero, images), f"in most pixels for {zero} of {images} images"
 
@@ -229,7 +230,7 @@ def gradient_seldom_zero(found: Evidence) -> Outcome:
 def gradient_leads(found: Evidence) -> Outcome:
     """Pintor et al., section 3: a loss that small steps do not raise, as the gradient predicts, misleads an attack."""
     if found.gradient is None:
-        return None, "not run: there is no gradient"
+        return None, NO_GRADIENT
     wrong, idle, images = found.gradient.wrong, found.gradient.idle, found.gradient.images
     figures = (
         f"for {wrong} of {images} images, a tiny step does not do what the gradient predicts; for {idle}, a small step "
@@ -249,7 +250,7 @@ def answers_do_not_jump(found: Evidence) -> Outcome:
 def iterative_beats_single_step(found: Evidence) -> Outcome:
     """Athalye et al., section 3.1: several small steps find more than a single one, unless the gradient changes."""
     if not (found.fgsm and found.standard) or found.fgsm.error or found.standard.error:
-        return None, "not run: there is no gradient"
+        return None, NO_GRADIENT
     tried = found.fgsm.tried & found.standard.tried
     single, several = (int((tried & attack.left).sum()) for attack in (found.fgsm, found.standard))
     only_several = int((tried & found.fgsm.left & ~found.standard.left).sum())
@@ -280,7 +281,7 @@ def accuracy_falls(found: Evidence) -> Outcome:
 def more_steps_change_little(found: Evidence) -> Outcome:
     """Carlini et al., section 5: if more steps still find more, PGD-20 has not converged."""
     if found.longer is None or found.longer.error:
-        return None, UNSTABLE if found.longer is None else "not run: there is no gradient"
+        return None, UNSTABLE if found.longer is None else NO_GRADIENT
     broken, images = found.longer.broken, found.longer.images
     failed = broken > 0.05 * len(found.clean) and more_than(0.15, broken, images)
     return not failed, f"{MANY} breaks {broken} of the {images} that PGD-{STEPS} leaves"
@@ -289,7 +290,7 @@ def more_steps_change_little(found: Evidence) -> Outcome:
 def none_is_far_ahead(found: Evidence) -> Outcome:
     """Carlini et al., section 5: if all attacks together break far more than PGD on cross-entropy, then PGD fails."""
     if found.standard is None or found.standard.error:
-        return None, "not run: there is no gradient"
+        return None, NO_GRADIENT
     plain = found.clean & found.standard.left
     plain = plain & (found.longer.left | ~found.longer.tried) if found.longer else plain
     images, left = int(plain.sum()), int((plain & found.left).sum())

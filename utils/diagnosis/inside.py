@@ -74,7 +74,7 @@ def networks_inside(model: Model, images: Tensor, labels: Tensor) -> Sequence[Mo
 
 
 def _answer(model: Model, images: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Logits, and the gradient of their weighted sum with respect to the images; None if there is none."""
+    """Logits, and the gradient of their weighted sum with respect to the images; None if it is missing."""
     inputs = images.clone().requires_grad_()
     with torch.enable_grad():
         logits = logits_of(model, inputs)

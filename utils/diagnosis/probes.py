@@ -90,7 +90,7 @@ def gradient_quality(model: Model, images: Tensor, labels: Tensor, epsilon: floa
     """Compare a model's gradient with what small steps along its sign do: a sixty-fourth and a sixteenth of epsilon.
 
     The shipped networks' margins change 0.9 to 1.7 times as much as predicted in the tiny step, and 0.65 to 2.5 times
-    in the small one. Raises AttackError if there is no gradient.
+    in the small one. Raises AttackError if the gradient is missing.
     """
     epsilon = min(epsilon, RADIUS)
     with attacking(model, images.device):

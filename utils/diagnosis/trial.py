@@ -84,7 +84,7 @@ class Trial:
         """Run everything. visible: whether to show a progress bar."""
         subject = self.subject
         with torch.no_grad():
-            logits_of(subject.new(), subject.some(1)[0])  # raises AttackError if these are no logits
+            logits_of(subject.new(), subject.some(1)[0])  # raises AttackError if they are not logits
         found = Evidence(epsilon=self.epsilon, clean=subject.attack("clean images", _unchanged).left)
         found.uncopied = subject.uncopied
         if not found.clean.any():
@@ -220,7 +220,7 @@ class Trial:
         return partial(pgd, model, epsilon=self.epsilon, seed=self.seed, **options)
 
     def _gradient(self) -> Gradient | None:
-        """How well the gradient leads, on some of the images; None if there is none."""
+        """How well the gradient leads, on some of the images; None if it is missing."""
         try:
             return gradient_quality(self.subject.target, *self.subject.some(SAMPLE), self.epsilon)
         except AttackError:
