@@ -6,7 +6,8 @@
 from attacks.autoattack import autoattack
 from attacks.core import AttackError, Model, step
 from attacks.fgsm import fgsm, fgsm_direction
-from attacks.pgd import default_step_size, pgd, pgd_iterates
+from attacks.pgd import default_step_size, pgd
+from attacks.search import pgd_iterates
 from attacks.strong import multi_targeted
 
 __all__ = [

@@ -18,8 +18,8 @@ def last_iterate(images: Tensor, gradient: Callable[[Tensor], Tensor], *, epsilo
     attacks.pgd_iterates; epsilon: in pixel units; steps: at least 1.
     """
     start = (images + torch.empty_like(images).uniform_(-epsilon, epsilon)).clamp_(0, 1)
-    size = default_step_size(epsilon, steps)
-    for iterate in pgd_iterates(images, start, gradient, epsilon=epsilon, steps=steps, size=size):
+    sizes = [default_step_size(epsilon, steps)] * steps
+    for iterate in pgd_iterates(images, start, gradient, epsilon=epsilon, sizes=sizes):
         last = iterate
     return last
 

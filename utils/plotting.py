@@ -16,9 +16,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from attacks import default_step_size, fgsm, fgsm_direction, step
+from attacks import default_step_size, fgsm, fgsm_direction, pgd_iterates, step
 from attacks.core import attacking, evaluation_mode, input_gradient
-from attacks.pgd import pgd_iterates
 from networks import CNNLSTM
 from utils.constants import TITLES
 from utils.data import Split, batches, to_unit_range
@@ -469,8 +468,7 @@ def towards(network: nn.Module, images: Tensor, targets: Tensor, *, epsilon: flo
             images,
             lambda iterate: -input_gradient(network, iterate, targets)[2],
             epsilon=epsilon,
-            steps=steps,
-            size=default_step_size(epsilon, steps),
+            sizes=[default_step_size(epsilon, steps)] * steps,
         )
     return last
 

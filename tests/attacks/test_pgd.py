@@ -123,7 +123,7 @@ def test_image_that_succeeds_without_a_gradient_is_not_warned_of():
 def test_iterates_start_where_asked_and_stay_in_the_ball():
     images, start = torch.full((1, 1, 1, 3), 0.5), torch.tensor([[[[0.5, 0.6, 0.4]]]])
     gradients = iter([torch.tensor([1.0, 2.0, -3.0]), torch.tensor([0.0, 1.0, 5.0])])
-    iterates = list(pgd_iterates(images, start, lambda _: next(gradients), epsilon=0.25, steps=2, size=0.2))
+    iterates = list(pgd_iterates(images, start, lambda _: next(gradients), epsilon=0.25, sizes=[0.2, 0.2]))
     expected = torch.tensor([[0.5, 0.6, 0.4], [0.7, 0.75, 0.25], [0.7, 0.75, 0.45]])
     torch.testing.assert_close(torch.cat(iterates).flatten(1), expected)
 
