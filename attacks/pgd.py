@@ -60,9 +60,9 @@ def pgd(
     that offers a faster equivalent, see attacks.core.faster_equivalent, is judged by its equivalent. Where two logits
     are equal up to rounding, either may count as the larger.)
     A model that proves random (attacks.state) is attacked without early_stop, because one lucky pass would end the
-    attack. Its iterates are compared by their mean loss over attacks.search.JUDGES passes, or eot if that is more, which had no part
-    in finding them. A model whose logits depend on the batch is attacked batch by batch: the result is the iterate of
-    the whole batch whose mean loss is highest.
+    attack. Its iterates are compared by their mean loss over fresh passes, attacks.search.JUDGES or eot if that is
+    more, which had no part in finding them. A model whose logits depend on the batch is attacked batch by batch: the
+    result is the iterate of the whole batch whose mean loss is highest.
     Raises what `fgsm` raises, and ValueError if steps, step_size, restarts or loss is invalid. Warns (RuntimeWarning)
     as attacks.state.examined does, and if an image withstands the attack and its gradient was zero in every pixel at
     every step.
