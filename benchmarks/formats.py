@@ -27,7 +27,7 @@ Ratio = Annotated[float, Meta(ge=0, le=1e18)]  # times faster
 Speed = Annotated[float, Meta(ge=0, le=1e18)]  # images per second
 
 
-class Row(Record, frozen=True, kw_only=True):
+class Contender(Record, frozen=True, kw_only=True):
     """One contender of a comparison: medians and interquartile ranges of its rounds."""
 
     name: Name
@@ -38,7 +38,7 @@ class Row(Record, frozen=True, kw_only=True):
     ratio_iqr: Ratio
 
 
-Rows = Annotated[list[Row], Meta(min_length=2)]  # ours first, then the others
+Contenders = Annotated[list[Contender], Meta(min_length=2)]  # ours first, then the others
 
 
 class AttackSpeed(Record, frozen=True, kw_only=True):
@@ -47,7 +47,7 @@ class AttackSpeed(Record, frozen=True, kw_only=True):
     attack: Name
     batch: Positive
     peers_memory_format: Literal["contiguous_format", "channels_last"]
-    rows: Rows
+    rows: Contenders
 
 
 class SetSpeed(Record, frozen=True, kw_only=True):
@@ -55,14 +55,14 @@ class SetSpeed(Record, frozen=True, kw_only=True):
 
     epsilons: Positive  # how many radii
     images: Positive
-    rows: Rows
+    rows: Contenders
 
 
 class TrainingSpeed(Record, frozen=True, kw_only=True):
     """One epoch with a defence."""
 
     defense: Name
-    rows: Rows
+    rows: Contenders
 
 
 class TimedTraining(Record, frozen=True, kw_only=True):
@@ -71,7 +71,7 @@ class TimedTraining(Record, frozen=True, kw_only=True):
     precision: Precision
     epochs: Positive  # of ours
     accuracies: dict[Name, list[Fraction]]  # contender -> an accuracy for each seed
-    rows: Rows
+    rows: Contenders
 
 
 class Growth(Record, frozen=True, kw_only=True):
@@ -121,7 +121,7 @@ class BenchmarkReport(Document, frozen=True, kw_only=True):
     python: Name
     versions: Versions
     quick: bool  # whether it only shows that everything runs; no figure means anything then
-    startup: dict[Text, Rows] | None = None
+    startup: dict[Text, Contenders] | None = None
     attacks: list[AttackSpeed] | None = None
     adversarial_sets: list[SetSpeed] | None = msgspec.field(name="adversarial-sets", default=None)
     training: list[TrainingSpeed] | None = None

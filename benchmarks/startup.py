@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.formats import Row
+from benchmarks.formats import Contender
 from benchmarks.timing import ROOT, Setting, compared, interleaved, say
 
 COMMANDS = {
@@ -22,7 +22,7 @@ COMMANDS = {
 }
 
 
-def measure(setting: Setting) -> dict[str, list[Row]]:
+def measure(setting: Setting) -> dict[str, list[Contender]]:
     """The section "startup" of the report."""
 
     def starter(arguments: list[str]) -> Callable[[], Any]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from benchmarks.formats import AgreementReport, BenchmarkReport, MemoryGrowth, Row, SpeedGrowth, TimedTraining
+from benchmarks.formats import AgreementReport, BenchmarkReport, Contender, MemoryGrowth, SpeedGrowth, TimedTraining
 from study.paper import PRINTED
 from utils.constants import TITLES
 from utils.tables import markdown, percent, under_headings
@@ -34,7 +34,7 @@ def benchmarks_table(report: BenchmarkReport) -> str:
 
     Adversarial sets have two rows: beside the study's own way, and beside that way with more workers.
     """
-    compared: list[tuple[str, Sequence[Row]]] = []
+    compared: list[tuple[str, Sequence[Contender]]] = []
     for attack in report.attacks or []:
         if attack.batch in (1, 250):
             what = f"{attack.attack.upper()}, batch {attack.batch}, {PEERS_FORMATS[attack.peers_memory_format]}"
@@ -117,7 +117,7 @@ def accuracies_by_seed(timed: TimedTraining, split: str) -> str:
     return f"{split} accuracy in percent, by seed: {reached}.\n\n{contenders_table(timed.rows)}"
 
 
-def contenders_table(rows: Sequence[Row]) -> str:
+def contenders_table(rows: Sequence[Contender]) -> str:
     """A row for each contender of a comparison."""
     lines = [
         [
@@ -142,16 +142,16 @@ def memory_growth_table(rows: Sequence[MemoryGrowth]) -> str:
     return markdown(["what", "by", "peak mebibytes"], [[row.what, row.axis, f"{row.peak_mebibytes:,}"] for row in rows])
 
 
-def fastest_of_the_others(rows: Sequence[Row]) -> Row:
+def fastest_of_the_others(rows: Sequence[Contender]) -> Contender:
     """The fastest contender except ours, which is the first."""
     return min(rows[1:], key=lambda row: row.ratio)
 
 
-def ratio(row: Row) -> str:
+def ratio(row: Contender) -> str:
     """How many times faster ours was, and the interquartile range."""
     return f"**{row.ratio:.2f}** ({row.ratio_iqr:.2f})"
 
 
-def speed(row: Row) -> str:
+def speed(row: Contender) -> str:
     """Images per second or, where it is not a matter of images, seconds."""
     return f"{row.images_per_second:,.0f} images/s" if row.images_per_second else f"{row.seconds:.3g} s"

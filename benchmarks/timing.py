@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.benchmark import Measurement, TaskSpec, timer
 
-from benchmarks.formats import Row
+from benchmarks.formats import Contender
 from utils.checkpoints import load_checkpoint
 from utils.data import Split
 
@@ -83,7 +83,7 @@ def timed(function: Callable[[], Any], runs: int = 1) -> float:
     return timer() - start
 
 
-def compared(times: Mapping[str, Sequence[float]], images: int | None = None) -> list[Row]:
+def compared(times: Mapping[str, Sequence[float]], images: int | None = None) -> list[Contender]:
     """A row for each contender, ours first: medians and interquartile ranges of its seconds and of its ratio to ours.
 
     times: contender -> the seconds of each round. images: how many of them were processed in these seconds.
@@ -95,7 +95,7 @@ def compared(times: Mapping[str, Sequence[float]], images: int | None = None) ->
         ratios = Measurement(1, [theirs / mine for theirs, mine in zip(seconds, ours, strict=True)], task)
         measured = Measurement(1, list(seconds), task)
         rows.append(
-            Row(
+            Contender(
                 name=name,
                 seconds=measured.median,
                 seconds_iqr=measured.iqr,
@@ -114,7 +114,7 @@ def cpu_name() -> str:
     return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
 
 
-def say(title: str, rows: Sequence[Row]) -> None:
+def say(title: str, rows: Sequence[Contender]) -> None:
     """Print a title and a line for each contender."""
     print(f"\n{title}")
     for row in rows:

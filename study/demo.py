@@ -27,16 +27,16 @@ from utils.recipes import RECIPES
 from utils.runs import check_same_arguments, training_arguments
 from utils.training import train
 
-RADIUS = 0.1  # of every attack and of both defences; digits are bright on black, so 8/255 would be too little
+EPSILON = 0.1  # of every attack and of both defences; digits are bright on black, so 8/255 would be too little
 WIDTH = 16
 
-BASELINE, STUDY, OURS = "baseline", "the study's defence", "adversarial training"
-COLORS = {BASELINE: plotting.BASELINE, STUDY: plotting.STUDYS, OURS: plotting.OURS}
-STEMS = {BASELINE: "cnn", STUDY: f"cnn-fgsm-augment-{RADIUS:g}", OURS: f"cnn-n-fgsm-{RADIUS:g}"}
+PLAIN, RETRAINED, ROBUST = "baseline", "the study's defence", "adversarial training"
+COLORS = {PLAIN: plotting.BASELINE, RETRAINED: plotting.STUDYS, ROBUST: plotting.OURS}
+STEMS = {PLAIN: "cnn", RETRAINED: f"cnn-fgsm-augment-{EPSILON:g}", ROBUST: f"cnn-n-fgsm-{EPSILON:g}"}
 RECIPE = {
-    BASELINE: replace(RECIPES["long"], epochs=15),
-    STUDY: replace(RECIPES["retrain-large"].with_defense(), epochs=8),
-    OURS: replace(RECIPES["paper"].with_defense(), epochs=12),
+    PLAIN: replace(RECIPES["long"], epochs=15),
+    RETRAINED: replace(RECIPES["retrain-large"].with_defense(), epochs=8),
+    ROBUST: replace(RECIPES["paper"].with_defense(), epochs=12),
 }
 
 
@@ -49,15 +49,15 @@ class Attack(NamedTuple):
     options: dict[str, Any]
 
 
-CLEAN, TRANSFERRED, WHITE_BOX, PGD = "clean", "transferred FGSM", "white-box FGSM", "PGD"
+UNTOUCHED, TRANSFERRED_FGSM, WHITE_BOX_FGSM, TWENTY_STEPS = "clean", "transferred FGSM", "white-box FGSM", "PGD"
 ATTACKED = {
-    CLEAN: Attack("fgsm", 0.0, False, {}),
-    TRANSFERRED: Attack("fgsm", RADIUS, True, {}),
-    WHITE_BOX: Attack("fgsm", RADIUS, False, {}),
-    PGD: Attack("pgd", RADIUS, False, PGD_20),
+    UNTOUCHED: Attack("fgsm", 0.0, False, {}),
+    TRANSFERRED_FGSM: Attack("fgsm", EPSILON, True, {}),
+    WHITE_BOX_FGSM: Attack("fgsm", EPSILON, False, {}),
+    TWENTY_STEPS: Attack("pgd", EPSILON, False, PGD_20),
 }
 
-Results = dict[str, dict[str, Result]]  # network -> column -> how many test images it classifies correctly
+Accuracies = dict[str, dict[str, Result]]  # network -> column -> how many test images it classifies correctly
 
 
 class Demo:
@@ -75,20 +75,20 @@ class Demo:
         """Train and attack the three networks, step by step; end with the table, a sentence and the picture's path."""
         images = self.splits["train"]
         begin(1, f"Can a CNN read digits? It learns from {len(images):,} images.")
-        self.prepare(BASELINE, images)
-        self.show(BASELINE, CLEAN)
-        begin(2, f"Can an attack break it? FGSM makes each pixel darker or brighter by {RADIUS}, where white is 1.")
-        self.show(BASELINE, WHITE_BOX)
+        self.prepare(PLAIN, images)
+        self.show(PLAIN, UNTOUCHED)
+        begin(2, f"Can an attack break it? FGSM makes each pixel darker or brighter by {EPSILON}, where white is 1.")
+        self.show(PLAIN, WHITE_BOX_FGSM)
         begin(3, "Does the study's defence hold? A second CNN learns from the images and from such attacked images.")
-        source = self.folder / f"{STEMS[BASELINE]}.safetensors"
+        source = self.folder / f"{STEMS[PLAIN]}.safetensors"
         crafted = adversarial_set(source, images, folder=self.folder / "adversarial", device=self.device)
-        self.prepare(STUDY, AugmentedSplit(images, crafted.direction, RADIUS, crafted.manifest.source_sha256))
-        self.show(STUDY, TRANSFERRED)
+        self.prepare(RETRAINED, AugmentedSplit(images, crafted.direction, EPSILON, crafted.manifest.source_sha256))
+        self.show(RETRAINED, TRANSFERRED_FGSM)
         begin(4, "Does it hold when the attack follows its own gradient, in one step (FGSM) or in twenty (PGD)?")
-        self.show(STUDY, WHITE_BOX, PGD)
+        self.show(RETRAINED, WHITE_BOX_FGSM, TWENTY_STEPS)
         begin(5, "Does adversarial training hold? A third CNN is attacked anew in each step of its training (N-FGSM).")
-        self.prepare(OURS, images)
-        self.show(OURS, WHITE_BOX, PGD)
+        self.prepare(ROBUST, images)
+        self.show(ROBUST, WHITE_BOX_FGSM, TWENTY_STEPS)
         results = {name: {column: self.result(name, column) for column in ATTACKED} for name in STEMS}
         picture = self.folder / "demo.png"
         plotting.save(draw(self.networks, self.test, results), picture)
@@ -98,7 +98,7 @@ class Demo:
         """Train a network, or the rest of an interrupted training; load it if it is there already."""
         path = self.folder / f"{STEMS[name]}.safetensors"
         recipe = replace(RECIPE[name], epochs=self.epochs or RECIPE[name].epochs)
-        how: dict[str, Any] = {"width": WIDTH, "seed": self.seed, "defense": NFGSM(RADIUS) if name == OURS else None}
+        how: dict[str, Any] = {"width": WIDTH, "seed": self.seed, "defense": NFGSM(EPSILON) if name == ROBUST else None}
         try:
             if path.exists():
                 wanted = training_arguments("cnn", training, recipe, **how)
@@ -128,7 +128,7 @@ class Demo:
             attack,
             epsilon,
             options=options,
-            source=self.networks[BASELINE] if transferred else None,
+            source=self.networks[PLAIN] if transferred else None,
             notes=self.notes,
             progress=True,
         )
@@ -139,7 +139,7 @@ def begin(step: int, what: str) -> None:
     print(f"\n{step}/5  {what}", flush=True)
 
 
-def table(results: Results) -> str:
+def table(results: Accuracies) -> str:
     """Accuracy in percent with its 95 % interval, as plain text: a row for each network, a column for each attack."""
     lines = ["".join([f"{'correct (%)':22}", *(f"{column:19}" for column in ATTACKED)])]
     for name, row in results.items():
@@ -151,11 +151,11 @@ def table(results: Results) -> str:
     return "\n".join(map(str.rstrip, lines))
 
 
-def conclusion(results: Results) -> str:
+def conclusion(results: Accuracies) -> str:
     """The table in a sentence."""
     held, broken, robust = (
         f"{100 * results[name][column].accuracy:.0f} %"
-        for name, column in ((STUDY, TRANSFERRED), (STUDY, PGD), (OURS, PGD))
+        for name, column in ((RETRAINED, TRANSFERRED_FGSM), (RETRAINED, TWENTY_STEPS), (ROBUST, TWENTY_STEPS))
     )
     return (
         f"The study's defence gets {held} right while the attack follows another network's gradient, and {broken} when "
@@ -163,7 +163,7 @@ def conclusion(results: Results) -> str:
     )
 
 
-def draw(networks: dict[str, nn.Module], test: Split, results: Results) -> Figure:
+def draw(networks: dict[str, nn.Module], test: Split, results: Accuracies) -> Figure:
     """A row for each network: one test image under each attack, with the network's answer, and its accuracies.
 
     The image is the first that the networks answer as they answer most images of the column, rightly or wrongly.
@@ -177,7 +177,7 @@ def draw(networks: dict[str, nn.Module], test: Split, results: Results) -> Figur
     for row, (name, network) in zip(cells, networks.items(), strict=True):
         row[0].set_ylabel("\n".join(name.rsplit(" ", 1)), color=COLORS[name], weight="bold")
         for axes, (attack, epsilon, transferred, options) in zip(row, ATTACKED.values(), strict=False):
-            crafter = networks[BASELINE] if transferred else network
+            crafter = networks[PLAIN] if transferred else network
             attacked = ATTACKS[attack](crafter, images, labels, epsilon=epsilon, **options)
             ((answer, confidence),) = plotting.answers(network, attacked)
             plotting.show_image(axes, attacked[0])
@@ -187,7 +187,7 @@ def draw(networks: dict[str, nn.Module], test: Split, results: Results) -> Figur
     for axes, column in zip(cells[0], ATTACKED, strict=False):
         axes.set_title(column.replace(" ", "\n"), fontsize="medium")
     cells[0, -1].set_title(f"right answers (%)\non {len(test)} test images", fontsize="medium")
-    title = f"Three CNNs under attack, epsilon = {RADIUS}"
+    title = f"Three CNNs under attack, epsilon = {EPSILON}"
     figure.suptitle(f"{title}\n(below each image: the answer; green: right; purple and bold: wrong)", fontsize="medium")
     return figure
 

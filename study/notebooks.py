@@ -201,13 +201,13 @@ def execute(path: Path | str) -> None:
         for output in list(cell_outputs):
             data = output.get("data", {})
             if picture := data.get("image/png"):
-                data["image/png"] = base64.b64encode(_packed(base64.b64decode(picture))).decode()
+                data["image/png"] = base64.b64encode(_smaller(base64.b64decode(picture))).decode()
             if data.pop(WIDGET, None) and "image/png" not in data:
                 cell_outputs.remove(output)  # a progress bar
     write_atomically(path, (nbformat.writes(notebook) + "\n").encode())
 
 
-def _packed(png: bytes) -> bytes:
+def _smaller(png: bytes) -> bytes:
     """The same picture, which hides nothing behind it, as a smaller PNG if there is one."""
     from PIL import Image
 

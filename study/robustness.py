@@ -27,12 +27,12 @@ from utils.runs import Log, read_log
 RADII = sorted([*(levels / 255 for levels in (2, 4, 8, 12, 16)), *EPSILONS[1:]])
 PGD_50 = {"steps": 50, "restarts": 10, "seed": 0}
 AUTOATTACK = {"seed": 0}
-ENDINGS = ("", "-fgsm-augment-0.2", "-robust")  # of a checkpoint's name, after its architecture
+VARIANTS = ("", "-fgsm-augment-0.2", "-robust")  # of a checkpoint's name, after its architecture
 
 
 def checkpoint_paths(models: Path) -> list[tuple[str, Path]]:
     """The architecture and the path of each of the six networks, the baseline of an architecture first."""
-    return [(name, models / f"{name}{ending}.safetensors") for name in ARCHITECTURES for ending in ENDINGS]
+    return [(name, models / f"{name}{ending}.safetensors") for name in ARCHITECTURES for ending in VARIANTS]
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ METADATA_KEY = "checkpoint"  # one key, because safetensors writes several keys 
 
 Header = TypeVar("Header", bound=Document)
 Declared = dict[str, tuple[tuple[int, ...], str]]  # of each tensor, the shape and the name of the dtype
-Result = TypeVar("Result")
+Found = TypeVar("Found")
 
 
 class CheckpointError(UserError):
@@ -180,7 +180,7 @@ def read_header(path: str | Path, schema: type[Header]) -> Header:
         raise CheckpointError(f"{path}: its header is not valid ({one_line(error)})") from error
 
 
-def _opened(path: str | Path, schema: type[Header], framework: str, read: Callable[[Any], Result]) -> Result:
+def _opened(path: str | Path, schema: type[Header], framework: str, read: Callable[[Any], Found]) -> Found:
     """read(file) of an open safetensors file; whatever is wrong with the file becomes a CheckpointError."""
     try:
         with open_file(path) as file:

@@ -36,7 +36,7 @@ FORMATS = ("PNG", "JPEG", "BMP", "PPM", "WEBP")  # Pillow's names; it runs anoth
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".webp")
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # Pillow's names of pixels of 8 bits or fewer
 DTYPES = (torch.uint8, torch.float16, torch.float32, torch.float64)
-DEEPEST = 50  # levels of folders in the folder of a class
+DEEPEST_FOLDER = 50  # levels of folders in the folder of a class
 LARGEST_PICTURE = 2**24  # pixels, after resizing
 LARGEST_ARRAY = 2**28  # bytes of a compressed array; a larger one may be a hundred times as long as it is in the file
 
@@ -133,7 +133,7 @@ def read_pictures(
 def _pictures(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
     """The pictures in a folder and in the folders below it, in the order of their names."""
     real = folder.resolve()
-    if real in above or len(above) == DEEPEST:
+    if real in above or len(above) == DEEPEST_FOLDER:
         reason = "leads back to a folder above it, so it has no end" if real in above else "is nested too deeply"
         raise UserError(f"{folder} {reason}")
     for entry in sorted(folder.iterdir()):

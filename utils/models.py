@@ -28,7 +28,7 @@ from utils.files import open_file
 from utils.quoting import one_line, shown
 
 ROOT = Path(__file__).resolve().parents[1]
-OURS = ("attacks", "networks", "defenses", "utils", "study", "benchmarks")  # our packages
+OUR_PACKAGES = ("attacks", "networks", "defenses", "utils", "study", "benchmarks")  # our packages
 FEWEST_CLASSES = 4  # that the targeted attacks of AutoAttack can work with
 CONTAINERS = ("state_dict", "model_state_dict", "model", "net")  # under which training scripts save weights
 PREFIXES = ("module.", "_orig_mod.")  # of names that DataParallel and torch.compile have made longer
@@ -125,7 +125,7 @@ def _run(file: Path) -> Any:
 @contextlib.contextmanager
 def _importing_from(folder: Path) -> Iterator[None]:
     """Meanwhile, modules in `folder` can be imported, also a package that has the name of one of ours."""
-    theirs = [name for name in OURS if (folder / name).is_dir() or (folder / f"{name}.py").is_file()]
+    theirs = [name for name in OUR_PACKAGES if (folder / name).is_dir() or (folder / f"{name}.py").is_file()]
     theirs = [] if folder == ROOT else theirs
     hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] in theirs}
     sys.path.insert(0, str(folder))
@@ -141,7 +141,7 @@ def _importing_from(folder: Path) -> Iterator[None]:
 
 def _hint(error: Exception, folder: Path) -> str:
     """What to do about an error in the user's code, if that is known."""
-    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in OURS:
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in OUR_PACKAGES:
         return f"; this project has a package of the same name, so yours must be in {folder}"
     if isinstance(error, ModuleNotFoundError):
         return f"; modules are looked for in {folder}"

@@ -37,7 +37,7 @@ GREY = "#666666"
 OTHERS = ("#E69F00", "#332288", GREY, "#6B4423", "#999933", "#CC6677")  # lines that none of these words describes
 
 WIDTH = 8  # inches, of every figure: text of 9 points can be read where a page shows the figure 800 pixels wide
-EPSILON = "epsilon (L-infinity radius, pixels in [0, 1])"
+EPSILON_AXIS = "epsilon (L-infinity radius, pixels in [0, 1])"
 
 
 def plain_text(text: str) -> str:
@@ -66,7 +66,7 @@ def line_with_interval(axes: Axes, points: Sequence[MeasuredAt], style: Mapping[
     axes.plot(radii, percentages(points), clip_on=False, **style)
 
 
-def mark_radii(axes: Axes, radii: Sequence[float], label: str = EPSILON) -> None:
+def mark_radii(axes: Axes, radii: Sequence[float], label: str = EPSILON_AXIS) -> None:
     """Put ticks at these radii, written as in the tables."""
     axes.set_xticks(radii, map(epsilon_text, radii))
     axes.set_xlabel(label)

@@ -66,7 +66,7 @@ def test_the_sentence_has_the_figures_of_the_table(told):
     rows = {
         row[:22].strip(): [float(cell) for cell in re.findall(r"(\d+\.\d) \(", row)] for row in ending(told[1])[1:4]
     }
-    figures = rows[demo.STUDY][1], rows[demo.STUDY][3], rows[demo.OURS][3]
+    figures = rows[demo.RETRAINED][1], rows[demo.RETRAINED][3], rows[demo.ROBUST][3]
     sentence = " ".join(ending(told[1])[5:7])
     assert [int(figure) for figure in re.findall(r"(\d+) %", sentence)] == [round(figure) for figure in figures]
 

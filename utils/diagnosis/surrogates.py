@@ -11,8 +11,8 @@ from attacks.core import Model, logits_of
 from networks import SmallCNN
 from utils.data import flip_and_shift, to_unit_range
 
-WIDTH, BATCH, RATE = 16, 128, 0.003
-QUERIES = 2000  # at least so many images are asked: if there are fewer, mirrored and moved copies of them too
+CHANNELS, BATCH, RATE = 16, 128, 0.003
+LEAST_ASKED = 2000  # at least so many images are asked: if there are fewer, mirrored and moved copies of them too
 LESSONS = 15_000  # how often an image is learnt from, in all
 
 
@@ -23,12 +23,12 @@ def train_surrogate(model: Model, images: Tensor, *, batch_size: int, seed: int 
     among those that are attacked. Random numbers come from torch's own generator, which is seeded with `seed`.
     """
     torch.manual_seed(seed)
-    copies = -(-QUERIES // len(images))
+    copies = -(-LEAST_ASKED // len(images))
     asked = torch.cat([images, *(_changed(images) for _ in range(copies - 1))])
     with torch.no_grad():
         logits = torch.cat([logits_of(model, to_unit_range(batch)) for batch in asked.split(batch_size)])
     answers = logits.argmax(1)
-    network = _AnySize(SmallCNN(WIDTH, logits.shape[1])).to(images.device)
+    network = _AnySize(SmallCNN(CHANNELS, logits.shape[1])).to(images.device)
     steps = LESSONS // BATCH
     optimizer = torch.optim.Adam(network.parameters(), lr=RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
