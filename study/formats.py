@@ -33,6 +33,7 @@ from utils.formats import (
     read_document,
 )
 from utils.quoting import shown
+from utils.tables import epsilon_text
 
 Architecture = Literal["cnn", "cnn-lstm"]  # constants.ARCHITECTURES
 Part = Literal["study", "reproduction", "spread"]  # of the study: see study.plan
@@ -144,7 +145,7 @@ class RobustnessEntry(Record, frozen=True, kw_only=True):
         if len(rows) != 1:
             raise UserError(
                 f"the report on robustness has {len(rows)} results, instead of one, of {attack}, {setting}, at epsilon "
-                f"{epsilon:.4g} on {shown(self.name)}: python -m study robustness completes it"
+                f"{epsilon_text(epsilon)} on {shown(self.name)}: python -m study robustness completes it"
             )
         return rows[0]
 

@@ -15,6 +15,7 @@ from utils.commands.parser import Parser, check_writable, pick_device, run
 from utils.constants import DATASETS, EPSILONS, EVALUATION_BATCH, RADIUS, SPLITS, UserError
 from utils.formats import AttackRow, DiagnosisReport, TestReport, read_document
 from utils.quoting import shown
+from utils.tables import epsilon_text
 
 if TYPE_CHECKING:
     import torch
@@ -258,7 +259,7 @@ def print_row(name: str, setting: str, result: Result, clean: Result | None = No
 
     interval = "{:.2%} - {:.2%}".format(*result.confidence_interval)
     success = None if clean is None else success_rate(result, clean)
-    figures = f"{result.epsilon:8.4f}{result.accuracy:10.2%}{interval:>17}"
+    figures = f"{epsilon_text(result.epsilon):>8}{result.accuracy:10.2%}{interval:>17}"
     figures += f"{'' if success is None else f'{success:.2%}':>10}{result.seconds:9.1f}"
     print(f"{name:12}{setting:11}{figures}", flush=True)
 
@@ -269,7 +270,7 @@ def print_diagnosis(subject: Subject, args: Namespace) -> DiagnosisReport:
 
     radius = next(filter(None, args.epsilon or ()), RADIUS)
     path = subject.diagnosis_path
-    print(f"\ncan these figures be trusted? Checks at epsilon {radius:.4g}, source {path or 'none'}:\n")
+    print(f"\ncan these figures be trusted? Checks at epsilon {epsilon_text(radius)}, source {path or 'none'}:\n")
     options: dict[str, Any] = {"seed": args.seed, "batch_size": args.batch_size, "notes": subject.notes}
     options |= {"epsilon": radius, "source": subject.diagnosis_source, "whole": subject.whole, "progress": True}
     diagnosis = diagnose(subject.network, subject.split, **options)
@@ -280,7 +281,9 @@ def print_diagnosis(subject: Subject, args: Namespace) -> DiagnosisReport:
     interval = "{:.2%} - {:.2%}".format(*strongest.confidence_interval)
     figure = "robust accuracy" if diagnosis.trustworthy else "an upper bound, not a robust accuracy"
     print(f"\nis the evaluation trustworthy? {diagnosis.verdict}")
-    print(f"left by {strongest.attack}: {strongest.accuracy:.2%} ({interval}; epsilon {radius:.4g}): {figure}")
+    print(
+        f"left by {strongest.attack}: {strongest.accuracy:.2%} ({interval}; epsilon {epsilon_text(radius)}): {figure}"
+    )
     return diagnosis.report(str(path) if path else None)
 
 

@@ -17,6 +17,7 @@ from utils.commands import checkpoints, types
 from utils.commands.parser import Parser, check_writable, pick_device, run
 from utils.constants import DATASETS, RADIUS, UserError
 from utils.recipes import RECIPES, Recipe
+from utils.tables import epsilon_text
 
 if TYPE_CHECKING:
     import torch
@@ -178,7 +179,7 @@ def prepare_training(
         signs = adversarial_set(args.source, clean, device=device, progress=not args.quiet)
         training = replace(training, direction=signs.direction)
     if not args.quiet:
-        defended = f", {args.defense} at {args.epsilon:g}" if args.epsilon else ""
+        defended = f", {args.defense} at {epsilon_text(args.epsilon)}" if args.epsilon else ""
         data = f"{len(training):,} {args.dataset} images"
         print(f"training {network}, width {args.width}, on {data}{defended}, {device}", flush=True)
     return training, validation, defense

@@ -36,6 +36,7 @@ from utils.images import Data, as_split
 from utils.models import explaining
 from utils.notes import Notes
 from utils.statistics import wilson_interval
+from utils.tables import epsilon_text
 
 QUERIES = 1000  # of Square, for each image
 SURE = 3.0  # standard deviations
@@ -275,7 +276,7 @@ def accuracy_falls(found: Evidence) -> Outcome:
         wilson_interval(weak, images, SURE)[1] < strong / images
         for (_, weak, images), (_, strong, _) in combinations(found.radii, 2)
     )
-    return not rises, ", ".join(f"{left} of {images} at {255 * radius:.3g}/255" for radius, left, images in found.radii)
+    return not rises, ", ".join(f"{left} of {images} at {epsilon_text(radius)}" for radius, left, images in found.radii)
 
 
 def more_steps_change_little(found: Evidence) -> Outcome:

@@ -274,7 +274,7 @@ def test_retrain_on_adversarial_examples(script, tmp_path):
     defended = (*QUICK, "--defense", "fgsm-augment", "--epsilon", "8/255")
     trained = script("train-cnn.py", *defended, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
-    assert "2,394 digits images, fgsm-augment at 0.0313725" in trained.stdout
+    assert "2,394 digits images, fgsm-augment at 8/255" in trained.stdout
     output = tmp_path / "runs" / "cnn-digits-fgsm-augment-0.0313725.safetensors"
     assert read_metadata(output).training.defense["epsilon"] == 8 / 255
     (kept,) = (tmp_path / "data" / "adversarial").iterdir()
