@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from attacks import autoattack, default_step_size, fgsm, fgsm_direction, pgd, step
 from attacks.core import Model, check_epsilon, checked_batch, checked_images, evaluating, logits_of
 from attacks.modules import modules_of
+from attacks.progress import in_turn
 from attacks.state import SMALL, examined, remembering
 from utils import distributed
 from utils.checkpoints import versions
@@ -152,10 +153,13 @@ def transfer_matrix(
 ) -> list[list[Result]]:
     """FGSM from each network to each network: row i has the results of all networks on examples crafted on number i."""
     split, rows = as_split(split, *networks), []
-    bar = progress_bar(title="transfer", total=len(networks) ** 2, unit="pair", visible=progress)
+    count = len(networks)
+    bar = progress_bar(title="transfer", total=count * (1 + count), unit="step", visible=progress)
     with bar, explaining(split, *networks):
         for source in networks:
-            signs = torch.cat([fgsm_direction(source, *batch).to(torch.int8) for batch in batches(split, batch_size)])
+            with moving(bar, 1):
+                crafted_on = in_turn(batches(split, batch_size), -(-len(split) // batch_size))
+                signs = torch.cat([fgsm_direction(source, *batch).to(torch.int8) for batch in crafted_on])
             row = []
             for tested in networks:
                 with moving(bar, 1):

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from attacks.progress import report_progress
+from attacks.progress import in_turn, report_progress
 from utils import progress
 from utils.progress import Lines, duration, moving
 
@@ -102,3 +102,15 @@ def test_bar_that_is_not_visible_prints_nothing(clock, capsys):
     for _ in progress.progress_bar([1, 2], title="a", total=2, unit="step", visible=False):
         clock.append(clock[-1] + 100)
     assert capsys.readouterr().err == ""
+
+
+def test_what_is_reported_in_turn_counts_as_a_share_of_the_whole(clock):
+    bar = progress.progress_bar(title="diagnosis", total=100, unit="step", visible=False)
+    places = []
+    with moving(bar, 80):
+        for _ in in_turn("ab", 2):
+            for _ in in_turn([1, 2, 3, 4], 4):
+                report_progress(0.5)
+                places.append(bar.n)
+    assert places == [5, 15, 25, 35, 45, 55, 65, 75]
+    assert bar.n == 80

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from attacks.core import AttackError, Model, logits_of
+from attacks.progress import in_turn
 from utils import distributed
 from utils.data import Split, tensor_digest
 from utils.diagnosis.inside import Mean, Renewed, freeze, fresh
@@ -122,7 +123,8 @@ class Subject:
                 return torch.tensor([hit == "1" for hit in noted[0][0]], dtype=torch.bool)
         batches = chosen.to(self.split.device).split(self.batch_size) if len(chosen) else ()
         mine = []
-        for batch in batches[distributed.rank() :: distributed.world_size()]:
+        share = batches[distributed.rank() :: distributed.world_size()]
+        for batch in in_turn(share, len(share)):
             images, labels = self.split.take(batch)
             mine.append(self.right(craft(images, labels), labels).cpu())
         shares = distributed.gather(mine)

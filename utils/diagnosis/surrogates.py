@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attacks.core import Model, logits_of
+from attacks.progress import in_turn
 from networks import SmallCNN
 from utils.data import flip_and_shift, to_unit_range
 
@@ -34,7 +35,7 @@ def train_surrogate(model: Model, images: Tensor, *, batch_size: int, seed: int 
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
     with torch.enable_grad():
         order = torch.cat([torch.randperm(len(asked)) for _ in range(1 + steps * BATCH // len(asked))])
-        for chosen in order.to(images.device).split(BATCH)[:steps]:
+        for chosen in in_turn(order.to(images.device).split(BATCH)[:steps], steps):
             loss = F.cross_entropy(network(to_unit_range(_changed(asked[chosen]))), answers[chosen])
             optimizer.zero_grad()
             loss.backward()

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from attacks import AttackError, autoattack, fgsm, pgd
 from attacks.core import Model, logits_of
+from attacks.progress import in_turn
 from attacks.strong import multi_targeted
 from utils.data import Split, batches
 from utils.diagnosis.inside import Mean, StraightThrough, networks_inside, place_after_preprocessing
@@ -32,6 +33,10 @@ SAMPLE, PLANTED, PROBES = 100, 50, 32  # images for experiments that need no mor
 SQUARED = 50  # images, of those that withstand all other attacks, on which Square may spend its queries
 LEAK_RADII = (0.02, 0.1, 0.2, 0.3)  # where transferred FGSM examples may be easier than clean images, in pixel units
 MANY = f"PGD-{MANY_STEPS}"
+FIRST_LOOK = 20  # units of a Step: what it costs to find out how the subject answers
+
+Step: TypeAlias = tuple[int, str, Callable[[], None]]  # roughly how often an image passes the network, name, action
+Source: TypeAlias = tuple[Model, Tensor | None]  # a model, and the images (bool, (N,)) that it may attack; None: all
 
 
 @dataclass(kw_only=True)
@@ -80,15 +85,36 @@ class Trial:
     queries: int
     seed: int
 
+    @property
+    def judged_for_leaking(self) -> Split:
+        """The images on which label leaking is decided."""
+        return self.subject.split if self.whole is None else self.whole
+
     def evidence(self, *, visible: bool) -> Evidence:
         """Run everything. visible: whether to show a progress bar."""
         subject = self.subject
         with torch.no_grad():
             logits_of(subject.new(), subject.some(1)[0])  # raises AttackError if they are not logits
-        found = Evidence(epsilon=self.epsilon, clean=subject.attack("clean images", _unchanged).left)
-        found.uncopied = subject.uncopied
-        if not found.clean.any():
-            return found
+        with progress_bar(title="diagnosis", total=FIRST_LOOK, unit="step", visible=visible) as bar:
+            with moving(bar, FIRST_LOOK):
+                found = Evidence(epsilon=self.epsilon, clean=subject.attack("clean images", _unchanged).left)
+                found.uncopied = subject.uncopied
+                if not found.clean.any():
+                    return found
+                probes, _ = subject.some(PROBES)
+                plan = self._plan(found)
+            bar.total += sum(units for units, *_ in plan)
+            for units, name, action in plan:
+                bar.set_postfix(now=name)
+                with moving(bar, units):
+                    action()
+        if not subject.unstable and self._changed(probes):
+            found.stability.memory = "images have other logits after the attacks"
+        return found
+
+    def _plan(self, found: Evidence) -> list[Step]:
+        """What to do with this subject, once it is known how it answers and where its gradient leads."""
+        subject = self.subject
         probes, labels = subject.some(PROBES)
         found.stability = stable = stability(subject, probes, self.epsilon)
         subject.random, subject.batch_dependent = stable.random, bool(stable.batch)
@@ -99,20 +125,11 @@ class Trial:
         long = [] if subject.unstable else self._white_box(found)
         # Where the gradient leads nowhere, the long attacks on it get only what is left by those past the defence.
         plan = [*self._first(found), *(inside + long if misled else long + inside)]
-        plan += [] if subject.unstable else self._black_box(found, misled)
-        total = sum(units for units, *_ in plan)
-        with progress_bar(title="diagnosis", total=total, unit="step", visible=visible) as bar:
-            for units, name, action in plan:
-                bar.set_postfix(now=name)
-                with moving(bar, units):
-                    action()
-        if not subject.unstable and self._changed(probes):
-            stable.memory = "images have other logits after the attacks"
-        return found
+        return plan if subject.unstable else [*plan, *self._black_box(found, misled)]
 
-    # ---- the plan: (roughly how often an image goes through the network, name, action) ----
+    # ---- the plan ----
 
-    def _first(self, found: Evidence) -> list[tuple[int, str, Callable[[], None]]]:
+    def _first(self, found: Evidence) -> list[Step]:
         def single_step() -> None:
             found.fgsm = self._attack("FGSM", self._with(fgsm), among=found.clean)
 
@@ -126,7 +143,7 @@ class Trial:
         plan = [(1, "FGSM", single_step), (STEPS, f"PGD-{STEPS}", standard)]
         return [*plan, (STEPS, "margin", margin)] if self.subject.unstable else plan
 
-    def _white_box(self, found: Evidence) -> list[tuple[int, str, Callable[[], None]]]:
+    def _white_box(self, found: Evidence) -> list[Step]:
         images, labels = self.subject.some(SAMPLE)
 
         def left(radius: float, **options: Any) -> int:
@@ -141,7 +158,8 @@ class Trial:
 
         def radii() -> None:
             larger = min(2 * self.epsilon, 1.0)
-            found.radii = [(r, left(r, steps=STEPS), len(labels)) for r in (self.epsilon / 2, self.epsilon, larger)]
+            three = in_turn((self.epsilon / 2, self.epsilon, larger), 3)
+            found.radii = [(radius, left(radius, steps=STEPS), len(labels)) for radius in three]
 
         def unbounded() -> None:
             found.unbounded = left(1.0, steps=MANY_STEPS, loss="margin"), len(labels)
@@ -170,19 +188,23 @@ class Trial:
             (9 * 50, "each class", towards_each_class),
         ]
 
-    def _past_the_defence(self, found: Evidence, inner: dict[str, Model]) -> list[tuple[int, str, Callable[[], None]]]:
+    def _past_the_defence(self, found: Evidence, inner: dict[str, Model]) -> list[Step]:
         def attack(name: str, model: Model) -> None:
             found.inside.append(self._attack(name, self._to_the_end(model)))
 
         return [(INSIDE_STEPS, name, partial(attack, name, model)) for name, model in inner.items()]
 
-    def _black_box(self, found: Evidence, misled: bool) -> list[tuple[int, str, Callable[[], None]]]:
+    def _black_box(self, found: Evidence, misled: bool) -> list[Step]:
+        sources: list[Source] = []
+
+        def find_sources() -> None:
+            # Where the verdict is known and there is nothing to attack, no source is needed.
+            if not misled or self.subject.withstands.any():
+                sources.extend([(source, None) for source in self.sources] or self._surrogates())
+
         def transferred() -> None:
-            if misled and not self.subject.withstands.any():
-                return  # the verdict is known, and there is nothing to attack
             kind = "a source" if self.sources else "a surrogate"
-            sources = [(source, None) for source in self.sources] or self._surrogates()
-            for number, (source, part) in enumerate(sources):
+            for number, (source, part) in in_turn(enumerate(sources), len(sources)):
                 crafts: dict[str, Craft] = {
                     "FGSM": partial(fgsm, source, epsilon=self.epsilon),
                     "PGD": self._to_the_end(source),
@@ -191,6 +213,8 @@ class Trial:
                     among = self.subject.withstands if part is None else self.subject.withstands & part
                     outcome = self._attack(f"{name} through {kind}", craft, among=among, number=number)
                     found.transferred.append(outcome)
+
+        def leaking() -> None:
             found.leaking = self._leaking(sources)
 
         def square() -> None:
@@ -198,7 +222,9 @@ class Trial:
             found.square = self._attack("Square", craft, most=SQUARED)
 
         return [
-            (2 * INSIDE_STEPS, "transferred examples", transferred),
+            (0 if self.sources else INSIDE_STEPS, "surrogate", find_sources),
+            (INSIDE_STEPS, "transferred examples", transferred),
+            (2 * len(self.judged_for_leaking) // len(self.subject.split), "label leaking", leaking),
             (self.queries, "Square", square),
         ]
 
@@ -244,8 +270,8 @@ class Trial:
             found["PGD past the preprocessing"] = subject.steadied(skipping, renewed=False)
         return found
 
-    def _surrogates(self) -> list[tuple[Model, Tensor | None]]:
-        """Networks that have learnt the subject's answers, and the images (bool, (N,)) that each may attack."""
+    def _surrogates(self) -> list[Source]:
+        """Networks that have learnt the subject's answers."""
         split, subject = self.subject.split, self.subject
         learn = partial(train_surrogate, subject.new(), batch_size=subject.batch_size, seed=self.seed)
         if self.whole is not None:
@@ -256,15 +282,16 @@ class Trial:
         if len(split) < 2:
             return []
         half = torch.arange(len(split)) % 2 == 0
-        return [(learn(split.images[taught.to(split.device)]), ~taught) for taught in (half, ~half)]
+        return [(learn(split.images[taught.to(split.device)]), ~taught) for taught in in_turn((half, ~half), 2)]
 
-    def _leaking(self, sources: Sequence[tuple[Model, Tensor | None]]) -> list[tuple[float, int, int]]:
+    def _leaking(self, sources: Sequence[Source]) -> list[tuple[float, int, int]]:
         """For each of LEAK_RADII: how many images FGSM's step through a source makes right, and how many wrong."""
         if not sources:
             return []
-        split, model, source = self.whole or self.subject.split, self.subject.new(), sources[0][0]
+        split, model, source = self.judged_for_leaking, self.subject.new(), sources[0][0]
         counts = torch.zeros(len(LEAK_RADII), 2, dtype=torch.int64)
-        for images, labels in batches(split, self.subject.batch_size):
+        count = -(-len(split) // self.subject.batch_size)
+        for images, labels in in_turn(batches(split, self.subject.batch_size), count):
             direction = fgsm(source, images, labels, epsilon=1) - images
             with torch.no_grad():
                 before = logits_of(model, images).argmax(1) == labels
