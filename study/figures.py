@@ -1,6 +1,6 @@
 """The two reports as figures. Every function returns a matplotlib Figure; the caller saves or shows it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
@@ -215,13 +215,18 @@ def robustness_figures(
         first, (_, epsilon) = logs.defenses[0].arguments, _defense(logs.defenses[0])
         title = f"Defences at {epsilon_text(epsilon)}, {title_of(first.network)} of width {first.width}"
         by_name = {_defense(log)[0]: log for log in logs.defenses}
-        figures["defenses"] = trainings_compared(by_name, title)
+        figures["defenses"] = trainings_compared(by_name, title, {title_of("n-fgsm")})
     if logs.overfitting:
         by_settings = {_settings(log, "epsilon", "width"): log for log in logs.overfitting}
-        figures["overfitting"] = trainings_compared(by_settings, "Catastrophic overfitting", against="epoch")
+        ours = {label for label, log in by_settings.items() if log.arguments.defense_name == "n-fgsm"}
+        figures["overfitting"] = trainings_compared(by_settings, "Catastrophic overfitting", ours, against="epoch")
     if logs.tried:
-        by_settings = {_settings(log, "width", "epochs", "average", "crafting"): log for log in logs.tried}
-        figures["tried"] = trainings_compared(by_settings, "What was tried, of adversarial training")
+        tried, shipped = (
+            {_settings(log, "width", "epochs", "average", "crafting"): log for log in some}
+            for some in (logs.tried, logs.shipped)
+        )
+        title = "Adversarial training: what was tried, and the shipped networks (blue)"
+        figures["tried"] = trainings_compared(tried | shipped, title, shipped)
     for name in ARCHITECTURES:
         named = {
             {"none": "baseline", "ours": "robust"}[entry.defense]: networks[entry.name]
@@ -250,7 +255,9 @@ def robust_accuracy(report: RobustnessReport) -> Figure:
         for entry in (entry for entry in report.entries if entry.architecture == name):
             color, marker, label = looks[entry.defense]
             rows = [entry.find("fgsm", 0.0), *(entry.find("pgd", radius, "white_box", **PGD_20) for radius in RADII)]
-            line_with_interval(axes, rows, {"color": color, "marker": marker, "markersize": 4, "label": label})
+            line_with_interval(
+                axes, rows, {"color": color, "marker": marker, "markersize": 5, "fillstyle": "none", "label": label}
+            )
             strongest = 100 * entry.find("autoattack", RADIUS).accuracy
             axes.plot(RADIUS, strongest, "*", color=color, markersize=13, markeredgecolor="white")
         axes.set_title(TITLES[name], fontsize="medium")
@@ -268,21 +275,20 @@ def robust_accuracy(report: RobustnessReport) -> Figure:
     return figure
 
 
-def trainings_compared(logs: Mapping[str, Log], title: str, against: str = "time") -> Figure:
+def trainings_compared(logs: Mapping[str, Log], title: str, ours: Container[str], *, against: str = "time") -> Figure:
     """Accuracy under PGD-10 (left) and clean (right) on validation images, a line for each training.
 
-    logs: label -> log. against: what runs to the right, "time" of training or "epoch".
+    logs: label -> log. ours: the labels that are drawn in the colour of our defence. against: what runs to the right,
+    "time" of training or "epoch".
     """
     columns = 1 if max(map(len, logs)) > 50 else 2
     size = (WIDTH, 3.6 + 0.2 * len(logs) / columns)
     figure, panels = plt.subplots(1, 2, figsize=size, sharey=True, layout="constrained")
-    different = len({log.arguments.defense_name for log in logs.values()}) > 1
     for (label, log), color, marker in zip(logs.items(), cycle(OTHERS), cycle("sD^ovP"), strict=False):
-        if different and log.arguments.defense_name == "n-fgsm":  # which defends the shipped networks
-            color = OURS
+        color = OURS if label in ours else color
         minutes = np.cumsum([epoch.seconds for epoch in log.epochs]) / 60
         places = minutes if against == "time" else [epoch.epoch for epoch in log.epochs]
-        style = {"color": color, "marker": marker, "markersize": 4, "label": label}
+        style = {"color": color, "marker": marker, "markersize": 5, "fillstyle": "none", "label": label}
         panels[0].plot(places, [100 * (epoch.choosing_accuracy or 0) for epoch in log.epochs], **style)
         panels[1].plot(places, [100 * epoch.validation_accuracy for epoch in log.epochs], **style)
     for axes, name in zip(panels, ("PGD-10 on the margin, 2,000 images", "clean, 5,000 images"), strict=True):

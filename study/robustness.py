@@ -195,7 +195,8 @@ class Logs(NamedTuple):
 
     defenses: list[Log]  # of four defences on the same network
     overfitting: list[Log]  # of catastrophic overfitting
-    tried: list[Log]  # of settings that were tried, those of the shipped networks included
+    tried: list[Log]  # of settings that were tried
+    shipped: list[Log]  # of the shipped robust networks
 
 
 def training_logs(models: Path, results: Path) -> Logs:
@@ -216,5 +217,6 @@ def training_logs(models: Path, results: Path) -> Logs:
     return Logs(
         defenses=logs((results / "defenses").glob("*.jsonl")),
         overfitting=sorted(logs((results / "overfitting").glob("*.jsonl"), "single_step_accuracy"), key=settings),
-        tried=logs((results / "tried").glob("*-n-fgsm-*.jsonl")) + logs(path for path in robust if path.exists()),
+        tried=logs((results / "tried").glob("*-n-fgsm-*.jsonl")),
+        shipped=logs(path for path in robust if path.exists()),
     )

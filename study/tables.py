@@ -290,7 +290,7 @@ def robustness_document(report: RobustnessReport, logs: Logs) -> str:
         "Checkpoints tested": robust_checkpoint_table(report),
         "Four defences on the same network": training_table(logs.defenses),
         "Catastrophic overfitting": overfitting_table(logs.overfitting),
-        "What was tried": training_table(logs.tried),
+        "What was tried, and the shipped networks": training_table(logs.tried + logs.shipped),
     }
     return under_headings(opening, titled)
 

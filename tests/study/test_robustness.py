@@ -281,7 +281,7 @@ def logs(tmp_path):
 
 
 def test_trainings_are_told_by_flags_and_kept_epoch(logs):
-    table = tables.training_table(logs.defenses + logs.tried).splitlines()
+    table = tables.training_table(logs.defenses + logs.tried + logs.shipped).splitlines()
     assert table[2:] == [
         "| `train-cnn.py --defense fgsm --width 32 --epochs 2` | 1.5 | 50.00 | 35.00 | 30.00 |",
         "| `train-cnn.py --defense trades --width 32 --epochs 1 --average 0.999` | 2.0 | 40.00 | 30.00 | 20.00 |",
