@@ -64,7 +64,7 @@ def train_parser(network: str) -> Parser:
     parser = Parser(
         f"train-{network}.py",
         f"Train the {network} network and save it as a safetensors checkpoint.",
-        ["--dataset digits", f"--data pictures/ --init models/{network}.safetensors --defense n-fgsm --epochs 10"],
+        ["--dataset digits", f"--init models/{network}.safetensors --defense n-fgsm --epochs 10"],
     )
     parser.add_training_flags()
     add = partial(parser.add, "data")
