@@ -76,7 +76,7 @@ def argument_parser() -> argparse.ArgumentParser:
     option("--average", type=float, default=recipe.average, help="part kept in each step (default %(default)s)")
     option("--precision", choices=("float32", "bfloat16"), default="bfloat16")
     option("--seed", type=int, default=0)
-    option("--validation", type=int, default=1000, help="images attacked or classified after an epoch (default 1000)")
+    option("--validation", type=int, default=500, help="images attacked or classified after an epoch (default 500)")
     option("--seconds", type=int, default=240, help="that each training may take (default 240)")
     option("--examples", type=int, default=10_000, help="attack the first N test images with AutoAttack (default all)")
     option("--attack-batch", type=int, default=1000, help="images attacked at once (default 1000)")
