@@ -284,6 +284,7 @@ def main() -> None:
     missing = [cage for cage in cages() if (cage.name, cage.first) not in done]
     chosen = [cage for cage in missing if args.only in f"{cage.family}: {cage.name}"]
     start = time.monotonic()
+    partial.parent.mkdir(parents=True, exist_ok=True)
     for name in TRAININGS.keys() & {cage.name for cage in chosen}:
         network_trained(name, data_dir, args.device)
     for new in results(chosen, data_dir, args.processes, args.device):
