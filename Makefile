@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo digits notebooks study defenses overfitting robustness diagnosis agreement benchmark test test-all coverage torture mutants zoo lint types audit format figures constraints clean
+.PHONY: help demo digits notebooks study defenses overfitting robustness diagnosis agreement benchmark robust-gpu test test-all coverage torture mutants zoo lint types audit format figures constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -49,6 +49,9 @@ agreement: .venv-peers/installed  ## compare our attacks with torchattacks', in 
 
 benchmark: .venv-peers/installed  ## compare our speed with that of other libraries: hours on two cores
 	.venv-peers/bin/python -m benchmarks.run
+
+robust-gpu: $(VENV)/installed  ## train two robust networks and test them, on an NVIDIA GPU: some minutes each on an H100
+	$(RUN) -m benchmarks.robust_gpu
 
 .venv-peers/installed: benchmarks/requirements.txt requirements.txt
 	$(PYTHON) -m venv .venv-peers

@@ -225,20 +225,23 @@ def attacking(model: Model, device: torch.device) -> Iterator[None]:
     """The state in which a model on `device` is attacked. Afterwards the model is as it was before.
 
     The state is that of `evaluating`. In addition, parameters are frozen, because only the gradient with respect to
-    the images is needed, and gradients are on, even inside no_grad and inference_mode. A model with a recurrent layer
-    runs without cuDNN, which cannot do the backward pass of such a layer in evaluation mode. So does a plain function
-    without a module that `modules_of` finds, because it may hide such a layer.
+    the images is needed, and gradients are on, even inside no_grad and inference_mode. On a GPU, cuDNN can do the
+    backward pass of a recurrent layer in training mode only. A recurrent layer without dropout computes the same in
+    both modes, so it is put into training mode. A model with another recurrent layer runs without cuDNN, which is much
+    slower. So does a plain function without a module that `modules_of` finds, because it may hide such a layer.
     """
     modules = modules_of(model)
     trainable = [p for module in modules for p in module.parameters(recurse=False) if p.requires_grad]
-    recurrent = not modules or any(isinstance(module, nn.RNNBase) for module in modules)
+    recurrent = [module for module in modules if isinstance(module, nn.RNNBase)]
     with contextlib.ExitStack() as stack:
         stack.enter_context(evaluating(model, device, modules))
         for parameter in trainable:
             parameter.requires_grad_(False)
             stack.callback(parameter.requires_grad_, True)
-        if recurrent:
+        if not modules or any(layer.dropout for layer in recurrent):
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        for layer in recurrent:  # `evaluating` afterwards puts it back into its own mode
+            layer.training = device.type == "cuda" and not layer.dropout
         # Autograd refuses tensors that are made inside inference mode.
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())

@@ -19,7 +19,10 @@ from utils.formats import (
     Record,
     Seconds,
     Sha256,
+    TestReport,
     Text,
+    TotalSeconds,
+    TrainingArguments,
     Versions,
 )
 
@@ -153,3 +156,24 @@ class AgreementReport(Document, frozen=True, kw_only=True):
     steps: Positive  # of PGD
     examples: Positive
     entries: list[AgreementEntry] = msgspec.field(name="networks")
+
+
+class TrainedOnGPU(Record, frozen=True, kw_only=True):
+    """One robust network, its training and its test."""
+
+    parameters: Positive
+    training: TrainingArguments
+    precision: Precision
+    training_seconds: TotalSeconds  # of all epochs, without the validation after each
+    seconds: TotalSeconds  # with the validation and the writing of files
+    validation_accuracy: Fraction
+    test: TestReport
+
+
+class RobustGPUReport(Document, frozen=True, kw_only=True):
+    """results/robust-gpu.json."""
+
+    device: Text
+    most_seconds: Positive  # of training that each network was allowed
+    versions: Versions
+    entries: list[TrainedOnGPU] = msgspec.field(name="networks")

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from attacks import fgsm, multi_targeted, pgd
+from attacks.core import attacking
 from networks import CNN, CNNLSTM, SmallCNN
 from tests.helpers.attacked import TinyLSTM, model_and_images
 
@@ -171,23 +172,30 @@ def test_model_may_begin_in_place(attack):
     assert torch.equal(images, before)
 
 
-@pytest.mark.parametrize(("kind", "enabled"), [("lstm", False), ("cnn", True)])
-def test_cudnn_is_off_for_recurrent_models_alone_and_on_again_afterwards(kind, enabled, attack):
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_cudnn_is_off_for_recurrent_models_with_dropout_and_on_again_afterwards(dropout, attack):
     """In evaluation mode, cuDNN has no backward pass of an LSTM. Without a GPU, the switch itself is checked."""
-    model, images, labels = model_and_images(kind)
+    model, (_, images, labels) = TinyLSTM(num_layers=2, dropout=dropout), model_and_images("lstm")
     seen = []
-    model.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.enabled))
-    assert torch.backends.cudnn.enabled
+    model.register_forward_hook(lambda *_: seen.append((torch.backends.cudnn.enabled, model.lstm.training)))
     attack(model, images, labels, epsilon=0.1)
-    assert set(seen) == {enabled}
+    assert set(seen) == {(not dropout, False)}
     assert torch.backends.cudnn.enabled
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_on_a_gpu_a_recurrent_layer_without_dropout_is_attacked_in_training_mode(dropout):
+    model = TinyLSTM(num_layers=2, dropout=dropout).eval()
+    with attacking(model, torch.device("cuda")):
+        assert [module.training for module in model.modules()] == [False, not dropout, False]
+    assert not model.lstm.training
 
 
 def test_cudnn_is_off_for_plain_functions_which_may_hide_an_lstm(attack):
     model, images, labels = model_and_images("lstm")
-    seen = []
+    hidden, seen = [[[[model]]]], []  # deeper than `modules_of` looks
     model.lstm.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.enabled))
-    attack(lambda x: model(x), images, labels, epsilon=0.1)
+    attack(lambda x: hidden[0][0][0][0](x), images, labels, epsilon=0.1)
     assert set(seen) == {False}
 
 

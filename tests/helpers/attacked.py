@@ -5,9 +5,9 @@ from torch import nn
 
 
 class TinyLSTM(nn.Module):
-    def __init__(self):
+    def __init__(self, **options):
         super().__init__()
-        self.lstm = nn.LSTM(3, 5, batch_first=True)
+        self.lstm = nn.LSTM(3, 5, batch_first=True, **options)
         self.linear = nn.Linear(5, 10)
 
     def forward(self, images):

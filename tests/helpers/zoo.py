@@ -20,6 +20,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated
 
@@ -85,7 +86,7 @@ class Cage:
     images: int
 
 
-def network_trained(name: str, data_dir: str | None = None) -> nn.Module:
+def network_trained(name: str, data_dir: str | None = None, device: str = "cpu") -> nn.Module:
     """A network of width 16, trained or read from an earlier training. name: a key of TRAININGS."""
     path = ROOT / TRAINED / f"{name}.safetensors"
     if not path.exists():
@@ -94,8 +95,8 @@ def network_trained(name: str, data_dir: str | None = None) -> nn.Module:
         recipe = replace(RECIPES["one-cycle"], epochs=epochs, shift=1)
         recipe = recipe.with_defense() if defense else recipe
         splits = [load_split("cifar10", split, data_dir) for split in ("train", "validation")]
-        train("cnn", *splits, recipe, output=path, defense=defense, width=16, quiet=True)
-    return load_checkpoint(path)
+        train("cnn", *splits, recipe, output=path, defense=defense, width=16, device=device, quiet=True)
+    return load_checkpoint(path).to(device)
 
 
 TRAININGS: dict[str, tuple[NFGSM | None, int]] = {
@@ -123,6 +124,12 @@ def cages() -> list[Cage]:
     return found + [Cage(broken.name, broken.family, 0, CAGED) for broken in BROKEN]
 
 
+def built(broken: Broken, network: nn.Module, device: torch.device) -> Model:
+    """The defence around a network, all of it on the device: a defence may hold tensors of its own."""
+    model = broken.build(network.to(device))
+    return model.to(device) if isinstance(model, nn.Module) else model
+
+
 def adapted_accuracy(broken: Broken, network: nn.Module, split: Split, epsilon: float) -> float:
     """What is left of a defence by an attack on the network inside it, judged by copies that nobody has asked.
 
@@ -130,7 +137,7 @@ def adapted_accuracy(broken: Broken, network: nn.Module, split: Split, epsilon: 
     examples is. A defence that answers at random is judged by most of five passes.
     """
     images, labels = split.take(torch.arange(len(split)))
-    judge = Subject(broken.build(copy.deepcopy(network)), split, batch_size=len(split))
+    judge = Subject(built(broken, copy.deepcopy(network), split.device), split, batch_size=len(split))
     judge.random = broken.family == "randomness"
     left = judge.right(images, labels)
     for seed in range(3):
@@ -158,26 +165,26 @@ def diagnosed(model: Model, split: Split, epsilon: float, **options: object) -> 
     return diagnosis, time.perf_counter() - start
 
 
-def inhabitant(cage: Cage, data_dir: str | None = None) -> Row:
+def inhabitant(cage: Cage, data_dir: str | None = None, device: str = "cpu") -> Row:
     """Diagnose one inhabitant of the zoo."""
     torch.set_num_threads(1)
-    test = _test_images(data_dir)
+    test = _test_images(data_dir, device)
     split = test.between(cage.first, cage.first + cage.images)
     broken = next((entry for entry in BROKEN if entry.name == cage.name), None)
     adapted = None
     if broken:
-        inside = load_checkpoint(ROOT / "models" / "cnn.safetensors")
+        inside = load_checkpoint(ROOT / "models" / "cnn.safetensors").to(test.device)
         adapted = adapted_accuracy(broken, inside, split, RADIUS)
-        quoted = quoted_accuracy(broken.build(copy.deepcopy(inside)), split, RADIUS)
-        model = broken.build(inside)
+        quoted = quoted_accuracy(built(broken, copy.deepcopy(inside), test.device), split, RADIUS)
+        model = built(broken, inside, test.device)
     elif cage.name in TRAININGS:
-        model = network_trained(cage.name, data_dir)
+        model = network_trained(cage.name, data_dir, device)
     else:
-        model = load_checkpoint(ROOT / "models" / f"{cage.name}.safetensors")
+        model = load_checkpoint(ROOT / "models" / f"{cage.name}.safetensors").to(test.device)
     # A defence is diagnosed as a stranger's would be, through a surrogate that learns from other test images.
     options: dict = {"whole": test.between(SLICE, 6 * SLICE)}
     if not broken:
-        options = {"source": load_checkpoint(ROOT / "models" / _source(cage.name))}
+        options = {"source": load_checkpoint(ROOT / "models" / _source(cage.name)).to(test.device)}
         options |= {"whole": test} if cage.family == "label leaking" else {}
     diagnosis, seconds = diagnosed(model, split, RADIUS, **options)
     if not broken:
@@ -211,8 +218,8 @@ def _source(name: str) -> str:
 
 
 @lru_cache(1)
-def _test_images(data_dir: str | None) -> Split:
-    return load_split("cifar10", "test", data_dir)
+def _test_images(data_dir: str | None, device: str) -> Split:
+    return load_split("cifar10", "test", data_dir).to(device)
 
 
 def wrong(rows: list[Row]) -> list[str]:
@@ -252,10 +259,11 @@ def _order(report: ZooReport) -> Callable[[Row], tuple]:
     return lambda row: (places.get(row.name, len(places) + names.index(row.name)), row.first)
 
 
-def results(chosen: list[Cage], data_dir: str | None, processes: int) -> Iterator[Row]:
+def results(chosen: list[Cage], data_dir: str | None, processes: int, device: str = "cpu") -> Iterator[Row]:
     """The rows of the chosen cages, as they become ready."""
-    with ProcessPoolExecutor(processes) as pool:
-        for future in as_completed([pool.submit(inhabitant, cage, data_dir) for cage in chosen]):
+    # New processes, because a copy of this one could not use the GPU that it has used.
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        for future in as_completed([pool.submit(inhabitant, cage, data_dir, device) for cage in chosen]):
             yield future.result()
 
 
@@ -265,6 +273,7 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="keep the rows of an interrupted run")
     parser.add_argument("--only", default="", help="only families and names with this text; --resume does the rest")
     parser.add_argument("--processes", type=int, default=2, help="at once (default %(default)s)")
+    parser.add_argument("--device", default="cpu", help="where the networks compute (default %(default)s)")
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     data_dir, partial = os.environ.get("DATA_DIR"), ROOT / TRAINED / "zoo.partial.json"
@@ -275,9 +284,10 @@ def main() -> None:
     missing = [cage for cage in cages() if (cage.name, cage.first) not in done]
     chosen = [cage for cage in missing if args.only in f"{cage.family}: {cage.name}"]
     start = time.monotonic()
+    partial.parent.mkdir(parents=True, exist_ok=True)
     for name in TRAININGS.keys() & {cage.name for cage in chosen}:
-        network_trained(name, data_dir)
-    for new in results(chosen, data_dir, args.processes):
+        network_trained(name, data_dir, args.device)
+    for new in results(chosen, data_dir, args.processes, args.device):
         rows.append(new)
         print(f"{new.name:32} {new.seconds:6.0f} s  quoted {new.quoted:5.1%}, left {new.at_most:5.1%}  {new.verdict}")
         sys.stdout.flush()

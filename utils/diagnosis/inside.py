@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attacks.core import Model, logits_of
+from attacks.core import Model, attacking, logits_of
 from attacks.modules import modules_of
 
 MOST_NETWORKS = 3  # inside one model
@@ -76,7 +76,7 @@ def networks_inside(model: Model, images: Tensor, labels: Tensor) -> Sequence[Mo
 def _answer(model: Model, images: Tensor) -> tuple[Tensor, Tensor | None]:
     """Logits, and the gradient of their weighted sum with respect to the images; None if it is missing."""
     inputs = images.clone().requires_grad_()
-    with torch.enable_grad():
+    with attacking(model, images.device):
         logits = logits_of(model, inputs)
         weights = torch.linspace(-1, 1, logits.shape[1]).to(logits)
         gradient = None
