@@ -470,7 +470,7 @@ def wait_for(path, process):
 
 
 @pytest.mark.parametrize("columns", [80, 100])
-@pytest.mark.parametrize("name", (*SCRIPTS, "study demo"))
+@pytest.mark.parametrize("name", [*SCRIPTS, "study demo"])
 def test_help_fits_on_a_screen_explains_every_flag_and_needs_no_torch(name, columns, script, tmp_path):
     (tmp_path / "torch.py").write_text("raise SystemExit('--help imports torch')")
     shown = script(name, "--help", COLUMNS=str(columns), PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
@@ -511,7 +511,7 @@ def test_help_names_every_choice(parser):
             assert re.search(rf"(?<![\w-]){choice}(?![\w-])", parser.format_help()), (action.dest, choice)
 
 
-@pytest.mark.parametrize("name", (*SCRIPTS, "study demo"))
+@pytest.mark.parametrize("name", [*SCRIPTS, "study demo"])
 def test_examples_in_help_run_as_they_stand(name, script, tmp_path):
     """Their flags are accepted, no training writes to a shipped checkpoint, and what they read is there."""
     examples = script(name, "--help").stdout.split("examples:\n")[1].splitlines()
