@@ -40,9 +40,9 @@ robustness: $(VENV)/installed  ## test six networks under every attack, or the r
 	$(RUN) -m study robustness
 
 diagnosis: $(VENV)/installed  ## check whether the figures of the six networks can be trusted
-	for name in cnn cnn-lstm; do for run in "500" "500 -fgsm-augment-0.2" "100 -robust"; do set -- $$run; \
-	  $(RUN) test-$$name.py --checkpoint models/$$name$$2.safetensors --attack fgsm --epsilon 8/255 \
-	    --examples $$1 --diagnose --json results/diagnosis/$$name$$2.json || exit; done; done
+	for name in cnn cnn-lstm; do for defense in "" -fgsm-augment-0.2 -robust; do \
+	  $(RUN) test-$$name.py --checkpoint models/$$name$$defense.safetensors --attack fgsm --epsilon 8/255 \
+	    --examples 500 --diagnose --json results/diagnosis/$$name$$defense.json || exit; done; done
 
 agreement: .venv-peers/installed  ## compare our attacks with torchattacks', in a separate environment
 	.venv-peers/bin/python benchmarks/agreement.py

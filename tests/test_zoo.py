@@ -66,7 +66,6 @@ def test_every_defence_classifies_and_is_broken_by_construction(broken, trained,
     assert adapted_accuracy(broken, network, split, 0.2) <= 0.1
 
 
-@pytest.mark.skipif(not REPORT.exists(), reason="make zoo has not been run")
 def test_the_shipped_report_is_in_the_documents_and_accuses_nobody():
     report = read_document(REPORT, ZooReport, "a report of the zoo")
     assert zoo_table(report) in (ROOT / PAGE).read_text(encoding="utf-8")

@@ -163,18 +163,16 @@ def test_verdicts_are_the_expected_ones(name, report):
     assert Path(report.checkpoint).stem == name
     assert report.sha256 == file_digest(MODELS / f"{name}.safetensors")
     assert diagnosis.epsilon == RADIUS
-    assert report.examples >= (100 if name in ROBUST else 500)
+    assert report.examples == 500
     failed = [check.name for check in diagnosis.checks if not check.passed]  # or not run
     if "augment" in name:
-        assert diagnosis.verdict.startswith("label leaking")
-        assert len(failed) == 1
+        assert diagnosis.verdict.startswith("not trustworthy: at most 0.0 %")
+        assert failed == [NO_LEAK]
     else:
         assert diagnosis.verdict == "trustworthy"
         assert not failed
-    if "robust" in name:
-        assert diagnosis.robust_accuracy > 0.25
-    else:
-        assert diagnosis.robust_accuracy <= 0.01
+    assert diagnosis.at_most > 0.25 if "robust" in name else diagnosis.at_most <= 0.01
+    assert diagnosis.robust_accuracy == (None if failed else diagnosis.at_most)
 
 
 @pytest.mark.slow
@@ -185,8 +183,8 @@ def test_verdicts_are_the_expected_ones(name, report):
 def test_shipped_checkpoint_is_diagnosed_anew(name, source, examples, cifar10_dir):
     """Attacks on the robust network take long, so it gets few images, and only large mistakes are seen."""
     network, source = (load_checkpoint(MODELS / f"{n}.safetensors") for n in (name, source))
-    test = load_split("cifar10", "test", cifar10_dir).first(examples)
-    diagnosis = diagnose(network, test, source=source, queries=100)
+    whole = load_split("cifar10", "test", cifar10_dir)
+    diagnosis = diagnose(network, whole.first(examples), source=source, queries=100, whole=whole)
     if "augment" in name:
         assert diagnosis.failed == [NO_LEAK]
     else:
