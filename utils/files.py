@@ -129,7 +129,7 @@ def write_atomically(path: str | Path, data: bytes, like: str | Path | None = No
     temporary = temporary_of(path)
     with naming(path):
         mode = None
-        for model in filter(None, (like, path)):
+        for model in [path] if like is None else [like, path]:
             with contextlib.suppress(FileNotFoundError):
                 status = os.stat(model)
                 _check_regular(status, model)

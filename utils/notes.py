@@ -73,6 +73,11 @@ class Notes:
         else:  # so that the first line is always whole
             write_atomically(self.path, self._lines(self.rows))
 
+    def add_each(self, rows: dict[str, Row]) -> None:
+        """Note one batch of each of several evaluations, by key. Raises as `add` does."""
+        for key, row in rows.items():
+            self.add(key, [row])
+
     @staticmethod
     def _lines(rows: dict[str, Any]) -> bytes:
         return encode_lines([Note(key, *row) for key, of_a_key in rows.items() for row in of_a_key])

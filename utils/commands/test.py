@@ -275,7 +275,7 @@ def fgsm_results(subject: Subject, args: Namespace, radii: Sequence[float], comm
         ]
     found = evaluate_fgsm(subject.network, split, radii, eot=args.eot, **common)
     if not found[0].unusual:  # a doubtful network is examined, and its user warned, each time
-        from_main(lambda: [notes.add(key, [(hits(r), r.seconds)]) for key, r in zip(keys, found, strict=True)])
+        from_main(lambda: notes.add_each({key: (hits(r), r.seconds) for key, r in zip(keys, found, strict=True)}))
     return found
 
 
