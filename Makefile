@@ -72,7 +72,7 @@ coverage: $(VENV)/installed-dev  ## run all tests, and list the lines that none 
 	$(RUN) -m coverage json --quiet -o .coverage.json
 	$(RUN) -m tests.helpers.floors .coverage.json
 
-torture: $(VENV)/installed-dev  ## interrupt and starve many runs, count what is lost: seven minutes on two cores
+torture: $(VENV)/installed-dev  ## interrupt, starve and deceive many runs, count what is lost: half an hour on two cores
 	$(RUN) -m tests.helpers.torture
 
 mutants: $(VENV)/installed-dev  ## change the code in forty small ways, show what no test notices: twenty minutes

@@ -3,8 +3,9 @@
 import contextlib
 import math
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -229,19 +230,18 @@ def attacking(model: Model, device: torch.device) -> Iterator[None]:
     backward pass of a recurrent layer in training mode only. A recurrent layer without dropout computes the same in
     both modes, so it is put into training mode. A model with another recurrent layer runs without cuDNN, which is much
     slower. So does a plain function without a module that `modules_of` finds, because it may hide such a layer.
+    Several threads may attack one model at the same time: see `holding`.
     """
     modules = modules_of(model)
-    trainable = [p for module in modules for p in module.parameters(recurse=False) if p.requires_grad]
+    parameters = [parameter for module in modules for parameter in module.parameters(recurse=False)]
     recurrent = [module for module in modules if isinstance(module, nn.RNNBase)]
+    trained = [layer for layer in recurrent if device.type == "cuda" and not layer.dropout]
     with contextlib.ExitStack() as stack:
-        stack.enter_context(evaluating(model, device, modules))
-        for parameter in trainable:
-            parameter.requires_grad_(False)
-            stack.callback(parameter.requires_grad_, True)
+        stack.enter_context(evaluating(model, device, [module for module in modules if module not in trained]))
+        stack.enter_context(holding(trained, "training", True))
+        stack.enter_context(holding(parameters, "requires_grad"))
         if not modules or any(layer.dropout for layer in recurrent):
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-        for layer in recurrent:  # `evaluating` afterwards puts it back into its own mode
-            layer.training = device.type == "cuda" and not layer.dropout
+            stack.enter_context(holding([torch.backends.cudnn], "enabled"))
         # Autograd refuses tensors that are made inside inference mode.
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
@@ -259,9 +259,9 @@ def evaluating(model: Model, device: torch.device, modules: list[nn.Module] | No
         if torch.is_autocast_enabled(device.type):
             stack.enter_context(torch.autocast(device.type, enabled=False))
         if device.type == "cuda":
-            cudnn = torch.backends.cudnn
-            flags = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
-            stack.enter_context(cudnn.flags(**flags, allow_tf32=False))
+            stack.enter_context(holding([torch.backends.cudnn], "allow_tf32"))
+            if hasattr(torch.backends.cudnn, "fp32_precision"):  # newer versions of torch have it beside allow_tf32
+                stack.enter_context(holding([torch.backends.cudnn], "fp32_precision", "none"))
         yield
 
 
@@ -269,14 +269,44 @@ def evaluating(model: Model, device: torch.device, modules: list[nn.Module] | No
 def evaluation_mode(model: Model, modules: list[nn.Module] | None = None) -> Iterator[None]:
     """Put every module of a model into evaluation mode, and afterwards back into the mode it was in.
 
-    modules: what `modules_of` has found; None: it is asked.
+    modules: what `modules_of` has found; None: it is asked. Threads may share a model: see `holding`.
     """
-    modules = modules_of(model) if modules is None else modules
-    training = [module.training for module in modules]
+    with holding(modules_of(model) if modules is None else modules, "training"):
+        yield
+
+
+# By id and attribute: the object, how many contexts hold it, and the value that the last one to end restores.
+_held: dict[tuple[int, str], list[Any]] = {}
+_lock = threading.RLock()  # of _held; it is never held while a model runs, so there is no deadlock
+
+
+@contextlib.contextmanager
+def holding(objects: Sequence[Any], attribute: str, value: Any = False) -> Iterator[None]:
+    """Set an attribute of some objects to a value, always the same one, and afterwards back to what it was.
+
+    Threads share the objects: the first context that holds an object notes what it finds, and the last one restores
+    it. So threads can attack one model at the same time; a thread that trains it meanwhile finds it frozen. Contexts
+    can be nested.
+    """
+    changed = []  # what somebody has set although another context held it, and what was set
+    with _lock:
+        for each in objects:
+            found = getattr(each, attribute)
+            entry = _held.setdefault((id(each), attribute), [each, 0, found])
+            if found != value:
+                changed += [(each, found)] if entry[1] else []
+                setattr(each, attribute, value)
+            entry[1] += 1
     try:
-        for module in modules:
-            module.training = False
         yield
     finally:
-        for module, mode in zip(modules, training, strict=True):
-            module.training = mode
+        with _lock:
+            for each, found in changed:
+                setattr(each, attribute, found)
+            for each in objects:
+                entry = _held[id(each), attribute]
+                entry[1] -= 1
+                if not entry[1]:
+                    del _held[id(each), attribute]
+                    if getattr(each, attribute) != entry[2]:
+                        setattr(each, attribute, entry[2])

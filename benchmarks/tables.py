@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from benchmarks.formats import AgreementReport, BenchmarkReport, Contender, MemoryGrowth, SpeedGrowth, TimedTraining
 from study.paper import PRINTED
 from utils.constants import TITLES
-from utils.tables import markdown, percent, under_headings
+from utils.tables import Markup, bold, markdown, percent, plain, under_headings
 
 STUDYS_ACCURACY = f"{PRINTED['cnn'][None][0]} %"  # of the study's CNN on clean images
 PEERS_FORMATS = {"contiguous_format": "out of the box", "channels_last": "all channels_last"}
@@ -57,9 +57,9 @@ def benchmarks_table(report: BenchmarkReport) -> str:
 def benchmarks_document(report: BenchmarkReport) -> str:
     """results/benchmarks.md: every section of the report that has been run."""
     versions = ", ".join(f"{name} {number}" for name, number in report.versions.items() if number)
+    about = f"{report.device}, {report.cores} cores, {report.threads} threads, Python {report.python}, {versions}"
     opening = (
-        f"# Benchmarks\n\nMade by `make benchmark` from benchmarks.json: {report.device}, {report.cores} cores, "
-        f"{report.threads} threads, Python {report.python}, {versions}; "
+        f"# Benchmarks\n\nMade by `make benchmark` from benchmarks.json: {plain(about)}; "
         f"{TITLES.get(report.dataset, report.dataset)}. Contenders ran in turn: medians, and in brackets "
         "interquartile ranges; *ratio* is how many times faster ours was in the same round."
     )
@@ -114,7 +114,7 @@ def attack_speed_table(report: BenchmarkReport) -> str:
 def accuracies_by_seed(timed: TimedTraining, split: str) -> str:
     """A sentence with the accuracy of each contender with each seed, above the table of their times."""
     reached = "; ".join(f"{name} {', '.join(map(percent, seeds))}" for name, seeds in timed.accuracies.items())
-    return f"{split} accuracy in percent, by seed: {reached}.\n\n{contenders_table(timed.rows)}"
+    return f"{split} accuracy in percent, by seed: {plain(reached)}.\n\n{contenders_table(timed.rows)}"
 
 
 def contenders_table(rows: Sequence[Contender]) -> str:
@@ -149,7 +149,7 @@ def fastest_of_the_others(rows: Sequence[Contender]) -> Contender:
 
 def ratio(row: Contender) -> str:
     """How many times faster ours was, and the interquartile range."""
-    return f"**{row.ratio:.2f}** ({row.ratio_iqr:.2f})"
+    return Markup(f"{bold(f'{row.ratio:.2f}')} ({row.ratio_iqr:.2f})")
 
 
 def speed(row: Contender) -> str:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks import default_step_size, pgd_iterates
+from attacks.core import holding
 from attacks.modules import modules_of
 
 
@@ -49,19 +50,8 @@ def crafting_state(model: nn.Module, mode: str) -> Iterator[None]:
         raise ValueError(f"crafting must be training or evaluation, not {mode!r}")
     modules = modules_of(model)
     norms = [module for module in modules if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    before = [(norm.training, norm.track_running_stats) for norm in norms]
-    parameters = [p for module in modules for p in module.parameters(recurse=False) if p.requires_grad]
-    try:
-        for parameter in parameters:
-            parameter.requires_grad_(False)
-        for norm in norms:
-            if mode == "training":
-                norm.track_running_stats = False  # the averages must not include this batch
-            else:
-                norm.eval()
+    parameters = [parameter for module in modules for parameter in module.parameters(recurse=False)]
+    # In training mode, the averages must not include this batch.
+    held = "track_running_stats" if mode == "training" else "training"
+    with holding(parameters, "requires_grad"), holding(norms, held):
         yield
-    finally:
-        for norm, (training, tracked) in zip(norms, before, strict=True):
-            norm.training, norm.track_running_stats = training, tracked
-        for parameter in parameters:
-            parameter.requires_grad_(True)

@@ -32,6 +32,7 @@ from utils.plotting import (
     input_gradients,
     line_with_interval,
     mark_radii,
+    names_of,
     percentages,
     show_image,
     targeted_examples,
@@ -178,7 +179,7 @@ def side_by_side(
         for axis, picture in zip(row, pictures, strict=True):
             show_image(axis, picture)
         for line, (who, network) in enumerate({"baseline": baseline, "retrained": retrained}.items()):
-            _caption_answers(row, line, who, network, pictures, labels, split.class_names)
+            _caption_answers(row, line, who, network, pictures, labels, names_of(split))
     attack = f"FGSM at epsilon {epsilon_text(epsilon)}, crafted on each of them"
     figure.suptitle(f"{title}\n{attack} (green: right; purple and bold: wrong)", fontsize="medium")
     return figure

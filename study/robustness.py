@@ -21,7 +21,7 @@ from utils.data import Split
 from utils.evaluation import ATTACK_VERSIONS, evaluate, evaluate_fgsm, report_row
 from utils.files import beside
 from utils.formats import AttackRow, write_document
-from utils.notes import Notes
+from utils.notes import Notes, notes_beside
 from utils.runs import Log, read_log
 
 RADII = sorted([*(levels / 255 for levels in (2, 4, 8, 12, 16)), *EPSILONS[1:]])
@@ -172,7 +172,7 @@ def measure(
             f"{path} holds {lost} figures of other checkpoints, versions or numbers of images, which would be lost: "
             f"{overwrite_advice(path, 'replaces them')}--results names another folder"
         )
-    notes = Notes(beside(path, ".partial.jsonl"))
+    notes = notes_beside(path)
     for entry, done, (tested, network) in zip(results.entries, results.done, networks.items(), strict=True):
         baseline = networks[results.baselines[entry.architecture]]
         for index, test in enumerate(plan):
@@ -185,8 +185,8 @@ def measure(
                 check_unchanged(results.baselines[entry.architecture], entry.source_sha256)
                 done[index] = rows
                 write_document(path, results.report(split))
+                notes.finish()
     write_document(path, results.report(split))
-    notes.finish()
     return read_robustness(path)
 
 

@@ -27,7 +27,21 @@ from utils.evaluation import evaluate, evaluate_fgsm
 from utils.formats import AttackRow, TestReport
 from utils.runs import Log
 from utils.statistics import difference_interval
-from utils.tables import Measured, Point, epsilon_text, images_text, markdown, percent, under_headings, with_interval
+from utils.tables import (
+    Markup,
+    Measured,
+    Point,
+    bold,
+    code,
+    epsilon_text,
+    images_text,
+    joined,
+    link,
+    markdown,
+    percent,
+    under_headings,
+    with_interval,
+)
 
 
 def document(report: WholeStudy) -> str:
@@ -87,7 +101,7 @@ def transfer_table(report: StudyReport, architecture: str) -> str:
         cells = [with_interval(measurement) for measurement in entry.transfer]
         if report.dataset == "cifar10":
             tables = (table[architecture][entry.training_epsilon] for table in (PRINTED, REMEASURED))
-            cells = [f"{cell}<br>{a:g} / {b:g}" for cell, a, b in zip(cells, *tables, strict=True)]
+            cells = [Markup(f"{cell}<br>{a:g} / {b:g}") for cell, a, b in zip(cells, *tables, strict=True)]
         rows.append([trained_on(entry.training_epsilon), *cells])
     return f"{note}.\n\n" + markdown([f"{TITLES[architecture]} trained on", *columns()], rows)
 
@@ -133,13 +147,13 @@ def checkpoint_table(report: StudyReport) -> str:
         clean, *_, transfer = map(with_interval, entry.transfer)
         rows.append(
             [
-                f"[{entry.name}]({entry.name}.safetensors)",
+                link(entry.name, f"{entry.name}.safetensors"),
                 entry.precision,
                 percent(entry.validation_accuracy),
                 clean,
                 transfer,
                 with_interval(entry.white_box[-1]),
-                f"`{entry.sha256}`",
+                code(entry.sha256),
             ]
         )
     header = ["checkpoint", "trained in", "validation", "clean", "transferred 0.1", "white-box 0.1", "SHA-256"]
@@ -332,8 +346,8 @@ def robust_checkpoint_table(report: RobustnessReport) -> str:
     rows = []
     for entry in report.entries:
         minutes = sum(row.seconds for row in entry.results) / 60
-        name = f"[{entry.name}]({entry.name}.safetensors)"
-        rows.append([name, f"{entry.parameters:,}", f"{minutes:.1f}", f"`{entry.sha256}`"])
+        name = link(entry.name, f"{entry.name}.safetensors")
+        rows.append([name, f"{entry.parameters:,}", f"{minutes:.1f}", code(entry.sha256)])
     return markdown(["checkpoint", "parameters", "minutes under attack", "SHA-256"], rows)
 
 
@@ -353,7 +367,8 @@ def defended(entry: RobustnessEntry) -> str:
         return f"{title}, {name}"
     if entry.defense == "the study's":
         return f"{title}, the study's: FGSM examples of {epsilon:g}"
-    return f"{title}, **ours**: {TITLES.get(name, name)} at {epsilon_text(epsilon)}, width {training.width}"
+    ours = f": {TITLES.get(name, name)} at {epsilon_text(epsilon)}, width {training.width}"
+    return joined("", [f"{title}, ", bold("ours"), ours])
 
 
 def diagnosis_table(reports: Sequence[TestReport]) -> str:
@@ -411,7 +426,7 @@ def _command(log: Log) -> str:
         flags.append(f"--average {arguments.average:g}")
     if crafted_in_evaluation_mode(log):
         flags.append("--crafting evaluation")
-    return f"`train-{arguments.network}.py {' '.join(flags)}`"
+    return code(f"train-{arguments.network}.py {' '.join(flags)}")
 
 
 def crafted_in_evaluation_mode(log: Log) -> bool:

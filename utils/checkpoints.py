@@ -10,6 +10,7 @@ The state dict is stored as tensors. The header says, as JSON, how to rebuild th
 `safetensors.torch.load_file` reads the tensors without this project.
 """
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Mapping
@@ -138,9 +139,14 @@ def versions(*others: str) -> dict[str, str | None]:
     return found
 
 
-def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Document) -> None:
-    """Write tensors and a header to a safetensors file, atomically. Raises ValueError if `read_tensors` would not."""
-    write_atomically(path, _serialized(tensors, header))
+def write_tensors(
+    path: str | Path, tensors: Mapping[str, Tensor], header: Document, like: str | Path | None = None
+) -> None:
+    """Write tensors and a header to a safetensors file, atomically. Raises ValueError if `read_tensors` would not.
+
+    like: as for `write_atomically`.
+    """
+    write_atomically(path, _serialized(tensors, header), like)
 
 
 def read_tensors(
@@ -156,6 +162,7 @@ def read_tensors(
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         return {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
 
+    before = _identity(path)
     header, declared = read_header(path, schema), _opened(path, schema, "np", declared_in)
     try:
         check(header, declared)
@@ -166,7 +173,17 @@ def read_tensors(
         tensors = _opened(path, schema, "pt", lambda file: {name: file.get_tensor(name).clone() for name in declared})
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    if _identity(path) != before:
+        raise CheckpointError(f"{path} was replaced while it was read: run the command again")
     return header, tensors
+
+
+def _identity(path: str | Path) -> tuple[int, ...] | None:
+    """What differs when another file comes to lie at a path; None if there is none."""
+    with contextlib.suppress(OSError):
+        status = os.stat(path)
+        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    return None
 
 
 def read_header(path: str | Path, schema: type[Header]) -> Header:
@@ -178,6 +195,14 @@ def read_header(path: str | Path, schema: type[Header]) -> Header:
         return decode(text, schema)
     except ValueError as error:
         raise CheckpointError(f"{path}: its header is not valid ({one_line(error)})") from error
+
+
+def is_safetensors(path: str | Path, schema: type[Document]) -> bool:
+    """Whether a file is an intact safetensors file, whatever it holds. schema: says how long its header may be."""
+    try:
+        return _opened(path, schema, "np", lambda file: True)
+    except CheckpointError:
+        return False
 
 
 def _opened(path: str | Path, schema: type[Header], framework: str, read: Callable[[Any], Found]) -> Found:

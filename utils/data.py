@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import os
+import pickle
 import sys
+import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from http.client import HTTPException
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
 from attacks.core import checked_images
 from utils.constants import DATASETS, SPLITS, UserError
 from utils.distributed import share
+from utils.files import make_folder, read_bytes, resolved, write_atomically
+from utils.quoting import one_line, shown
 
 if TYPE_CHECKING:
     from utils.adversarial_sets import AugmentedSplit
 
+LONGEST_BATCH = 2**25  # bytes of one of CIFAR-10's files, which have 31 million
+LONGEST_ARCHIVE = 2**28  # bytes
 CIFAR10_VALIDATION = 5000  # the last training images, on which networks and hyperparameters are chosen
 
 Device = str | torch.device
@@ -131,41 +139,112 @@ def load_split(dataset: str, split: str, data_dir: str | Path | None = None) -> 
 
 def _cifar10(split: str, data_dir: Path) -> Split:
     from torchvision.datasets import CIFAR10
-    from torchvision.datasets.utils import check_integrity
 
-    folder = data_dir / CIFAR10.base_folder
-    archive = data_dir / CIFAR10.filename
-    published = [*CIFAR10.train_list, *CIFAR10.test_list, [CIFAR10.meta["filename"], CIFAR10.meta["md5"]]]
-    present = [(folder / name, md5) for name, md5 in published if (folder / name).exists()]
-    for path, md5 in present:
-        if not check_integrity(path, md5):
-            raise DataError(
-                f"{path} is damaged: its MD5 checksum is not that of CIFAR-10's published file; "
-                f"put an intact copy there, or delete {folder} to download all of it again"
-            )
-    if present and len(present) < len(published):
-        missing = next(folder / name for name, _ in published if not (folder / name).exists())
-        raise DataError(f"{missing} is missing: put it there, or delete {folder} to download all of it again")
-    try:
-        terminal = sys.stderr is not None and sys.stderr.isatty()
-        # torchvision's progress bar is for a terminal only.
-        with contextlib.nullcontext() if terminal else contextlib.redirect_stderr(io.StringIO()):
-            dataset = CIFAR10(data_dir, train=split != "test", download=not present)
-    except (OSError, RuntimeError, HTTPException) as error:
-        raise DataError(
-            f"CIFAR-10 was looked for in {folder.resolve()} and {archive.resolve()} and could not be downloaded "
-            f"({' '.join(str(error).split())}); pass --data-dir with the folder that holds {CIFAR10.base_folder}, "
-            "or --dataset digits, which needs no download"
-        ) from error
-    # torchvision's (N, 32, 32, 3) is a view of the planes in the files; this undoes the view without a copy.
-    images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
-    labels = torch.tensor(dataset.targets)
+    wanted = [name for name, _ in (CIFAR10.test_list if split == "test" else CIFAR10.train_list)]
+    found = _published_files(data_dir, [*wanted, CIFAR10.meta["filename"]])
+    parts = [found[name] for name in wanted]
+    # A file holds the three planes of each image, one after the other.
+    images = torch.from_numpy(np.concatenate([part["data"] for part in parts])).reshape(-1, 3, 32, 32)
+    labels = torch.tensor([label for part in parts for label in part["labels"]])
     first = len(labels) - CIFAR10_VALIDATION
     chosen = {"train": slice(first), "validation": slice(first, None), "test": slice(None)}[split]
     images = (
         images[chosen].clone() if split == "validation" else images[chosen]
     )  # a view would keep all images in memory
-    return Split("cifar10", split, images, labels[chosen], tuple(dataset.classes))
+    names = tuple(found[CIFAR10.meta["filename"]][CIFAR10.meta["key"]])
+    return Split("cifar10", split, images, labels[chosen], names)
+
+
+def _published_files(data_dir: Path, wanted: list[str]) -> dict[str, Any]:
+    """What CIFAR-10's files of these names hold. All its files must be there and intact; if all are missing, they are
+    downloaded.
+
+    Each file is read once: the bytes whose checksum is compared are those that are parsed.
+    """
+    from torchvision.datasets import CIFAR10
+
+    folder = data_dir / CIFAR10.base_folder
+    published = dict([*CIFAR10.train_list, *CIFAR10.test_list, [CIFAR10.meta["filename"], CIFAR10.meta["md5"]]])
+    present = [name for name in published if (folder / name).exists()]
+    if not present:
+        _download(data_dir, folder, list(published))
+    found = {}
+    for name in present or published:
+        try:
+            data = read_bytes(folder / name, LONGEST_BATCH)
+            if hashlib.md5(data).hexdigest() != published[name]:
+                raise ValueError("its MD5 checksum is not that of CIFAR-10's published file")
+            if name in wanted:
+                found[name] = unpickled(data)
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{folder / name} is damaged: {getattr(error, 'strerror', None) or error}; "
+                f"put an intact copy there, or delete {folder} to download all of it again"
+            ) from error
+    if missing := [name for name in published if name not in (present or published)]:
+        raise DataError(
+            f"{folder / missing[0]} is missing: put it there, or delete {folder} to download all of it again"
+        )
+    return found
+
+
+_RECONSTRUCT = np.zeros(0).__reduce__()[0]
+_ALLOWED: dict[tuple[str, str], Any] = {
+    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,  # where NumPy 2 has it; the files have the old name
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+}
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """An unpickler that allows the three names which CIFAR-10's files hold, and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The object of that name. Raises UnpicklingError unless it is one of _ALLOWED."""
+        if (module, name) not in _ALLOWED:
+            raise pickle.UnpicklingError(f"it holds {shown(f'{module}.{name}')}, which could execute code")
+        return _ALLOWED[module, name]
+
+
+def unpickled(data: bytes) -> Any:
+    """The dict in one of CIFAR-10's files. Raises ValueError, and executes nothing, if it is damaged or hostile."""
+    try:
+        found = _ArraysOnly(io.BytesIO(data), encoding="latin1").load()
+    except Exception as error:  # pickle and NumPy raise errors of many kinds for damaged data
+        raise ValueError(one_line(error) or type(error).__name__) from error
+    if not isinstance(found, dict):
+        raise ValueError(f"it holds a {type(found).__name__}, not a dict")
+    return found
+
+
+def _download(data_dir: Path, folder: Path, names: list[str]) -> None:
+    """Fetch CIFAR-10's archive, unless an intact one is there, and take the files of these names out of it."""
+    from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import download_url
+
+    archive = data_dir / CIFAR10.filename
+    try:
+        if archive.exists() and not archive.is_file():
+            raise OSError(errno.EINVAL, "it is not a file", str(archive))
+        terminal = sys.stderr is not None and sys.stderr.isatty()
+        # torchvision's progress bar is for a terminal only.
+        with contextlib.nullcontext() if terminal else contextlib.redirect_stderr(io.StringIO()):
+            download_url(CIFAR10.url, data_dir, CIFAR10.filename, CIFAR10.tgz_md5)
+        data = read_bytes(archive, LONGEST_ARCHIVE)
+        if hashlib.md5(data).hexdigest() != CIFAR10.tgz_md5:
+            raise ValueError("the archive was replaced while it was read")
+        make_folder(folder)
+        with tarfile.open(fileobj=io.BytesIO(data)) as members:
+            for name in names:
+                member = members.extractfile(f"{CIFAR10.base_folder}/{name}")
+                write_atomically(folder / name, member.read() if member else b"")
+    except (OSError, RuntimeError, HTTPException, ValueError, KeyError, tarfile.TarError) as error:
+        raise DataError(
+            f"CIFAR-10 was looked for in {resolved(folder)} and {resolved(archive)} and could not be downloaded "
+            f"({' '.join(str(error).split())}); pass --data-dir with the folder that holds {CIFAR10.base_folder}, "
+            "or --dataset digits, which needs no download"
+        ) from error
 
 
 def _digits(split: str) -> Split:

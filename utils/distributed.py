@@ -21,6 +21,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from utils.constants import UserError
+from utils.quoting import one_line
+
 T = TypeVar("T")
 
 # How long a rank waits for a slower one. If a rank fails, torchrun ends those that wait for it.
@@ -31,12 +34,15 @@ PATIENCE = timedelta(days=1)
 def joined() -> Iterator[None]:
     """Join the processes that torchrun started into a group: through NCCL between GPUs, through gloo between CPUs.
 
-    Inside, only rank 0 prints to standard output.
+    Inside, only rank 0 prints to standard output. Raises UserError if the processes do not find each other.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"the processes cannot join, so start them with torchrun: {one_line(error)}") from error
     with contextlib.ExitStack() as stack:
         if rank() > 0:
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))

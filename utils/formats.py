@@ -68,6 +68,10 @@ class Document(Record, frozen=True, kw_only=True):
     format: Annotated[int, Meta(ge=1, le=10**9)] = 1
 
 
+class NewerFormat(ValueError):
+    """A newer version of this code wrote the file, so its contents are not damaged."""
+
+
 Schema = TypeVar("Schema", bound=Struct)
 
 
@@ -81,7 +85,7 @@ def parse_json(text: str) -> Any:
     JSON; and more than DEEPEST levels of nesting.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
+        value = _DECODER.decode(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     level = [value]
@@ -99,10 +103,12 @@ def decode(text: str | bytes, schema: type[Schema]) -> Schema:
     if len(text) > longest:
         raise ValueError(f"it is longer than {longest:,} bytes")
     value = parse_json(text if isinstance(text, str) else text.decode())
-    if isinstance(value, dict):
-        version, latest = value.get("format", 1), getattr(schema, "latest", 1)
+    fields, latest = schema.__struct_fields__, getattr(schema, "latest", 1)
+    if "format" in fields:
+        named = dict(zip(fields, value, strict=False)) if isinstance(value, list) else value  # a note is a list
+        version = named.get("format", 1) if isinstance(named, dict) else 1
         if type(version) is int and version > latest:
-            raise ValueError(
+            raise NewerFormat(
                 f"it has format {str(version)[:20]}, newer than {latest}: a newer version of this code wrote it"
             )
     return _converted(value, schema)
@@ -154,7 +160,16 @@ def encode_lines(documents: list[Any]) -> bytes:
 
 
 def decode_lines(data: bytes, first: type[Struct], others: type[Struct]) -> list[Any]:
-    """The Structs in JSON lines: one of the schema `first`, then those of `others`. Raises ValueError."""
+    """The Structs in JSON lines: one of the schema `first`, then those of `others`. Raises ValueError.
+
+    A line that is not JSON of its schema is found at once, before the slower reading that `decode` does.
+    """
+    quick = msgspec.json.Decoder(others)
+    for line in data.splitlines()[1:]:
+        try:
+            quick.decode(line)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise ValueError(one_line(error)) from None
     return [decode(line, others if index else first) for index, line in enumerate(data.splitlines())]
 
 
@@ -179,6 +194,9 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(text: str) -> None:
     raise ValueError(f"{text} is not JSON")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
 
 
 # ---- trainings ----

@@ -13,6 +13,7 @@ import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
@@ -26,8 +27,8 @@ from attacks.core import Model
 from networks import NETWORKS
 from utils.constants import LARGEST_CLASSES, UserError
 from utils.data import Split
-from utils.files import open_file
-from utils.quoting import one_line, shown
+from utils.files import open_file, resolved
+from utils.quoting import one_line, printable, shown
 
 # What `as_split` accepts: a pair is (images, labels), and a path is that of a folder or an .npz file.
 Data: TypeAlias = "Split | tuple[Any, Any] | Dataset | DataLoader | str | Path"
@@ -57,6 +58,8 @@ def as_split(data: Data, *networks: Model) -> Split:
     """
     if isinstance(data, Split):
         split = data
+        if not len(split):
+            raise UserError(f"the {split.name} split of {one_line(split.dataset)} holds no images")
     else:
         split = _read_or_kept(data)
         modules = (network for network in networks if isinstance(network, torch.nn.Module))
@@ -132,7 +135,7 @@ def read_pictures(
 
 def _pictures(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
     """The pictures in a folder and in the folders below it, in the order of their names."""
-    real = folder.resolve()
+    real = resolved(folder)
     if real in above or len(above) == DEEPEST_FOLDER:
         reason = "leads back to a folder above it, so it has no end" if real in above else "is nested too deeply"
         raise UserError(f"{folder} {reason}")
@@ -239,27 +242,33 @@ def _read(data: Any) -> Split:
 
 
 def _pieces_of_batches(loader: Iterable[Any], where: str) -> Iterator[tuple[Tensor, Tensor]]:
+    count = 0
     for batch in loader:
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
             raise UserError(f"{where} must yield batches (images, labels), not a {_kind(batch)}")
         images, labels = batch
-        yield _checked(images, labels, where)
+        images, labels = _checked(images, labels, where, count)
+        count += len(labels)
+        yield images, labels
 
 
 def _pieces_of_items(dataset: Any, where: str) -> Iterator[tuple[Tensor, Tensor]]:
     from torchvision.transforms.functional import pil_to_tensor
 
     items = dataset if isinstance(dataset, IterableDataset) else (dataset[i] for i in range(len(dataset)))
-    for item in items:
+    for number, item in enumerate(items):
         if not isinstance(item, (tuple, list)) or len(item) != 2:
             raise UserError(f"{where} must hold pairs (image, label), not a {_kind(item)}")
         image, label = item
         pixels = torch.as_tensor(image) if isinstance(image, (Tensor, np.ndarray)) else pil_to_tensor(image)
-        yield _checked(pixels[None], torch.as_tensor(label).reshape(1), where)
+        yield _checked(pixels[None], torch.as_tensor(label).reshape(1), where, number)
 
 
-def _checked(images: Any, labels: Any, where: str) -> tuple[Tensor, Tensor]:
-    """Images and labels as tensors on one device. Raises UserError unless `as_split` allows them."""
+def _checked(images: Any, labels: Any, where: str, first: int = 0) -> tuple[Tensor, Tensor]:
+    """Images and labels as tensors on one device. Raises UserError unless `as_split` allows them.
+
+    first: the number of the first image, for messages.
+    """
     try:
         images, labels = torch.as_tensor(images), torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -274,6 +283,9 @@ def _checked(images: Any, labels: Any, where: str) -> tuple[Tensor, Tensor]:
         shapes = f"{tuple(images.shape)} and {tuple(labels.shape)}"
         raise UserError(f"{where}: images must be (N, C, H, W) and labels (N,), with an image at least, not {shapes}")
     low, high = images.min().item(), images.max().item()
+    if not (isfinite(low) and isfinite(high)):
+        wrong = first + int(images.flatten(1).isfinite().all(1).int().argmin())
+        raise UserError(f"{where}: image {wrong}, counted from 0, holds NaN or infinity")
     if images.is_floating_point() and not (low >= 0 and high <= 1):
         raise UserError(
             f"{where}: images lie in {low:.3g}..{high:.3g}, not in [0, 1]: leave out their normalisation, and put it "
@@ -318,7 +330,7 @@ def _split(images: Tensor, labels: Tensor, where: str, names: Sequence[str]) -> 
     """Images and labels, checked, as a Split. where: what they come from; names: of the classes, as far as known."""
     images, labels = _checked(images, labels, where)
     names = with_numbers(names, int(labels.max()) + 1)
-    dataset = Path(where).resolve().name[:200] if Path(where).exists() else where
+    dataset = printable(resolved(where).name[:200]) if Path(where).exists() else where
     return Split(dataset, "test", images, labels, names, torch.contiguous_format)
 
 

@@ -24,7 +24,7 @@ from networks.folding import Normalize
 from utils.checkpoints import load_checkpoint
 from utils.constants import UserError
 from utils.data import Split, batches
-from utils.files import open_file
+from utils.files import open_file, resolved
 from utils.quoting import one_line, shown
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -87,7 +87,7 @@ def _from_torchvision(name: str, num_classes: int | None) -> nn.Module:
 def _imported(path: str) -> nn.Module:
     """The network at an import path, "module:name" or "file.py:name"."""
     place, _, name = path.rpartition(":")
-    file = Path(place).resolve() if place.endswith(".py") else None
+    file = resolved(place) if place.endswith(".py") else None
     if file and not file.is_file():
         raise UserError(f"{place}: no such file")
     folder = file.parent if file else Path.cwd()

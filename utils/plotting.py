@@ -24,8 +24,9 @@ from utils.data import Split, batches, to_unit_range
 from utils.evaluation import Result
 from utils.files import write_atomically
 from utils.formats import TestReport
+from utils.quoting import printable
 from utils.runs import Log
-from utils.tables import Measured, MeasuredAt, Point, epsilon_text, images_text, printable
+from utils.tables import Measured, MeasuredAt, Point, epsilon_text, images_text
 
 # What each colour means in every figure of this project: how a network is defended, and which images it gets. The
 # colours are from Okabe and Ito's palette, which colour-blind readers can tell apart. Purple is Tol's: it suits text.
@@ -43,6 +44,11 @@ EPSILON_AXIS = "epsilon (L-infinity radius, pixels in [0, 1])"
 def plain_text(text: str) -> str:
     """A text that may come from anyone, as matplotlib can draw it: "$" does not start a formula."""
     return printable(text).replace("$", r"\$")
+
+
+def names_of(split: Split) -> list[str]:
+    """The names of the classes, as matplotlib can draw them: they may come from anyone's file or folder."""
+    return [plain_text(name) for name in split.class_names]
 
 
 def title_of(name: str) -> str:
@@ -137,6 +143,7 @@ def confusion_matrices(predictions: Mapping[str, Tensor], labels: Tensor, class_
     predictions: title -> the predicted classes, int64 (N,).
     """
     figure, panels = plt.subplots(1, len(predictions), figsize=(WIDTH, 8.6 / len(predictions)), layout="constrained")
+    class_names = [plain_text(name) for name in class_names]
     count = len(class_names)
     for axes, (title, predicted) in zip(np.atleast_1d(panels), predictions.items(), strict=True):
         counts = torch.bincount(labels.cpu() * count + predicted.cpu(), minlength=count**2).view(count, count).double()
@@ -295,8 +302,7 @@ def show_image(axes: Axes, image: Tensor) -> None:
 def class_examples(split: Split, columns: int = 8) -> Figure:
     """The first images of each class, a row for each."""
     rows = {
-        name: to_unit_range(split.images[split.labels == label][:columns])
-        for label, name in enumerate(split.class_names)
+        name: to_unit_range(split.images[split.labels == label][:columns]) for label, name in enumerate(names_of(split))
     }
     figure, axes = plt.subplots(len(rows), columns, figsize=(0.8 * columns + 1, 0.8 * len(rows)))
     figure.subplots_adjust(left=0.14, right=1, bottom=0, top=1, wspace=0.05, hspace=0.05)
@@ -332,7 +338,7 @@ def adversarial_examples(
     for row, pictures in ((axes[0], images), (axes[2], adversarial)):
         for axis, label, (predicted, confidence) in zip(row, labels, answers(network, pictures), strict=True):
             look = RIGHT if predicted == label else WRONG
-            axis.set_xlabel(f"{split.class_names[predicted]}, {100 * confidence:.1f} %", fontsize=9, **look)
+            axis.set_xlabel(f"{names_of(split)[predicted]}, {100 * confidence:.1f} %", fontsize=9, **look)
     for axis, name in zip(axes[:, 0], ("image", "perturbation", "adversarial image"), strict=True):
         axis.set_ylabel(name)
     title = f"FGSM at epsilon {epsilon_text(epsilon)}: what the network says, and how sure it is"
@@ -355,9 +361,9 @@ def along_the_sign(
     classes = sorted({label.item(), *probabilities.argmax(1).tolist()}, key=lambda k: k != label.item())
     figure, axes = plt.subplots(figsize=(WIDTH, 3.8), layout="constrained")
     for k, color in zip(classes, (CLEAN, *OTHERS, *OTHERS), strict=False):
-        style: dict[str, Any] = {"color": color, "label": split.class_names[k]}
+        style: dict[str, Any] = {"color": color, "label": names_of(split)[k]}
         if k == label.item():
-            style |= {"linewidth": 2.5, "label": f"{split.class_names[k]} (the label)"}
+            style |= {"linewidth": 2.5, "label": f"{names_of(split)[k]} (the label)"}
         axes.plot(epsilons, 100 * probabilities[:, k], **style)
     axes.set(ylabel="probability (%)", ylim=(0, 100), xlim=(0, largest))
     mark_radii(axes, [largest * eighth / 8 for eighth in range(9)])
@@ -408,11 +414,11 @@ def _draw_attacked(
     for axis, probabilities in ((axes[0], before), (axes[2], after)):
         predicted = probabilities.argmax()
         look = RIGHT if predicted == label.item() else WRONG
-        axis.set_xlabel(f"{split.class_names[predicted]}, {100 * probabilities[predicted]:.1f} %", **look)
+        axis.set_xlabel(f"{names_of(split)[predicted]}, {100 * probabilities[predicted]:.1f} %", **look)
     places = np.arange(len(before))
     axes[3].barh(places - 0.2, 100 * before, 0.4, color=CLEAN, label="image")
     axes[3].barh(places + 0.2, 100 * after, 0.4, color=WHITE_BOX, label="adversarial image")
-    axes[3].set(yticks=places, yticklabels=split.class_names, xlim=(0, 100), xlabel="probability (%)")
+    axes[3].set(yticks=places, yticklabels=names_of(split), xlim=(0, 100), xlabel="probability (%)")
     axes[3].tick_params(axis="y", labelsize="small")
     axes[3].invert_yaxis()
     above: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 0.99), "ncols": 2, "borderaxespad": 0}
@@ -431,7 +437,7 @@ def input_gradients(networks: Mapping[str, nn.Module], split: Split, title: str,
             _, _, gradient = input_gradient(network, images, labels)
         largest = gradient.abs().flatten(1).quantile(0.99, dim=1).clamp_min(1e-30)
         rows[f"gradient of the\n{name} network"] = gradient / (2 * largest.view(-1, 1, 1, 1)) + 0.5
-    captions = [split.class_names[label] for label in labels.tolist()]
+    captions = [names_of(split)[label] for label in labels.tolist()]
     return _grid(rows, captions, f"{title}: the gradient that an attack follows")
 
 
@@ -452,7 +458,8 @@ def targeted_examples(
     rows = {"image": images}
     for name, network in networks.items():
         rows[f"through the\n{name} network"] = towards(network, images, targets, epsilon=epsilon, steps=steps)
-    captions = [f"{split.class_names[a]}\nto {split.class_names[b]}" for a, b in zip(labels, targets, strict=True)]
+    names = names_of(split)
+    captions = [f"{names[a]}\nto {names[b]}" for a, b in zip(labels, targets, strict=True)]
     moved = f"moved towards another class (targeted PGD, {steps} steps, epsilon {epsilon_text(epsilon)})"
     return _grid(rows, captions, f"{title}: {moved}")
 

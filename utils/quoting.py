@@ -15,5 +15,9 @@ def shown(value: object) -> str:
 
 def one_line(error: object) -> str:
     """The text of an error on one line: printable, and cut short if it is long."""
-    text = " ".join(str(error).split())
-    return "".join(character if character.isprintable() else "?" for character in text[:300])
+    return printable(" ".join(str(error).split())[:300], "?")
+
+
+def printable(text: str, instead: str = " ") -> str:
+    """The text without line breaks and other characters that cannot be printed, or that command a terminal."""
+    return "".join(character if character.isprintable() else instead for character in text)

@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
+MOST_EPOCHS = 100_000  # so many that the training's log, formats.LONGEST_LOG, can be read
+
 
 class Recipe(Struct, frozen=True, kw_only=True):
     """The numbers of a training. A field with a default was added later; older trainings used its default."""
@@ -19,8 +21,7 @@ class Recipe(Struct, frozen=True, kw_only=True):
     lr: Annotated[float, Meta(gt=0, le=1e9, description="highest learning rate")]
     # One-cycle schedule: the rate rises from 0 during this part of the training, then falls to 0. None: it is constant.
     warmup: Annotated[float, Meta(gt=0, lt=1)] | None
-    # At most so many that the training's log, formats.LONGEST_LOG, can be read.
-    epochs: Annotated[int, Meta(ge=1, le=100_000, description="passes over the training images")]
+    epochs: Annotated[int, Meta(ge=1, le=MOST_EPOCHS, description="passes over the training images")]
     batch_size: Annotated[int, Meta(ge=1, le=10**9, description="images in each step")]
     weight_decay: Annotated[float, Meta(ge=0, le=1e9, description="L2 penalty")]
     label_smoothing: Annotated[float, Meta(ge=0, lt=1)]

@@ -19,6 +19,7 @@ from utils.adversarial_sets import AugmentedSplit
 from utils.checkpoints import (
     CheckpointError,
     file_digest,
+    is_safetensors,
     read_header,
     read_tensors,
     save_checkpoint,
@@ -27,7 +28,7 @@ from utils.checkpoints import (
 )
 from utils.constants import UserError
 from utils.data import Split
-from utils.files import beside, locked, read_bytes, temporary_of, write_atomically
+from utils.files import beside, locked, read_bytes, remove, temporary_of, write_atomically
 from utils.formats import (
     LONGEST_LOG,
     Epoch,
@@ -35,12 +36,13 @@ from utils.formats import (
     Option,
     RunState,
     TrainingArguments,
+    decode,
     decode_lines,
     encode,
     encode_lines,
 )
 from utils.quoting import one_line, shown
-from utils.recipes import Recipe
+from utils.recipes import MOST_EPOCHS, Recipe
 from utils.validation import best_epoch
 
 
@@ -224,15 +226,25 @@ class PartialRun:
         with contextlib.ExitStack() as stack:
             # `net` and `net.safetensors` share their partial files, so they share a lock.
             distributed.from_main(lambda: stack.enter_context(locked(beside(self.output, ".safetensors"))))
+            distributed.from_main(self.check_own)
             try:
                 yield
             except KeyboardInterrupt as interrupt:
                 raise Interrupted(self.saved_epochs) from interrupt
 
+    def check_own(self) -> None:
+        """Raise TrainingError if a file that this run would replace or remove was not made by a training.
+
+        A damaged file may be replaced: only the user can tell what it was.
+        """
+        for path, schema in ((self.state, RunState), (self.log, LogHeader), (self.partial_log, LogHeader)):
+            if _is_foreign(path, schema):
+                raise TrainingError(f"{path} is not of a training, and this run would replace it: move it")
+
     def save(self, arguments: TrainingArguments, epochs: list[Epoch], state: TrainingState) -> None:
         """Write what `restore` needs, and the log so far. Each file is written atomically."""
         header = RunState(arguments=arguments, processes=distributed.world_size(), epochs=epochs)
-        write_tensors(self.state, state.tensors(), header)
+        write_tensors(self.state, state.tensors(), header, like=self.output)
         self.saved_epochs = len(epochs)
         self._write_log(self.partial_log, arguments, epochs)
 
@@ -273,13 +285,30 @@ class PartialRun:
         save_checkpoint(self.output, state.kept, about_checkpoint(arguments, kept, class_names))
         # The state goes last: as long as it is there, a resumed run comes back here.
         for path in (self.partial_log, self.state):
-            temporary_of(path).unlink(missing_ok=True)  # left by a process that was killed in the last epoch
-            path.unlink(missing_ok=True)
+            remove(temporary_of(path))  # left by a process that was killed in the last epoch
+            remove(path)
 
     def _write_log(self, path: Path, arguments: TrainingArguments, epochs: list[Epoch]) -> None:
         machine = {"processes": distributed.world_size(), "threads": torch.get_num_threads(), "versions": versions()}
         header: dict[str, Any] = msgspec.structs.asdict(arguments) | machine
         write_atomically(path, encode_lines([LogHeader(**header), *epochs]))
+
+
+def _is_foreign(path: Path, schema: type[RunState] | type[LogHeader]) -> bool:
+    """Whether a file is there and intact, but holds something else: a checkpoint in place of a state, or any text."""
+    if not path.exists():
+        return False
+    if issubclass(schema, RunState):
+        try:
+            read_header(path, schema)
+        except CheckpointError:
+            return is_safetensors(path, schema)
+        return False
+    try:
+        line, *_ = read_bytes(path, LONGEST_LOG).splitlines() or [b""]
+        return bool(line) and not decode(line, schema)
+    except (OSError, ValueError):
+        return True
 
 
 def _device_module(network: nn.Module) -> Any:
@@ -305,7 +334,10 @@ class Log(NamedTuple):
 def read_log(path: str | Path, *keys: str) -> Log:
     """The log of a training. keys: fields that every epoch must have. Raises TrainingError if the file is not one."""
     try:
-        arguments, *epochs = decode_lines(read_bytes(path, LONGEST_LOG), LogHeader, Epoch)
+        data = read_bytes(path, LONGEST_LOG)
+        if data.count(b"\n") > MOST_EPOCHS + 1:
+            raise ValueError(f"it has more than {MOST_EPOCHS:,} epochs")
+        arguments, *epochs = decode_lines(data, LogHeader, Epoch)
         if not epochs:
             raise ValueError("it does not hold an epoch")
         if missing := [key for key in keys for epoch in epochs if getattr(epoch, key) is None]:

@@ -1,9 +1,16 @@
 """How every table is written: Markdown, percentages, 95 % intervals, radii and numbers of images."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
+from urllib.parse import quote
 
 from utils.constants import TITLES
+from utils.quoting import printable
+
+# What Markdown, HTML or MathJax reads as more than a character. An underscore inside a word is only a character.
+_SPECIAL = re.compile(r"[\\`*\[\]<>&|$~]|(?<!\w)_|_(?!\w)")
+_ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
 
 
 class Measured(Protocol):
@@ -31,6 +38,37 @@ class Point(NamedTuple):
     confidence_interval: tuple[float, float]
 
 
+class Markup(str):
+    """Text that this project wrote as Markdown. Any other text may come from a file, and is shown as it is."""
+
+
+def plain(text: str) -> Markup:
+    """A text as Markdown that shows it as it is, on one line: it holds neither HTML, markup nor a formula."""
+    if isinstance(text, Markup):
+        return text
+    return Markup(_SPECIAL.sub(lambda found: _ENTITIES.get(found[0], f"\\{found[0]}"), printable(text)))
+
+
+def bold(text: str) -> Markup:
+    """A text in bold."""
+    return Markup(f"**{plain(text)}**")
+
+
+def code(text: str) -> Markup:
+    """A text as code. Nothing in it is markup, except for the backtick that would end it."""
+    return Markup(f"`{printable(text).replace('`', chr(39))}`".replace("|", "\\|"))
+
+
+def link(text: str, target: str) -> Markup:
+    """A link to a file beside the document. target: its path, which is not a URL."""
+    return Markup(f"[{plain(text)}]({quote(printable(target), safe='/')})")
+
+
+def joined(separator: str, parts: Iterable[str]) -> Markup:
+    """The parts as Markdown, with a separator of ours between them."""
+    return Markup(separator.join(map(plain, parts)))
+
+
 def epsilon_text(epsilon: float) -> str:
     """A radius as papers write it: 0.2 if that is short and exact, 8/255 if it is a whole number of grey levels.
 
@@ -51,27 +89,21 @@ def percent(accuracy: float) -> str:
     return f"{100 * accuracy:.2f}"
 
 
-def with_interval(measured: Measured) -> str:
+def with_interval(measured: Measured) -> Markup:
     """An accuracy in bold and its interval in brackets, in percent."""
     low, high = measured.confidence_interval
-    return f"**{percent(measured.accuracy)}** ({percent(low)}–{percent(high)})"
+    return Markup(f"{bold(percent(measured.accuracy))} ({percent(low)}–{percent(high)})")
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table. A cell may hold any text: it stays one cell on one line."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+    """A Markdown table. A cell may hold any text: it stays one cell on one line, and only Markup is Markdown."""
+    lines = [header, [Markup("---")] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(plain, line)) + " |" for line in lines)
 
 
 def under_headings(opening: str, titled: Mapping[str, str]) -> str:
-    """A Markdown document: the opening, and then each text under its title as a heading."""
-    return "\n\n".join([opening, *(f"## {title}\n\n{text}" for title, text in titled.items())]) + "\n"
+    """A Markdown document: the opening, and then each text under its title as a heading.
 
-
-def _cell(text: str) -> str:
-    return printable(text).replace("|", "\\|")
-
-
-def printable(text: str) -> str:
-    """The text without line breaks and other characters that cannot be printed; a file may come from anyone."""
-    return "".join(character if character.isprintable() else " " for character in text)
+    A title may hold any text, as a cell of `markdown` may. The opening and the texts are Markdown.
+    """
+    return "\n\n".join([opening, *(f"## {plain(title)}\n\n{text}" for title, text in titled.items())]) + "\n"

@@ -1,6 +1,7 @@
 """Models whose logits do not stay the same are told, honest ones never; fresh passes judge attacks on them."""
 
 import os
+import threading
 import warnings
 
 import pytest
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from attacks import fgsm, pgd
-from attacks.core import input_gradient
+from attacks.core import attacking, evaluation_mode, holding, input_gradient
 from attacks.state import BATCH_DEPENDENT, CHANGED, LOG_PROBABILITIES, PROBABILITIES, RANDOM, examined, remembering
 from networks import CNN, CNNLSTM, SmallCNN
 from tests.helpers.attacked import TinyLSTM, model_and_images
@@ -335,3 +336,71 @@ def test_a_batch_is_attacked_as_a_whole_where_it_decides():
 
     adversarial = pgd(recording, images, labels, epsilon=0.05, steps=5)
     assert F.cross_entropy(by_the_batch(adversarial), labels).item() == pytest.approx(max(seen), rel=1e-5)
+
+
+# ---- several threads ----
+
+
+@pytest.mark.parametrize("first_ends_first", [True, False])
+def test_threads_that_attack_one_model_leave_it_as_it_was(first_ends_first):
+    model = nn.Linear(4, 3)
+    model.bias.requires_grad_(False)
+    inside = {name: threading.Event() for name in "ab"}
+    ended = {name: threading.Event() for name in "ab"}
+    seen = []
+
+    def attack(name):
+        with attacking(model, torch.device("cpu")):
+            inside[name].set()
+            for event in inside.values():
+                event.wait(10)
+            if (name == "a") != first_ends_first:
+                ended["b" if name == "a" else "a"].wait(10)
+            seen.append((model.training, model.weight.requires_grad))
+        ended[name].set()
+
+    threads = [threading.Thread(target=attack, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert seen == [(False, False)] * 2
+    assert (model.training, model.weight.requires_grad, model.bias.requires_grad) == (True, True, False)
+
+
+def test_threads_that_attack_two_models_through_each_other_do_not_wait_for_ever():
+    models, both = [nn.Linear(4, 3), nn.Linear(4, 3)], threading.Barrier(2)
+
+    def attack(first, second):
+        with attacking(first, torch.device("cpu")):
+            both.wait(10)
+            with attacking(second, torch.device("cpu")):
+                both.wait(10)
+
+    threads = [threading.Thread(target=attack, args=order, daemon=True) for order in (models, models[::-1])]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert not any(thread.is_alive() for thread in threads)
+    assert all(model.training and model.weight.requires_grad for model in models)
+
+
+def test_a_mode_that_is_set_inside_is_that_of_the_context_around():
+    model = nn.Linear(4, 3)
+    with attacking(model, torch.device("cpu")):
+        model.training = True
+        with evaluation_mode(model):
+            assert not model.training
+        assert model.training
+    assert model.training
+
+
+def test_the_last_of_two_contexts_turns_cudnn_on_again():
+    first, second = (holding([torch.backends.cudnn], "enabled") for _ in range(2))
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not torch.backends.cudnn.enabled
+    second.__exit__(None, None, None)
+    assert torch.backends.cudnn.enabled

@@ -20,9 +20,11 @@ import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from networks import CNN
 from study import tables
@@ -30,11 +32,34 @@ from study.formats import read_robustness, read_whole_study
 from tests.helpers.project import ROOT
 from utils import plotting
 from utils.adversarial_sets import read_set
-from utils.checkpoints import CheckpointError, load_checkpoint, read_metadata, save_checkpoint, write_tensors
+from utils.checkpoints import (
+    CheckpointError,
+    load_checkpoint,
+    read_metadata,
+    read_tensors,
+    save_checkpoint,
+    write_tensors,
+)
 from utils.constants import UserError
-from utils.data import tensor_digest
-from utils.formats import LONGEST_LOG, LONGEST_TEXT, SetManifest, TestReport, read_document
+from utils.data import tensor_digest, unpickled
+from utils.formats import (
+    LONGEST_LOG,
+    LONGEST_TEXT,
+    RunState,
+    SavedHeader,
+    SavedImage,
+    SetManifest,
+    TestReport,
+    TrainingArguments,
+    encode_lines,
+    read_document,
+)
+from utils.images import read_images
+from utils.models import load_weights
+from utils.notes import Notes, read_notes
 from utils.runs import read_log
+from utils.saving import LINES as LIST
+from utils.saving import load_images
 
 SECONDS, MEBIBYTES = 2, 1024
 HOLE = 2**36  # bytes, most of which are nowhere on the disk
@@ -69,6 +94,12 @@ class Tally:
     accepted: int = 0  # of those that survived, read as something valid
     first_loss: str = ""
 
+    def count(self, trouble):
+        """One more try. trouble: what was lost, if anything."""
+        self.tried += 1
+        self.lost, self.survived = self.lost + bool(trouble), self.survived + (not trouble)
+        self.first_loss = self.first_loss or trouble
+
 
 class Watch:
     """Counts what is run and written while it is on; an audit hook cannot be removed."""
@@ -84,6 +115,8 @@ class Watch:
     @staticmethod
     def _is_a_write(event, arguments):
         flags = arguments[2] if event == "open" and len(arguments) > 2 else 0
+        if arguments[:1] == (tempfile.gettempdir(),):  # a file without a name, in which a reader keeps pictures
+            return False
         return isinstance(flags, int) and bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
 
     @contextlib.contextmanager
@@ -401,7 +434,77 @@ def logs(folder):
     return path, LINES, read, UserError
 
 
+def notes(folder):
+    path = folder / "notes.jsonl"
+    Notes(path).add("a" * 64, [("0110", 0.5)] * 5)
+    return path, LINES, lambda: read_notes(path), UserError
+
+
+def states(folder):
+    path = folder / "a.partial.safetensors"
+    log = read_log(ROOT / "models" / "cnn-robust.jsonl")
+    fields = {name: getattr(log.arguments, name) for name in TrainingArguments.__struct_fields__}
+    state = RunState(arguments=TrainingArguments(**fields), epochs=log.epochs[:2])
+    write_tensors(path, {"network.a": torch.zeros(3)}, state)
+    # A state is its owner's: it may have any size, and a header of 64 MiB.
+    kinds = [kind for kind in SAFETENSORS if kind not in (a_hole, many_tensors)]
+    return path, kinds, lambda: read_tensors(path, RunState), UserError
+
+
+def saved_images(folder):
+    """The list of saved examples; the pictures that it names are not there."""
+    path = folder / LIST
+    header = {"attack": "pgd", "epsilon": 0.1, "batch_size": 2, "channels": 3, "class_names": ["a", "b"]}
+    header |= {"clean_accuracy": 1.0, "accuracy": 0.5, "misclassified": 1, "survived": 1}
+    line = SavedImage(file="00000.png", label=0, before=0, after=1, linf=0.1, l2=1.0)
+    path.write_bytes(encode_lines([SavedHeader(**header), line, line]))
+    return path, LINES, lambda: _unless_refused(lambda: load_images(folder)), UserError
+
+
+def _unless_refused(read):
+    """Read what is refused even when it is intact, because other files are missing."""
+    with contextlib.suppress(FileNotFoundError):
+        try:
+            read()
+        except UserError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+
+
+def arrays(folder):
+    path = folder / "images.npz"
+    np.savez(path, images=np.zeros((4, 3, 8, 8), np.float32), labels=np.arange(4))
+    return path, ANYWHERE, lambda: read_images(path), UserError
+
+
+def pictures(folder):
+    path = folder / "one class" / "a.png"
+    path.parent.mkdir()
+    Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(path)
+    return path, ANYWHERE, lambda: read_images(folder), UserError
+
+
+def weights(folder):
+    path, network = folder / "a.pth", torch.nn.Linear(3, 2)
+    torch.save(network.state_dict(), path)
+    return path, ANYWHERE, lambda: load_weights(network, path), UserError
+
+
+def batches(folder):
+    """A file like CIFAR-10's own; its checksum, which would refuse each mutation, is not asked."""
+    path = folder / "data_batch_1"
+    path.write_bytes(pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [0, 1]}, 4))
+    return path, ANYWHERE, lambda: unpickled(path.read_bytes()), ValueError
+
+
 KINDS = {
+    "notes": notes,
+    "states": states,
+    "saved": saved_images,
+    "arrays": arrays,
+    "pictures": pictures,
+    "weights": weights,
+    "batches": batches,
     "checkpoints": checkpoints,
     "sets": sets,
     "studies": studies,

@@ -2,8 +2,8 @@
 
     make torture
 
-prints a line for each experiment, writes results/torture.json and its table in docs/reliability.md, and ends with
-status 1 if anything was lost or executed.
+prints a line for each experiment, writes results/torture.json (TortureReport) and its table in docs/reliability.md, and
+ends with status 1 if anything was lost or executed. An error that ends in a traceback counts as lost.
 One seed gives all random numbers; only how far a process has come when it is killed differs from run to run.
 """
 
@@ -22,14 +22,18 @@ import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
 
+from msgspec import Meta
+
+from tests.helpers import faults
 from tests.helpers.hostile import SECONDS, Tally, Watch
 from tests.helpers.project import ROOT, command
 from utils.adversarial_sets import FOLDER
 from utils.checkpoints import load_checkpoint, read_header, read_tensors, versions
 from utils.data import DataError, load_split, tensor_digest
 from utils.files import write_atomically
-from utils.formats import RunState, SetManifest
+from utils.formats import Count, Document, Name, Record, RunState, Seconds, SetManifest, Text, Versions, write_document
 from utils.notes import read_notes
 from utils.tables import markdown
 
@@ -40,6 +44,29 @@ TRAINING = ("train-cnn.py", "--dataset", "digits", "--epochs", 20, "--width", 4)
 RESUMED = (*TRAINING, "--output", OUTPUT, "--resume")
 DEFENDED = (*TRAINING[:4], 3, *TRAINING[5:], "--defense", "fgsm-augment", "--epsilon", 0.1)
 TESTING = ("test-cnn.py", "--attack", "pgd", "--steps", 30, "--restarts", 3, "--examples", 200, "--batch-size", 10)
+
+
+class Experiment(Record, frozen=True, kw_only=True):
+    """What the report says of one experiment: the fields of a Tally."""
+
+    name: Text
+    tried: Count
+    survived: Count
+    lost: Count
+    executed: Count  # tries during which something of a file's ran, or wrote
+    mebibytes: Annotated[float, Meta(ge=0, le=1e9)] = 0.0  # by which the process grew
+    slowest: Seconds = 0.0
+    accepted: Count = 0  # of the files that survived, those that were read as something valid
+    first_loss: Text = ""
+
+
+class TortureReport(Document, frozen=True, kw_only=True):
+    """results/torture.json."""
+
+    python: Name
+    system: Text
+    versions: Versions
+    experiments: list[Experiment]
 
 
 def main():
@@ -60,13 +87,13 @@ def main():
         sys.stdout.flush()
     if args.part == 1:
         about = {"python": platform.python_version(), "system": platform.platform(), "versions": versions("hypothesis")}
-        write(ROOT, {**about, "experiments": rows})
+        write(ROOT, TortureReport(**about, experiments=[Experiment(**row) for row in rows]))
     sys.exit(any(row["lost"] or row["executed"] for row in rows))
 
 
 def write(root, report):
     """Write results/torture.json, and its table at the end of docs/reliability.md."""
-    write_atomically(root / "results" / "torture.json", (json.dumps(report, indent=1) + "\n").encode())
+    write_document(root / "results" / "torture.json", report)
     before, _ = (root / PAGE).read_text(encoding="utf-8").split(BEFORE_THE_TABLE)
     write_atomically(root / PAGE, f"{before}{BEFORE_THE_TABLE}\n\n{torture_table(report)}\n".encode())
 
@@ -102,13 +129,6 @@ def wait(process, condition):
 def a_line(process, beginning):
     """Whether such a line of its output comes."""
     return any(line.startswith(beginning) for line in process.stdout)
-
-
-def count(tally, trouble):
-    """One more try; trouble: what was lost, if anything."""
-    tally.tried += 1
-    tally.lost, tally.survived = tally.lost + bool(trouble), tally.survived + (not trouble)
-    tally.first_loss = tally.first_loss or trouble
 
 
 def interrupted(tries, arguments, folder, output, moment, kept, *, gain=1, end=signal.SIGKILL):
@@ -153,7 +173,7 @@ def interrupted(tries, arguments, folder, output, moment, kept, *, gain=1, end=s
         # What was finished already may be interrupted in Python's own end.
         if end == signal.SIGINT and process.returncode != 130 and not (broken / output).exists():
             trouble = trouble or f"status {process.returncode}: {errors[-200:]}"
-        count(tally, trouble)
+        tally.count(trouble)
     trouble = "" if tally.tried == tries else "the moment did not come"
     try:
         finish(arguments, broken)
@@ -261,7 +281,7 @@ def killed_in_building_a_set(tries, draw, folder):
 def killed_in_an_evaluation(tries, draw, folder):
     train_a_source(folder)
     report = Path("out.json")
-    notes = folder / "broken" / "out.attacks.partial.jsonl"
+    notes = folder / "broken" / "out.json.attacks.partial.jsonl"
 
     def file():
         """Which file the notes are at the moment, and its size."""
@@ -322,7 +342,7 @@ def full_disk(tries, draw, folder):
                 load_checkpoint(place / OUTPUT)
             except Exception as error:
                 trouble = repr(error)
-        count(tally, trouble)
+        tally.count(trouble)
     return tally
 
 
@@ -360,7 +380,7 @@ def hostile_data(tries, draw, folder):
                 trouble = "" if file.name in str(error) else str(error)
         tally.executed += bool(watch.seen)
         watch.seen.clear()
-        count(tally, trouble)
+        tally.count(trouble)
         (copies / file.name).unlink()
         (copies / file.name).symlink_to(file.resolve())
     return tally
@@ -397,15 +417,23 @@ EXPERIMENTS = [
     ("mutated reports on robustness", mutated("robustness"), 2000),
     ("mutated logs of trainings", mutated("logs"), 2000),
     ("mutated test reports", mutated("tests"), 2000),
+    ("mutated notes of evaluations", mutated("notes"), 2000),
+    ("mutated states of trainings", mutated("states"), 2000),
+    ("mutated lists of saved images", mutated("saved"), 2000),
+    ("mutated .npz files", mutated("arrays"), 2000),
+    ("mutated pictures", mutated("pictures"), 1000),
+    ("mutated files of weights", mutated("weights"), 2000),
+    ("mutated files like CIFAR-10's", mutated("batches"), 2000),
     ("damaged CIFAR-10 files", hostile_data, 30),
+    *faults.EXPERIMENTS,
 ]
 
 
 def torture_table(report):
-    """A row for each experiment of results/torture.json."""
+    """A row for each experiment of a TortureReport."""
     rows = [
-        [row["name"], *(f"{row[column]:,}" for column in ("tried", "survived", "lost", "executed"))]
-        for row in report["experiments"]
+        [row.name, *(f"{getattr(row, column):,}" for column in ("tried", "survived", "lost", "executed"))]
+        for row in report.experiments
     ]
     return markdown(["what was tried", "times", "survived", "lost", "code executed, files written"], rows)
 

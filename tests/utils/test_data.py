@@ -2,6 +2,9 @@
 
 import hashlib
 import io
+import os
+import pickle
+import shutil
 import tarfile
 import urllib.error
 
@@ -11,7 +14,17 @@ import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 
-from utils.data import DataError, Split, batches, flip_and_shift, load_split, scale_contrast, training_batches
+from tests.helpers.hostile import Hostile
+from utils.data import (
+    DataError,
+    Split,
+    batches,
+    flip_and_shift,
+    load_split,
+    scale_contrast,
+    training_batches,
+    unpickled,
+)
 
 # ---- splits ----
 
@@ -60,7 +73,7 @@ def test_missing_cifar10_says_where_it_looked_and_what_to_do(tmp_path, monkeypat
     def no_network(*_, **__):
         raise urllib.error.URLError("no network")
 
-    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", no_network)
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", no_network)
     with pytest.raises(DataError) as error:
         load_split("cifar10", "train", tmp_path)
     message = str(error.value)
@@ -153,6 +166,45 @@ def test_cifar10_splits(cifar10_dir):
         assert np.array_equal(split.images.permute(0, 2, 3, 1).numpy(), images)
         assert split.labels.tolist() == labels
         assert split.class_names[0] == "airplane"
+
+
+def test_a_file_that_is_replaced_after_its_checksum_is_not_executed(cifar10_dir, tmp_path, monkeypatch):
+    """The bytes whose checksum fits are those that are parsed."""
+    link_all_but("test_batch", cifar10_dir, tmp_path)
+    path = tmp_path / "cifar-10-batches-py" / "test_batch"
+    intact, md5 = (cifar10_dir / "cifar-10-batches-py" / "test_batch").read_bytes(), hashlib.md5
+    path.write_bytes(intact)
+
+    def replacing(data):
+        if data == intact:
+            path.write_bytes(pickle.dumps(Hostile(), 2))
+        return md5(data)
+
+    monkeypatch.setattr(hashlib, "md5", replacing)
+    assert load_split("cifar10", "test", tmp_path).digest() == load_split("cifar10", "test", cifar10_dir).digest()
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("hostile", [Hostile(), {"data": os.system}, {"data": np.load}, {"data": np.ones(1).sum}])
+def test_an_unpickler_of_arrays_finds_nothing_else(hostile, protocol):
+    with pytest.raises(ValueError, match="could execute code"):
+        unpickled(pickle.dumps(hostile, protocol))
+
+
+@pytest.mark.parametrize("protocol", [3, 4])
+def test_an_unpickler_of_arrays_reads_them(protocol):
+    assert unpickled(pickle.dumps({"data": np.arange(3)}, protocol))["data"].tolist() == [0, 1, 2]
+
+
+def test_a_pipe_in_place_of_a_batch_is_refused_at_once(cifar10_dir, tmp_path):
+    link_all_but("data_batch_3", cifar10_dir, tmp_path)
+    os.mkfifo(tmp_path / "cifar-10-batches-py" / "data_batch_3")
+    with pytest.raises(DataError, match="data_batch_3"):
+        load_split("cifar10", "train", tmp_path)
+    os.mkfifo(tmp_path / "cifar-10-python.tar.gz")
+    shutil.rmtree(tmp_path / "cifar-10-batches-py")
+    with pytest.raises(DataError, match="it is not a file"):
+        load_split("cifar10", "train", tmp_path)
 
 
 # ---- batches and augmentation ----

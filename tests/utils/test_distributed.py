@@ -327,7 +327,8 @@ def test_mistake_is_one_line_of_one_rank(name, arguments, message, torchrun):
     ],
 )
 def test_wrong_flag_is_one_line_of_rank_0(name, arguments, message, rank, script):
-    result = script(name, *arguments, RANK=rank, WORLD_SIZE="2")  # as torchrun would set them
+    set_by_torchrun = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
+    result = script(name, *arguments, **set_by_torchrun)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.count("\n") == (rank == "0")
     assert (message in result.stderr) == (rank == "0")

@@ -5,6 +5,7 @@ import errno
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ from utils.adversarial_sets import adversarial_set
 from utils.checkpoints import load_checkpoint, save_checkpoint
 from utils.commands import parser
 from utils.constants import UserError
-from utils.files import beside, locked
+from utils.files import beside, locked, make_folder, open_file, read_bytes, write_atomically
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals and locks are those of Unix")
 
@@ -63,6 +64,70 @@ def test_a_file_beside_another_keeps_what_tells_their_names_apart(path, expected
 def test_outputs_of_different_names_share_no_file(names):
     names -= {".", ".."}
     assert len({beside(name, ".partial.jsonl") for name in names}) == len(names)
+
+
+# ---- what is written ----
+
+
+def test_a_file_that_is_replaced_keeps_its_mode(tmp_path):
+    path = tmp_path / "a"
+    for mode in (0o600, 0o640, 0o444):
+        write_atomically(path, b"1")
+        path.chmod(mode)
+        write_atomically(path, b"2")
+        assert stat.S_IMODE(path.stat().st_mode) == mode
+    assert path.read_bytes() == b"2"
+    write_atomically(tmp_path / "new", b"3", like=path)
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o444
+    write_atomically(tmp_path / "new", b"4", like=tmp_path / "missing")
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o444
+
+
+def test_a_finished_file_outlasts_a_power_cut(tmp_path, monkeypatch):
+    """The file is on the disk before its name is, and the name before the writer says that it is done."""
+    calls, replace, sync = [], os.replace, os.fsync
+    kinds = {True: "folder", False: "file"}
+    monkeypatch.setattr(os, "replace", lambda *names: (calls.append("rename"), replace(*names))[1])
+    monkeypatch.setattr(os, "fsync", lambda n: (calls.append(kinds[stat.S_ISDIR(os.fstat(n).st_mode)]), sync(n))[1])
+    write_atomically(tmp_path / "a", b"1")
+    assert calls == ["file", "rename", "folder"]
+    calls.clear()
+    make_folder(tmp_path / "b" / "c")
+    assert calls == ["folder", "folder"]
+
+
+@pytest.mark.parametrize("name", ["a.partial.safetensors", "A.PARTIAL.jsonl", ".a.tmp", ".a.lock", ".a.probe"])
+def test_names_of_the_projects_own_state_are_refused(name, tmp_path):
+    with pytest.raises(UserError, match="are kept for unfinished work"), locked(tmp_path / name):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pipe_is_neither_waited_for_nor_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for action in (open_file, lambda path: read_bytes(path, 10), lambda path: write_atomically(path, b"1")):
+        with pytest.raises(OSError, match="it is not a file"):
+            action(pipe)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+def test_a_pipe_that_takes_the_place_of_a_file_is_not_waited_for(tmp_path, monkeypatch):
+    pipe, file = tmp_path / "pipe", tmp_path / "file"
+    os.mkfifo(pipe)
+    file.touch()
+    seen = os.stat(file)
+    monkeypatch.setattr(os, "stat", lambda path: seen)
+    with pytest.raises(OSError, match="it is not a file"):
+        open_file(pipe)
+
+
+def test_a_loop_of_links_is_one_line(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UserError, match="cannot be written"), locked(tmp_path / "loop" / "a"):
+        pass
+    with pytest.raises(OSError, match="loop"):
+        write_atomically(tmp_path / "loop", b"1")
 
 
 # ---- two runs on one output ----

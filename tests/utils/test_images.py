@@ -18,7 +18,7 @@ from torchvision.transforms import ToTensor
 
 from networks import CNN
 from utils.constants import UserError
-from utils.data import batches
+from utils.data import batches, load_split
 from utils.evaluation import evaluate
 from utils.images import as_split, read_images
 
@@ -184,7 +184,7 @@ class Hostile:
         ({"x_train": np.zeros(3)}, "no array 'images', only 'x_train'"),
         ({"images": np.zeros((2, 3, 8, 8), np.int64), "labels": np.zeros(2, int)}, "must be uint8"),
         ({"images": np.full((2, 3, 8, 8), 255.0), "labels": np.zeros(2, int)}, r"lie in 255\.\.255, not in \[0, 1\]"),
-        ({"images": np.full((2, 3, 8, 8), np.nan), "labels": np.zeros(2, int)}, r"not in \[0, 1\]"),
+        ({"images": np.full((2, 3, 8, 8), np.nan), "labels": np.zeros(2, int)}, "image 0, counted from 0, holds NaN"),
         ({"images": np.zeros((2, 3, 8, 8)), "labels": np.zeros((2, 10))}, "labels must be whole numbers"),
         ({"images": np.zeros((2, 3, 8, 8)), "labels": np.zeros(3, int)}, r"images must be \(N, C, H, W\)"),
         ({"images": np.zeros((0, 3, 8, 8)), "labels": np.zeros(0, int)}, "with an image at least"),
@@ -304,3 +304,21 @@ def test_networks_of_others_get_contiguous_images():
     assert evaluate(Viewing(), split, "fgsm", 0.1).examples == 6
     ((images, _),) = batches(as_split(split, nn.Flatten()), 10)
     assert images.is_contiguous()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("kind", ["pair", "data set", "loader", "npz"])
+def test_one_image_that_is_not_finite_is_named(kind, bad, tmp_path):
+    images, labels = torch.rand(9, 3, 4, 4), torch.zeros(9, dtype=torch.int64)
+    images[7, 1, 2, 3] = bad
+    pairs = TensorDataset(images, labels)
+    np.savez(tmp_path / "a.npz", images=images.numpy(), labels=labels.numpy())
+    loader = DataLoader(pairs, batch_size=4)
+    data = {"pair": (images, labels), "data set": pairs, "loader": loader, "npz": tmp_path / "a.npz"}[kind]
+    with pytest.raises(UserError, match="image 7, counted from 0, holds NaN or infinity"):
+        as_split(data)
+
+
+def test_an_empty_split_is_refused():
+    with pytest.raises(UserError, match="the test split of digits holds no images"):
+        as_split(load_split("digits", "test").first(0))

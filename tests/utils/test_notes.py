@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from utils.notes import Notes
+from utils.constants import UserError
+from utils.notes import Notes, notes_beside
 
 KEY = "a" * 64
 
@@ -30,3 +31,47 @@ def test_damaged_lines_are_dropped(line, tmp_path):
     path.write_bytes(intact + json.dumps(line).encode() + b"\n")
     assert Notes(path).rows == {"b" * 64: [("10", 0.5)]}
     assert path.read_bytes() == intact
+
+
+@pytest.mark.parametrize("text", ["noted\n", "hello", "{}\n", json.dumps([KEY, "01", 1.0, 2]) + "\n"])
+def test_a_file_that_holds_something_else_is_refused_and_kept(text, tmp_path):
+    path = tmp_path / "notes.jsonl"
+    path.write_text(text)
+    with pytest.raises(UserError, match="does not hold notes of an evaluation"):
+        Notes(path)
+    assert path.read_text() == text
+
+
+def test_a_note_of_a_newer_version_is_not_dropped(tmp_path):
+    path = tmp_path / "notes.jsonl"
+    Notes(path).add(KEY, [("10", 0.5)])
+    text = path.read_text() + json.dumps([KEY, "01", 1.0, 2]) + "\n"
+    path.write_text(text)
+    with pytest.raises(UserError, match="format 2, newer than 1"):
+        Notes(path)
+    assert path.read_text() == text
+
+
+def test_a_command_forgets_its_own_evaluations_only(tmp_path):
+    path = tmp_path / "notes.jsonl"
+    Notes(path).add(KEY, [("10", 0.5)])
+    other = Notes(path)
+    other.add("b" * 64, [("01", 0.5)])
+    other.finish()
+    assert Notes(path).rows == {KEY: [("10", 0.5)]}
+    last = Notes(path)
+    assert last.kept(KEY, [2]) == [("10", 0.5)]
+    last.finish()
+    assert not path.exists()
+
+
+def test_notes_that_nobody_asked_for_stay(tmp_path):
+    path = tmp_path / "notes.jsonl"
+    Notes(path).add(KEY, [("10", 0.5)])
+    Notes(path).finish()
+    assert Notes(path).rows == {KEY: [("10", 0.5)]}
+
+
+def test_outputs_of_different_names_share_no_notes(tmp_path):
+    names = ("out", "out.json", "out.safetensors", "out.jsonl", ".json")
+    assert len({notes_beside(tmp_path / name).path for name in names}) == len(names)

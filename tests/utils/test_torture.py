@@ -1,6 +1,5 @@
 """`make torture` in small, and what docs/reliability.md says of it at full size."""
 
-import json
 import math
 import os
 import random
@@ -10,12 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import torture
+from tests.helpers import faults, torture
 from tests.helpers.hostile import Tally
 from tests.helpers.project import ROOT
-from tests.helpers.torture import torture_table
+from tests.helpers.torture import Experiment, TortureReport, torture_table
+from utils import files
+from utils.formats import read_document
+from utils.tables import markdown
 
 pytestmark = pytest.mark.slow
+
+
+def torture_report(root):
+    return read_document(root / "results" / "torture.json", TortureReport, "a report of a torture")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
@@ -49,9 +55,9 @@ def test_command_tells_of_each_and_ends_with_1_if_anything_is_lost(lost, execute
         *["    why"] * lost,
         "that: not run, CIFAR-10 is not here",
     ]
-    report = json.loads((tmp_path / "results" / "torture.json").read_text())
-    (row,) = report["experiments"]
-    assert (row["name"], row["tried"], row["lost"], row["executed"]) == ("this", 2000, lost, executed)
+    report = torture_report(tmp_path)
+    (row,) = report.experiments
+    assert (row.name, row.tried, row.lost, row.executed) == ("this", 2000, lost, executed)
     assert page.read_text() == f"before {torture.BEFORE_THE_TABLE}\n\n{torture_table(report)}\n"
 
     monkeypatch.setattr(sys, "argv", ["torture", "--part", "0.5"])
@@ -59,7 +65,7 @@ def test_command_tells_of_each_and_ends_with_1_if_anything_is_lost(lost, execute
     with pytest.raises(SystemExit):
         torture.main()
     assert "tried 1,000" in capsys.readouterr().out
-    assert json.loads((tmp_path / "results" / "torture.json").read_text()) == report
+    assert torture_report(tmp_path) == report
 
 
 @pytest.mark.parametrize(
@@ -99,12 +105,48 @@ def test_lost_progress_is_seen(amounts, gain, lost, tmp_path):
     assert (tally.tried, tally.survived, tally.lost) == (3, 3 - lost, lost)
 
 
-REPORT = {
-    "experiments": [
-        {"name": "SIGKILL", "tried": 30, "survived": 30, "lost": 0, "executed": 0},
-        {"name": "mutated checkpoints", "tried": 10_000, "survived": 9_999, "lost": 1, "executed": 2},
-    ]
-}
+@pytest.mark.skipif(os.name == "nt", reason="Windows cannot fork")
+@pytest.mark.parametrize("kill", [True, False])
+def test_a_write_that_is_not_atomic_is_noticed(kill, monkeypatch):
+    log = (ROOT / "models" / "cnn.jsonl").read_bytes()
+
+    def write(folder):
+        with files.open(folder / "a.jsonl", "wb") as file:
+            file.write(log)
+
+    monkeypatch.setitem(faults.RUNS, "training", write)
+    tally = faults.fail_at_every_call("training", kill, 10)
+    assert (tally.tried, tally.lost) == (2, 1)
+    assert tally.first_loss.startswith("call 2: TrainingError")
+
+
+def test_a_traceback_at_a_file_call_is_noticed(monkeypatch):
+    def fail(folder):
+        try:
+            files.os.stat(folder)
+        except OSError:
+            raise ValueError("a mistake of ours") from None
+
+    monkeypatch.setitem(faults.RUNS, "training", fail)
+    tally = faults.fail_at_every_call("training", False, 10)
+    assert (tally.lost, tally.first_loss) == (1, "call 1: ValueError('a mistake of ours')")
+
+
+@pytest.mark.parametrize("text", faults.HOSTILE)
+def test_a_hostile_text_that_is_not_escaped_is_noticed(text):
+    assert faults.is_harmless(markdown(["a"], [[text]]))
+    assert not faults.is_harmless(f"| a |\n| --- |\n| {text} |")
+
+
+REPORT = TortureReport(
+    python="3",
+    system="Linux",
+    versions={},
+    experiments=[
+        Experiment(name="SIGKILL", tried=30, survived=30, lost=0, executed=0),
+        Experiment(name="mutated checkpoints", tried=10_000, survived=9_999, lost=1, executed=2),
+    ],
+)
 
 
 def test_table():
@@ -115,8 +157,8 @@ def test_table():
 
 
 def test_reliability_page_ends_with_the_table_of_the_last_torture():
-    report = json.loads((ROOT / "results" / "torture.json").read_text(encoding="utf-8"))
+    report = torture_report(ROOT)
     page = (ROOT / torture.PAGE).read_text(encoding="utf-8")
     assert page.endswith(f"{torture.BEFORE_THE_TABLE}\n\n{torture_table(report)}\n")
-    assert not any(row["lost"] or row["executed"] for row in report["experiments"])
-    assert sum(row["tried"] for row in report["experiments"] if row["name"].startswith("SIGKILL")) >= 30
+    assert not any(row.lost or row.executed for row in report.experiments)
+    assert sum(row.tried for row in report.experiments if row.name.startswith("SIGKILL")) >= 30

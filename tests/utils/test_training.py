@@ -21,6 +21,7 @@ from utils.checkpoints import (
     load_checkpoint,
     read_metadata,
     read_tensors,
+    save_checkpoint,
     write_tensors,
 )
 from utils.constants import UserError
@@ -734,3 +735,19 @@ def test_log_is_read_as_it_was_written_and_anything_else_is_refused(digits, tmp_
         with pytest.raises(TrainingError, match=r"a\.jsonl is not a training log"):
             read_log(path)
         assert read_epochs(tmp_path / "a.safetensors") == []
+
+
+@pytest.mark.parametrize("name", ["a.partial.safetensors", "a.jsonl", "a.partial.jsonl"])
+def test_a_file_that_no_training_made_is_neither_replaced_nor_removed(name, digits, tmp_path):
+    """A checkpoint that its owner has called like a state, and texts that are not logs."""
+    path = tmp_path / name
+    if name.endswith(".safetensors"):
+        save_checkpoint(path, CNN(width=1), {"dataset": "digits", "class_names": list("0123456789")})
+    else:
+        path.write_text("somebody's\n")
+    before = path.read_bytes()
+    splits = digits["train"].first(8), digits["validation"].first(8)
+    for resume in (False, True):
+        with pytest.raises(TrainingError, match=f"{name} is not of a training, and this run would replace it"):
+            train("cnn", *splits, RECIPES["paper"], output=tmp_path / "a.safetensors", width=1, resume=resume)
+    assert (path.read_bytes(), [*tmp_path.iterdir()]) == (before, [path])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.constants import ARCHITECTURES, UserError, checkpoint_stem
+from utils.files import resolved
 from utils.quoting import shown
 
 if TYPE_CHECKING:
@@ -47,10 +48,16 @@ def newest_training(network: str) -> Path | None:
 
 
 def is_shipped(path: Path) -> bool:
-    """Whether a path is where this repository ships files: models/ and results/, but not what is made from digits."""
-    names = ("models", "results", "results/demo", "results/digits")
-    inside = [path.resolve().is_relative_to(ROOT / name) for name in names]
-    return any(inside[:2]) and not any(inside[2:])
+    """Whether a path is in models/ or results/, where this repository ships files.
+
+    The folders there that .gitignore names hold what the reader's own commands make, so they are not shipped.
+    """
+    ignored = ROOT / ".gitignore"
+    lines = ignored.read_text(encoding="utf-8").splitlines() if ignored.is_file() else []
+    made = [ROOT / line.strip("/") for line in lines if line.startswith("/") and line.endswith("/")]
+    found = resolved(path)
+    inside = any(found.is_relative_to(ROOT / name) for name in ("models", "results"))
+    return inside and not any(found.is_relative_to(folder) for folder in made)
 
 
 def overwrite_advice(path: Path, effect: str) -> str:

@@ -17,6 +17,8 @@ from utils.commands.test import (
     attack_and_report,
     check_attack_flags,
     check_outputs,
+    first_output,
+    keeping,
     move,
     write_report,
 )
@@ -39,7 +41,7 @@ def model_script() -> None:
     if str(args.data) in DATASETS and (args.resize or args.classes):
         parser.error(f"--resize and --classes are for your own images, not for {args.data}")
     parser.refuse_many_processes()
-    run(parser, lambda: model_command(args), output=args.json)
+    run(parser, lambda: model_command(args), output=first_output(args), batch_size=args.batch_size)
 
 
 def model_parser() -> Parser:
@@ -86,7 +88,8 @@ def model_command(args: Namespace) -> None:
     size = "x".join(map(str, split.images.shape[1:]))
     print(f"{split.dataset} {split.name} split, {len(split):,} images of {size}, {device}")
     about = {"checkpoint": str(args.weights or args.model), "network": one_line(args.model)[:200], "classes": classes}
-    write_report(attack_and_report(subject, args, about), subject, args)
+    with keeping(subject):
+        write_report(attack_and_report(subject, args, about), subject, args)
 
 
 def prepare_model(args: Namespace) -> tuple[Subject, int]:
@@ -97,10 +100,9 @@ def prepare_model(args: Namespace) -> tuple[Subject, int]:
     import torch
 
     from utils.checkpoints import LONGEST_WEIGHTS, file_digest, load_checkpoint, read_metadata
-    from utils.files import beside
     from utils.images import as_split
     from utils.models import FEWEST_CLASSES, count_classes, load_model
-    from utils.notes import Notes
+    from utils.notes import notes_beside
     from utils.saving import check_empty
 
     check_outputs(args)
@@ -124,6 +126,7 @@ def prepare_model(args: Namespace) -> tuple[Subject, int]:
     if args.diagnose and not args.source and split.dataset in DATASETS:
         baseline = checkpoints.default_baseline("cnn", split.dataset)
         source_path = baseline if baseline.exists() else None
+    output = first_output(args)
     source = load_checkpoint(source_path) if source_path else None
     if source and count_classes(source, split) != classes:
         raise UserError(f"{source_path} has another number of classes than --model")
@@ -135,7 +138,7 @@ def prepare_model(args: Namespace) -> tuple[Subject, int]:
             source=source if args.source else None,
             diagnosis_path=source_path,
             diagnosis_source=source,
-            notes=Notes(beside(args.json, ".attacks.partial.jsonl")) if args.json else None,
+            notes=notes_beside(output) if output else None,
             save=args.save,
         ),
         classes,

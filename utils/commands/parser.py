@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import io
 import os
 import sys
@@ -21,15 +22,20 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from utils.commands import types
 from utils.constants import DATASETS, UserError
-from utils.files import locked
-from utils.quoting import one_line
+from utils.files import locked, make_folder
+from utils.quoting import one_line, printable, shown
 
 if TYPE_CHECKING:
     import torch
 
-# torchrun sets these for each of the processes that it starts.
-RANK = int(os.environ.get("RANK", 0))
-WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))
+# What torchrun sets for each of the processes that it starts; Parser refuses other values.
+TORCHRUN = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT", "MASTER_ADDR")
+WORLD_SIZE, RANK = (
+    int(value) if (value := os.environ.get(name, "")).isdecimal() else default
+    for name, default in (("WORLD_SIZE", 1), ("RANK", 0))
+)
+RANK = RANK if WORLD_SIZE > 1 else 0
+UNUSABLE = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EINVAL)  # errors of a path, not of a disk
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -85,7 +91,22 @@ class Parser(argparse.ArgumentParser):
         """The arguments of the command line, after standard output was prepared for names outside ASCII."""
         if isinstance(sys.stdout, io.TextIOWrapper):  # in a notebook it is another class, and it may be missing
             sys.stdout.reconfigure(errors="backslashreplace")
+        self._check_torchrun()
         return super().parse_args(*arguments)
+
+    def _check_torchrun(self) -> None:
+        """End the process with an error if the environment holds what torchrun never sets."""
+        values = {name: os.environ[name] for name in TORCHRUN if name in os.environ}
+        for name in TORCHRUN[:-1]:
+            number = values.get(name, "1")
+            if not number.isdecimal() or (name == "WORLD_SIZE" and not int(number)):
+                self.error(f"{name} is {shown(number)} in the environment, but torchrun sets a number: unset {name}")
+        if WORLD_SIZE > 1 and (missing := [name for name in TORCHRUN if not values.get(name)]):
+            self.error(f"WORLD_SIZE is {WORLD_SIZE} in the environment without {missing[0]}: unset it, or use torchrun")
+        if WORLD_SIZE > 1 and not RANK < WORLD_SIZE:
+            self.error(
+                f"RANK is {RANK} in the environment, but WORLD_SIZE is {WORLD_SIZE}: unset both, or use torchrun"
+            )
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         """End the process, without a traceback if standard output is a closed pipe or a full disk."""
@@ -99,8 +120,9 @@ class Parser(argparse.ArgumentParser):
         """End the process with status 2 and one line on stderr."""
         # When several processes make the same mistake, rank 0 reports it. The others wait, because torchrun ends all
         # processes as soon as one has ended.
-        time.sleep(1 if RANK else 0)
-        self.exit(2, None if RANK else f"{self.prog}: error: {message} (--help explains every flag)\n")
+        silent = 0 < RANK < WORLD_SIZE
+        time.sleep(1 if silent else 0)
+        self.exit(2, None if silent else f"{self.prog}: error: {printable(message)} (--help explains every flag)\n")
 
     def refuse_many_processes(self) -> None:
         """End the process with an error if torchrun has started several."""
@@ -140,7 +162,7 @@ def device_of_this_process(name: str) -> torch.device:
 def check_writable(path: Path) -> None:
     """Raise UserError if a file cannot be written at `path`. A missing folder is made."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         if path.exists() and not path.is_file():
             raise OSError("it is not a file")
         # Under another name: another run may be writing to `path`, or somebody may have put a link there.
@@ -150,33 +172,51 @@ def check_writable(path: Path) -> None:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
-def run(parser: Parser, command: Callable[[], None], output: Path | None = None) -> None:
+def run(
+    parser: Parser, command: Callable[[], None], output: Path | None = None, *, batch_size: int | None = None
+) -> None:
     """Run a command. Errors become one line on stderr: status 2 if the user can mend them, 1 if a disk fails.
 
     output: a file that no other run may write at the same time. A command may raise KeyboardInterrupt with a text, such
     as "2 epochs are saved", which the line then reports.
+    batch_size: of the command, for a message that says which to try if the memory is full.
     """
     who = f"{parser.prog}, rank {RANK}" if RANK else parser.prog
     # Python's own format adds a line of our source code, which does not help the user.
     warnings.formatwarning = lambda message, *_, **__: f"{who}: warning: {one_line(message)}\n"
+    os.environ["MPLBACKEND"] = "agg"  # commands write figures to files, whatever the user's notebooks do
+    status, told = 2, ""
     try:
         with locked(output) if output and not RANK else contextlib.nullcontext():
             import numpy  # noqa: F401, because torch, which imports it from C, would not let Ctrl-C through
 
             command()
             print(end="", flush=True)  # a closed pipe shows here, inside the try
+        return
     except KeyboardInterrupt as interrupt:
         kept = f": {interrupt}" if str(interrupt) else ""
         parser.exit(130, None if RANK else f"{who}: interrupted{kept}\n")
     except UserError as error:
-        parser.exit(2, f"{who}: error: {error}\n")
+        told = str(error)
     except ValueError as error:
         from attacks import AttackError  # not at the top, because it imports torch
 
         if not isinstance(error, AttackError):
             raise
-        parser.exit(2, f"{who}: error: {error}\n")
+        told = str(error)
     except BrokenPipeError:  # the reader of our output, such as head, has ended: end as a shell command would
         parser.exit(128 + 13)
     except OSError as error:
-        parser.exit(1, f"{who}: error: {error}\n")
+        status, told = 2 if error.errno in UNUSABLE else 1, str(error)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        smaller = f"--batch-size {batch_size // 2}" if batch_size and batch_size > 1 else "a smaller network"
+        told = f"the memory is full: try {smaller}"
+    parser.exit(status, f"{who}: error: {printable(told)}\n")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that the memory is full. torch has a class of its own for a GPU's memory only."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(words in text for words in ("out of memory", "can't allocate memory"))

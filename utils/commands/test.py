@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -33,7 +35,12 @@ def test_script(network: str) -> None:
     parser = test_parser(network)
     args = parser.parse_args()
     check_attack_flags(parser, args)
-    run(parser, lambda: test_command(network, args), output=args.json)
+    run(parser, lambda: test_command(network, args), output=first_output(args), batch_size=args.batch_size)
+
+
+def first_output(args: Namespace) -> Path | None:
+    """The file that no other run may write meanwhile, and beside which finished batches are noted; None without one."""
+    return args.json or (args.figures and args.figures / "accuracy.png")
 
 
 def check_attack_flags(parser: Parser, args: Namespace) -> None:
@@ -106,7 +113,7 @@ class Subject:
     source: nn.Module | None  # crafts the examples; None: the network itself
     diagnosis_path: Path | None  # of the checkpoint that crafts what --diagnose transfers
     diagnosis_source: nn.Module | None
-    notes: Notes | None  # finished batches, if there is a report to write
+    notes: Notes | None  # finished batches, if a report or figures are to be written
     save: Path | None = None  # the folder for adversarial examples
     whole: Split | None = None  # `split` may be a part of it; a surrogate learns from the rest
 
@@ -131,8 +138,20 @@ def test_command(network_name: str, args: Namespace) -> None:
             print(
                 f"to test your newest training: python test-{network_name}.py --checkpoint {shlex.quote(str(newest))}"
             )
-        report = attack_and_report(subject, args, {"checkpoint": str(args.checkpoint), "network": network_name})
-        from_main(lambda: write_report(report, subject, args))
+        with keeping(subject):
+            report = attack_and_report(subject, args, {"checkpoint": str(args.checkpoint), "network": network_name})
+            from_main(lambda: write_report(report, subject, args))
+
+
+@contextmanager
+def keeping(subject: Subject) -> Iterator[None]:
+    """A context in which Ctrl-C says whether finished batches are kept."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = subject.notes and subject.notes.rows
+        hint = "the finished batches are kept, and the same command continues after them" if kept else ""
+        raise KeyboardInterrupt(hint) from None
 
 
 def move(subject: Subject, device: torch.device) -> None:
@@ -153,13 +172,8 @@ def attack_and_report(subject: Subject, args: Namespace, about: dict[str, Any]) 
     from utils.evaluation import hits
 
     torch.manual_seed(args.seed)
-    try:
-        clean, rows = attack_table(subject, args)
-        diagnosis = print_diagnosis(subject, args) if args.diagnose else None
-    except KeyboardInterrupt:
-        kept = subject.notes and subject.notes.rows
-        hint = "the finished batches are kept, and the same command continues after them" if kept else ""
-        raise KeyboardInterrupt(hint) from None
+    clean, rows = attack_table(subject, args)
+    diagnosis = print_diagnosis(subject, args) if args.diagnose else None
     split = subject.split
     about |= {"sha256": subject.sha256, "dataset": split.dataset, "split": split.name, "examples": len(split)}
     about |= {"clean_accuracy": clean.accuracy, "clean_confidence_interval": clean.confidence_interval}
@@ -171,8 +185,7 @@ def prepare_test(network_name: str, args: Namespace) -> Subject:
     """Load everything onto the CPU. Raises UserError for whatever is missing or damaged, before hours of attacks."""
     from utils.checkpoints import file_digest, read_metadata
     from utils.data import load_split
-    from utils.files import beside
-    from utils.notes import Notes
+    from utils.notes import notes_beside
 
     check_outputs(args)
     checkpoints.check_is_made(args.checkpoint, network_name)
@@ -188,7 +201,8 @@ def prepare_test(network_name: str, args: Namespace) -> Subject:
     if args.diagnose and not source:
         diagnosis_path = checkpoints.find_baseline(split, network_name, args.checkpoint)
         diagnosis_source = checkpoints.load_network(diagnosis_path, split) if diagnosis_path else None
-    notes = Notes(beside(args.json, ".attacks.partial.jsonl")) if args.json else None
+    output = first_output(args)
+    notes = notes_beside(output) if output else None
     return Subject(sha256, split, network, source, diagnosis_path, diagnosis_source, notes, whole=whole)
 
 
@@ -207,7 +221,7 @@ def check_outputs(args: Namespace) -> None:
 
 def attack_table(subject: Subject, args: Namespace) -> tuple[Result, list[AttackRow]]:
     """Run the attacks and print a line for each. Returns the result on clean images, and a row for each attack."""
-    from utils.evaluation import evaluate, evaluate_fgsm, report_row
+    from utils.evaluation import evaluate, report_row
 
     setting = "white_box" if subject.source is None else "transfer"
     common = {"source": subject.source, "batch_size": args.batch_size, "progress": True}
@@ -218,7 +232,7 @@ def attack_table(subject: Subject, args: Namespace) -> tuple[Result, list[Attack
         f"\n{'attack':12}{'setting':11}{'epsilon':>8}{'accuracy':>10}{'95 % interval':>17}{'success':>10}{'seconds':>9}"
     )
     at_once = [] if subject.save else radii.pop("fgsm", [])  # all radii share a gradient, but no image is kept
-    clean, *attacked = evaluate_fgsm(subject.network, subject.split, at_once, eot=args.eot, **common)
+    clean, *attacked = fgsm_results(subject, args, at_once, common)
     print_row("clean", "", clean)
     for result in attacked:
         print_row(result.attack, setting, result, clean)
@@ -235,6 +249,35 @@ def attack_table(subject: Subject, args: Namespace) -> tuple[Result, list[Attack
     source = str(args.source) if args.source else None
     rows = [report_row(result, setting, source, clean=clean, per_image=args.per_image) for result in attacked]
     return clean, rows
+
+
+def fgsm_results(subject: Subject, args: Namespace, radii: Sequence[float], common: dict[str, Any]) -> list[Result]:
+    """What `evaluate_fgsm` returns. If the notes have all of it, it comes from there; else it is noted."""
+    import torch
+
+    from utils.distributed import from_main
+    from utils.evaluation import Result, evaluate_fgsm, evaluation_key, hits
+
+    options, notes, split = ({"eot": args.eot} if args.eot > 1 else {}), subject.notes, subject.split
+    if notes is None:
+        return evaluate_fgsm(subject.network, split, radii, eot=args.eot, **common)
+    about = {**options, "in one pass": True}  # `evaluate` notes FGSM batch by batch, so under another key
+    every = [0.0, *radii]
+    keys = [
+        evaluation_key(subject.network, split, "fgsm", radius, about, subject.source, args.batch_size)
+        for radius in every
+    ]
+    kept = from_main(lambda: [notes.kept(key, [len(split)]) for key in keys])
+    if all(kept):
+        rows = [(radius, [hit == "1" for hit in row[0][0]], row[0][1]) for radius, row in zip(every, kept, strict=True)]
+        return [
+            Result(radius, sum(mask), len(split), seconds, options=options, mask=torch.tensor(mask))
+            for radius, mask, seconds in rows
+        ]
+    found = evaluate_fgsm(subject.network, split, radii, eot=args.eot, **common)
+    if not found[0].unusual:  # a doubtful network is examined, and its user warned, each time
+        from_main(lambda: notes.add_each({key: (hits(r), r.seconds) for key, r in zip(keys, found, strict=True)}))
+    return found
 
 
 def save_examples(subject: Subject, result: Result, crafted: list[Tensor], batch_size: int) -> None:
@@ -288,7 +331,7 @@ def print_diagnosis(subject: Subject, args: Namespace) -> DiagnosisReport:
 
 
 def write_report(report: TestReport, subject: Subject, args: Namespace) -> None:
-    """Write the report, after which the notes are not needed, and draw the figures.
+    """Write the report and draw the figures, after which the notes are not needed.
 
     Raises UserError, and keeps the notes, if the checkpoint was replaced during the test.
     """
@@ -299,8 +342,6 @@ def write_report(report: TestReport, subject: Subject, args: Namespace) -> None:
         if subject.sha256:
             check_unchanged(args.checkpoint, subject.sha256)
         write_document(args.json, report, indent=2)
-        if subject.notes:
-            subject.notes.finish()
     if args.figures:
         from utils import plotting
 
@@ -311,3 +352,5 @@ def write_report(report: TestReport, subject: Subject, args: Namespace) -> None:
         radius = min(broken, default=max(row.epsilon for row in rows))
         examples = plotting.adversarial_examples(subject.network, subject.split, radius, source=subject.source)
         plotting.save(examples, args.figures / "examples.png")
+    if subject.notes:
+        subject.notes.finish()

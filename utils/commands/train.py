@@ -16,6 +16,8 @@ import msgspec
 from utils.commands import checkpoints, types
 from utils.commands.parser import Parser, check_writable, pick_device, run
 from utils.constants import DATASETS, RADIUS, UserError
+from utils.files import resolved
+from utils.quoting import printable
 from utils.recipes import RECIPES, Recipe
 from utils.tables import epsilon_text
 
@@ -41,7 +43,7 @@ def train_script(network: str) -> None:
     if args.classes and not args.data:
         parser.error("--classes belongs to --data")
     if args.data:  # a folder called "digits" does not hold the digits
-        name = args.data.resolve().stem
+        name = printable(resolved(args.data).stem)
         args.dataset = f"{name}-images" if name in DATASETS else name
     if args.epsilon == 0:
         parser.error("--epsilon 0 changes no image")
@@ -56,7 +58,7 @@ def train_script(network: str) -> None:
     asked = {name: value for name, _, _ in flags_of_recipe() if (value := getattr(args, name)) is not None}
     recipe = msgspec.structs.replace(RECIPES[args.recipe], **asked)
     recipe = recipe if args.defense == "none" else recipe.with_defense()
-    run(parser, lambda: train_command(network, args, recipe), output=args.output)
+    run(parser, lambda: train_command(network, args, recipe), output=args.output, batch_size=recipe.batch_size)
 
 
 def train_parser(network: str) -> Parser:
@@ -226,12 +228,13 @@ def check_files(network: str, args: Namespace) -> None:
             raise UserError(f"{partial.state} is an interrupted run: --resume continues it, --overwrite starts again")
         raise UserError(f"{existing[0]} exists: --output chooses another file, --overwrite replaces this one")
     check_writable(args.output)
+    partial.check_own()
     if args.init:
         read_metadata(args.init)  # before a data set is downloaded
     if args.defense == "fgsm-augment":
         checkpoints.check_is_made(args.source, network)
         read_metadata(args.source)  # before a data set is downloaded
-        if args.source.resolve() == args.output.resolve():
+        if resolved(args.source) == resolved(args.output):
             raise UserError(f"--output {args.output} is the --source, and would replace it")
         check_writable(FOLDER / "set")
 

@@ -1,10 +1,13 @@
 """Types for argparse: each reads the text of a flag, or raises ArgumentTypeError with the reason in one line."""
 
+import os
 from argparse import ArgumentTypeError
 from collections.abc import Callable
+from errno import ELOOP, ENAMETOOLONG, ENOTDIR
 from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
+from unicodedata import category
 
 import msgspec
 from msgspec import Meta
@@ -57,9 +60,18 @@ width = number(Width)
 
 
 def file_path(text: str) -> Path:
-    """A path whose name can be written to files, reports and a terminal."""
+    """A path whose name can be written to files, reports and a terminal, and that the file system can look up."""
     try:
         text.encode()
     except UnicodeEncodeError:
         raise ArgumentTypeError(f"{shown(text)} is not in UTF-8") from None
+    if not text:
+        raise ArgumentTypeError("a path is empty")
+    if any(category(character) in ("Cc", "Zl", "Zp") for character in text):
+        raise ArgumentTypeError(f"{shown(text)} holds a line break or another control character")
+    try:
+        os.stat(text)
+    except OSError as error:
+        if error.errno in (ENAMETOOLONG, ELOOP, ENOTDIR):
+            raise ArgumentTypeError(f"{shown(text)} cannot be written or read: {error.strerror}") from None
     return Path(text)

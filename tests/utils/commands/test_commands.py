@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -13,14 +14,19 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import torch
 
+from tests.helpers.faults import odd_surroundings
 from tests.helpers.project import QUICK, ROOT, command, prog
 from utils.checkpoints import file_digest, load_checkpoint, read_metadata, save_checkpoint
 from utils.commands.checkpoints import overwrite_advice
+from utils.commands.parser import Parser, run
 from utils.commands.test import test_parser as parser_of_tests
 from utils.commands.train import flags_of_recipe, train_parser
 from utils.commands.types import epsilon
+from utils.constants import UserError
 from utils.formats import TestReport, read_document
+from utils.notes import Notes
 from utils.recipes import RECIPES
 from utils.statistics import wilson_interval
 
@@ -114,14 +120,14 @@ def test_interrupted_test_keeps_the_attacks_that_are_done(script, trained, tmp_p
     process = subprocess.Popen(
         [sys.executable, ROOT / "test-cnn.py", *map(str, arguments)], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
-    notes, deadline = tmp_path / "o.attacks.partial.jsonl", time.monotonic() + 120
-    while not (notes.exists() and len(notes.read_text().splitlines()) > 4):  # pgd, autoattack, the first checks
+    notes, deadline = tmp_path / "o.json.attacks.partial.jsonl", time.monotonic() + 120
+    while not (notes.exists() and len(notes.read_text().splitlines()) > 5):  # clean, pgd, autoattack, the first checks
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.kill()
     process.communicate(timeout=60)
-    noted = notes.read_text().splitlines()[:4]
+    noted = notes.read_text().splitlines()[1:5]
     again = script("test-cnn.py", *arguments)
     assert again.returncode == 0, again.stderr
     assert not notes.exists()
@@ -189,7 +195,7 @@ def test_a_checkpoint_that_is_replaced_during_its_test_gets_no_report(script, tr
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     assert "tested.safetensors was replaced during the test" in result.stderr
     assert not (tmp_path / "o.json").exists()
-    assert (tmp_path / "o.attacks.partial.jsonl").exists()
+    assert (tmp_path / "o.json.attacks.partial.jsonl").exists()
 
 
 def test_default_radius_of_an_iterative_attack(script, trained, tmp_path):
@@ -198,15 +204,47 @@ def test_default_radius_of_an_iterative_attack(script, trained, tmp_path):
     assert [row.epsilon for row in attacks_in(tmp_path / "o")] == [8 / 255]
 
 
-def test_reports_with_a_dot_in_their_names_do_not_share_notes(script, trained, tmp_path):
-    """A finished test of out-0.3 leaves the notes of an interrupted test of out-0.2 alone."""
-    notes = tmp_path / "out-0.2.attacks.partial.jsonl"
-    notes.write_text("noted\n")
+def test_a_test_leaves_the_notes_of_other_tests_alone(script, trained, tmp_path):
+    """Those of reports with a similar name, and those of another evaluation that went to the same report."""
+    noted = {}
+    for name in ("out-0.2", "out", "out.json", "out-0.3"):
+        path = tmp_path / f"{name}.attacks.partial.jsonl"
+        Notes(path).add("a" * 64, [("01", 0.5)])
+        noted[path] = path.read_text()
     arguments = ["--checkpoint", trained("cnn"), "--examples", 5, "--attack", "pgd", "--steps", 1]
     assert script("test-cnn.py", *arguments, "--json", tmp_path / "out-0.3").returncode == 0
-    assert notes.read_text() == "noted\n"
-    assert script("test-cnn.py", *arguments, "--json", tmp_path / "out-0.2").returncode == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out-0.2", "out-0.3"]
+    assert {path: path.read_text() for path in noted} == noted
+    (tmp_path / "out.attacks.partial.jsonl").write_text("somebody's")
+    assert_one_line(script("test-cnn.py", *arguments, "--json", tmp_path / "out"), "does not hold notes")
+    assert (tmp_path / "out.attacks.partial.jsonl").read_text() == "somebody's"
+
+
+@pytest.mark.parametrize("flags", [["--figures", "figures"], ["--figures", "figures", "--json", "out.json"]])
+def test_an_interruption_while_figures_are_drawn_loses_no_evaluation(flags, script, trained, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "if 'test-cnn.py' in ' '.join(sys.orig_argv):\n"
+        "    import utils.plotting as plotting\n"
+        "    def save(*_):\n"
+        "        raise KeyboardInterrupt\n"
+        "    plotting.save = save\n"
+    )
+    arguments = ["--checkpoint", trained("cnn"), "--examples", 5, "--attack", "pgd", "fgsm", "--steps", 1, *flags]
+    arguments += ["--epsilon", 0.1]
+    result = script("test-cnn.py", *arguments, cwd=tmp_path, PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    assert result.returncode == 130
+    assert "the finished batches are kept" in result.stderr
+    output = tmp_path / ("out.json" if "--json" in flags else "figures/accuracy.png")
+    noted = Notes(f"{output}.attacks.partial.jsonl").rows.values()
+    assert [[len(hits) for hits, _ in rows] for rows in noted] == [[5]] * 3  # clean, FGSM and PGD
+    again = script("test-cnn.py", *arguments, cwd=tmp_path)
+    assert again.returncode == 0
+    assert without_seconds(again.stdout) == without_seconds(result.stdout)
+    assert not [*tmp_path.rglob("*.partial.*")]
+
+
+def without_seconds(output):
+    return [line.rsplit(maxsplit=1)[0] for line in output.splitlines() if line]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
@@ -215,7 +253,7 @@ def test_interrupted_test_speaks_of_kept_batches_only_if_there_are_some(report, 
     arguments = ["--checkpoint", trained("cnn"), "--attack", "pgd", "--steps", 200, "--batch-size", 20]
     process = interruptible("test-cnn.py", *arguments, *(["--json", tmp_path / "o.json"] if report else []))
     if report:
-        wait_for(tmp_path / "o.attacks.partial.jsonl", process)
+        wait_for(tmp_path / "o.json.attacks.partial.jsonl", process)
     else:
         while not process.stdout.readline().startswith("clean"):  # the next row, of pgd, comes much later
             assert process.poll() is None, "it ended before it could be interrupted"
@@ -703,3 +741,48 @@ def test_full_disk_is_one_line_and_keeps_the_earlier_checkpoint(tmp_path):
 )
 def test_epsilon_is_read_as_a_number_or_a_fraction(text, value):
     assert epsilon(text) == value
+
+
+# ---- odd surroundings ----
+
+
+def test_commands_in_odd_surroundings(tmp_path):
+    """One of each kind; `make torture` tries all."""
+    tally = odd_surroundings(5, random.Random(0), tmp_path)
+    assert (tally.survived, tally.first_loss) == (5, "")
+
+
+def test_figures_need_no_valid_backend(script, trained, tmp_path):
+    arguments = ["--checkpoint", trained("cnn"), "--examples", 5, "--figures", tmp_path, "--epsilon", 0.1]
+    result = script("test-cnn.py", *arguments, MPLBACKEND="no such thing")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert (tmp_path / "examples.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "try --batch-size 125"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), "--batch-size 125"),
+        (MemoryError(), "try --batch-size 125"),
+    ],
+)
+def test_a_full_memory_is_one_line_with_a_batch_size_to_try(error, advice, capsys):
+    def command():
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        run(Parser("test.py", "", []), command, batch_size=250)
+    assert end.value.code == 2
+    assert advice in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="ours"):
+        run(Parser("test.py", "", []), lambda: (_ for _ in ()).throw(RuntimeError("ours")))
+
+
+def test_an_error_that_quotes_a_file_cannot_command_the_terminal(capsys):
+    def command():
+        raise UserError("a\x1b[2J\nb")
+
+    with pytest.raises(SystemExit):
+        run(Parser("test.py", "", []), command)
+    assert capsys.readouterr().err == "test.py: error: a [2J b\n"
