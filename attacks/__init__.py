@@ -4,8 +4,9 @@
 """
 
 from attacks.autoattack import autoattack
-from attacks.core import AttackError, Model, step
+from attacks.core import AttackError, Model
 from attacks.fgsm import fgsm, fgsm_direction
+from attacks.norms import step
 from attacks.pgd import default_step_size, pgd
 from attacks.search import pgd_iterates
 from attacks.strong import multi_targeted

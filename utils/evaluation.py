@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from attacks import autoattack, default_step_size, fgsm, fgsm_direction, pgd, step
-from attacks.core import Model, check_epsilon, checked_batch, checked_images, evaluating, logits_of
+from attacks.core import Model, checked_batch, checked_images, evaluating, logits_of
 from attacks.modules import modules_of
+from attacks.norms import check_epsilon
 from attacks.state import SMALL, examined, remembering
 from utils import distributed
 from utils.checkpoints import versions

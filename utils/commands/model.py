@@ -96,10 +96,11 @@ def prepare_model(args: Namespace) -> tuple[Subject, int]:
     """
     import torch
 
+    from attacks.autoattack import FEWEST_CLASSES
     from utils.checkpoints import LONGEST_WEIGHTS, file_digest, load_checkpoint, read_metadata
     from utils.files import beside
     from utils.images import as_split
-    from utils.models import FEWEST_CLASSES, count_classes, load_model
+    from utils.models import count_classes, load_model
     from utils.notes import Notes
     from utils.saving import check_empty
 
