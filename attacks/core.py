@@ -5,6 +5,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -171,17 +172,24 @@ def zero_gradient(gradient: Tensor) -> Tensor:
     return ~gradient.flatten(1).any(1)
 
 
+ZERO_GRADIENT = (
+    "the gradient of the model's loss is zero in every pixel of some images, or of all, so the attack "
+    "cannot follow it; surviving the attack there does not show robustness"
+)
+
+# What is called with each such warning; by default, nothing happens.
+zero_gradient_listener: ContextVar[Callable[[], None]] = ContextVar("zero_gradient_listener", default=lambda: None)
+
+
 def warn_of_zero_gradient() -> None:
-    """Warn that the gradient of some images was zero in every pixel.
+    """Warn that the gradient of some images was zero in every pixel, and tell the listener.
 
     This is a warning, not an error: where a network is very sure, rounding makes the gradient zero, and a few such
     images should not end an evaluation. The message does not give their number, so that Python shows it once and not
     for every batch.
     """
-    warn(
-        "the gradient of the model's loss is zero in every pixel of some images, or of all, so the attack "
-        "cannot follow it; surviving the attack there does not show robustness"
-    )
+    zero_gradient_listener.get()()
+    warn(ZERO_GRADIENT)
 
 
 def warn(message: str) -> None:

@@ -44,13 +44,13 @@ def fgsm(
     eot: average the gradient over this many passes: expectation over transformation, for a model that is random
         (Athalye et al., 2018, arXiv:1802.00420, section 4.2.2).
 
-    Returns images of the same shape, dtype, device and memory format, each within epsilon of its original (to one
-    rounding unit of the dtype) and inside [0, 1].
+    Returns images of the same shape, dtype, device and memory format, each within epsilon of its original (each pixel
+    to one rounding unit of the dtype) and inside [0, 1].
     Raises TypeError if images are not a floating point tensor or labels are not an int64 tensor. Raises ValueError if a
     shape does not fit, images leave [0, 1] or hold NaN, a label is not a class of the model, epsilon is not a radius
-    of the norm or eot is below 1. Raises AttackError, a kind of ValueError, if the gradient is missing or not finite, or if the
-    model returns something other than logits. Warns (RuntimeWarning) if an image's gradient is zero in every pixel;
-    that image is returned unchanged.
+    of the norm or eot is below 1. Raises AttackError, a kind of ValueError, if the gradient is missing or not finite,
+    or if the model returns something other than logits. Warns (RuntimeWarning) if an image's gradient is zero in every
+    pixel; that image is returned unchanged.
     """
     check_epsilon(epsilon, norm)
     images = checked_batch(images, labels)

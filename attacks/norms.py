@@ -52,7 +52,7 @@ class LinfBall:
 
     def moved(self, iterate: Tensor, gradient: Tensor, size: Radius) -> Tensor:
         """The iterate after a step of this size along the sign of the gradient, brought back into the ball."""
-        return step(iterate, gradient.sign(), per_image(size, iterate), self.low, self.high)
+        return step(iterate, gradient.sign().to(iterate), per_image(size, iterate), self.low, self.high)
 
     @staticmethod
     def noise(shape: torch.Size, radius: Radius, generator: torch.Generator) -> Tensor:

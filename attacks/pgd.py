@@ -1,6 +1,7 @@
 """Projected Gradient Descent: many small steps of FGSM, each followed by a return into the ball around the image."""
 
 import math
+from typing import Any
 
 from torch import Tensor
 
@@ -76,8 +77,9 @@ def pgd(
     unusual = examined(model, images)
     model = faster_equivalent(model)
     with attacking(model, images.device):
-        options = {"norm": norm, "momentum": momentum, "targeted": targeted, "early_stop": early_stop, "eot": eot}
-        search = Search(model, images, labels, LOSSES[loss], unusual, epsilon=epsilon, **options)
+        options: dict[str, Any] = {"epsilon": epsilon, "norm": norm, "momentum": momentum}
+        options |= {"targeted": targeted, "early_stop": early_stop, "eot": eot}
+        search = Search(model, images, labels, LOSSES[loss], unusual, **options)
         if random_start:
             search.look_at(search.images)
         for restart in range(restarts):

@@ -32,8 +32,8 @@ def multi_targeted(
     class is within reach. An image stops at the first iterate that the model misclassifies, whatever its class then is.
     Only images that have withstood a target go on to the next one.
 
-    model, images, labels, epsilon, norm: as for `fgsm`. With more than ten classes, each image has the nine targets that the
-        model finds most likely.
+    model, images, labels, epsilon, norm: as for `fgsm`. With more than ten classes, each image has the nine targets
+        that the model finds most likely.
     steps, restarts: at least 1. Each target has `restarts` random starts, and each start `steps` steps. The steps
         shrink from epsilon / 2 to nothing as half a cosine, so that the first ones cross the ball and the last ones
         refine.

@@ -10,7 +10,7 @@ from typing import Any
 from utils.files import naming, read_bytes, write_atomically
 from utils.formats import Note, decode, encode_lines
 
-Row = tuple[str, float]  # of a finished batch: "0110..." (1 for a correct image), seconds
+Row = tuple[str, float]  # of a finished batch: "0110..." (see formats.NotedHits), seconds
 
 
 class Notes:

@@ -150,11 +150,11 @@ def test_l2_reaches_the_exact_maximum_for_two_classes(factor):
         z = factor * ((x - 0.5).flatten(1) @ slope.to(x)) - factor
         return torch.stack([torch.zeros_like(z), z], 1)
 
-    for images in (images, images.float()):
+    for x in (images, images.float()):
         with torch.no_grad():
-            expected = model(images)[:, 1] + factor * 0.1 * slope.norm().to(images)
+            expected = model(x)[:, 1] + factor * 0.1 * slope.norm().to(x)
         options = {"epsilon": 0.1, "norm": "l2", "loss": "margin", "early_stop": False, "step_size": 10}
-        for adversarial in (pgd(model, images, labels, **options), fgsm(model, images, labels, epsilon=0.1, norm="l2")):
+        for adversarial in (pgd(model, x, labels, **options), fgsm(model, x, labels, epsilon=0.1, norm="l2")):
             torch.testing.assert_close(model(adversarial)[:, 1], expected, rtol=1e-3, atol=1e-4 * factor)
 
 
