@@ -12,6 +12,7 @@ import os
 import pickle
 import sys
 import traceback
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,11 @@ def _read(path: Path, longest: int) -> Any:
                 from safetensors.torch import load
 
                 return load(file.read())
+            if zipfile.is_zipfile(file):  # torch unpacks its entries, and a few bytes may become gigabytes
+                with zipfile.ZipFile(file) as archive:
+                    if sum(entry.file_size for entry in archive.infolist()) > longest:
+                        raise ValueError("it is too large for this network")
+                file.seek(0)
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
