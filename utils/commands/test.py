@@ -41,11 +41,12 @@ def test_script(network: str) -> None:
 def check_attack_flags(parser: Parser, args: Namespace) -> None:
     """End the process with an error if flags do not fit each other; gather the options of PGD in `args.pgd`."""
     radius = types.radius if args.norm == "l2" else types.epsilon
-    try:
-        flag, args.epsilon = "--epsilon", args.epsilon and list(map(radius, args.epsilon))
-        flag, args.step_size = "--step-size", args.step_size and radius(args.step_size)
-    except ArgumentTypeError as error:
-        parser.error(f"argument {flag}: {error}")
+    for name in ("epsilon", "step_size"):
+        given = getattr(args, name)
+        try:
+            setattr(args, name, list(map(radius, given)) if isinstance(given, list) else given and radius(given))
+        except ArgumentTypeError as error:
+            parser.error(f"argument --{name.replace('_', '-')}: {error}")
     args.pgd = {name: getattr(args, name) for name in PGD_OPTIONS if getattr(args, name) is not None}
     if args.pgd and "pgd" not in args.attack and not args.minimal_epsilon:
         parser.error(f"--{next(iter(args.pgd)).replace('_', '-')} belongs to --attack pgd")
