@@ -68,8 +68,10 @@ def compare(path: Path, split: Split) -> AgreementEntry:
     peers_fgsm = torchattacks.FGSM(network, eps=EPSILON)
     peers_pgd = torchattacks.PGD(network, eps=EPSILON, alpha=2.5 * EPSILON / STEPS, steps=STEPS)
     # PGDL2 views gradients as vectors, which only works in the contiguous format.
-    contiguous = nn.Sequential(nn.Flatten(), nn.Unflatten(1, split.images.shape[1:]), network)
-    peers_l2 = torchattacks.PGDL2(contiguous, eps=L2_RADIUS, alpha=2.5 * L2_RADIUS / STEPS, steps=STEPS)
+    contiguous = nn.Sequential(nn.Flatten(), nn.Unflatten(1, split.images.shape[1:]), network).eval()
+    # Without random starts, because the peer's lie nearer to the images than ours, which fill the ball evenly.
+    l2_options: dict[str, Any] = {"alpha": 2.5 * L2_RADIUS / STEPS, "steps": STEPS, "random_start": False}
+    peers_l2 = torchattacks.PGDL2(contiguous, eps=L2_RADIUS, **l2_options)
     alpha = EPSILON / MOMENTUM_STEPS
     peers_mi_fgsm = torchattacks.MIFGSM(network, eps=EPSILON, alpha=alpha, steps=MOMENTUM_STEPS, decay=1.0)
     mi_fgsm: dict[str, Any] = {
@@ -88,7 +90,7 @@ def compare(path: Path, split: Split) -> AgreementEntry:
             "peer_fgsm": peers_fgsm(images, labels),
             "pgd": pgd(network, images, labels, epsilon=EPSILON, steps=STEPS),
             "peer_pgd": peers_pgd(images, labels),
-            "pgd_l2": pgd(network, images, labels, epsilon=L2_RADIUS, norm="l2", steps=STEPS),
+            "pgd_l2": pgd(network, images, labels, epsilon=L2_RADIUS, norm="l2", steps=STEPS, random_start=False),
             "peer_pgd_l2": peers_l2(images.contiguous(), labels),
             "mi_fgsm": pgd(network, images, labels, epsilon=EPSILON, **mi_fgsm),
             "peer_mi_fgsm": peers_mi_fgsm(images, labels),
