@@ -4,8 +4,10 @@
 """
 
 from attacks.autoattack import autoattack
-from attacks.core import AttackError, Model, step
+from attacks.core import AttackError, Model
 from attacks.fgsm import fgsm, fgsm_direction
+from attacks.minimal import minimal_epsilon
+from attacks.norms import step
 from attacks.pgd import default_step_size, pgd
 from attacks.search import pgd_iterates
 from attacks.strong import multi_targeted
@@ -17,6 +19,7 @@ __all__ = [
     "default_step_size",
     "fgsm",
     "fgsm_direction",
+    "minimal_epsilon",
     "multi_targeted",
     "pgd",
     "pgd_iterates",

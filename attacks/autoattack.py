@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from attacks.core import (
+    AttackError,
     Model,
     attacking,
-    check_epsilon,
     checked_batch,
     forward,
     input_gradient,
@@ -23,9 +23,13 @@ from attacks.core import (
     warn_of_zero_gradient,
     zero_gradient,
 )
+from attacks.norms import bounded, check_epsilon
 from attacks.progress import report_progress
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
+FEWEST_CLASSES = 4  # that apgd-t needs: its loss compares the three largest logits with the target's
+NORMS = {"linf": "Linf", "l2": "L2"}  # our names and the package's
+QUERIES = 5000  # of Square, for each image
 
 
 def autoattack(
@@ -34,30 +38,33 @@ def autoattack(
     labels: Tensor,
     *,
     epsilon: float,
+    norm: str = "linf",
     attacks: Sequence[str] = STANDARD,
-    queries: int = 5000,
+    queries: int = QUERIES,
     seed: int = 0,
 ) -> Tensor:
-    """AutoAttack on the L-infinity ball (Croce and Hein, 2020, arXiv:2003.01690), by the authors' `pyautoattack`.
+    """AutoAttack (Croce and Hein, 2020, arXiv:2003.01690), by the authors' `pyautoattack`.
 
     Four attacks without parameters run one after the other, each on the images that the network still classifies
     correctly: APGD on cross-entropy, targeted APGD on the difference of logits ratio, targeted FAB, and Square, which
     needs no gradient.
 
-    model, images, labels, epsilon: as for `fgsm`, but in float32. The network needs at least 4 classes. The targeted
-        attacks try 9 classes, or all the other classes if there are fewer.
-    attacks: some of STANDARD, for a part of the ensemble. The package decides the order.
+    model, images, labels, epsilon, norm: as for `fgsm`, but in float32. The targeted attacks try 9 classes, or all the
+        other classes if there are fewer.
+    attacks: some of STANDARD, for a part of the ensemble. "apgd-t" needs a network with at least 4 classes; the others
+        work with 2.
     queries: how often Square may ask the network about an image; 5,000 in the standard ensemble.
     seed: of all random numbers. torch's own generators are afterwards as they were before.
 
     Returns images of the same shape, dtype, device and memory format, within epsilon of the originals (to one rounding
     unit) and inside [0, 1]: a misclassified image where an attack succeeded, otherwise the original. Such images only
     just fool the model, and seldom another one; for another network, take `pgd` without early_stop.
-    Raises what `fgsm` raises, ValueError for unknown attacks, and ImportError without the package. Warns
+    Raises what `fgsm` raises, ValueError for unknown attacks, AttackError if the network has too few classes for an
+    attack, and ImportError without the package. Warns
     (RuntimeWarning) where the package warns that it may be the wrong attack for a network (a random or dynamic defence,
     or probabilities in place of logits), and if an image withstands the attack and its gradient is zero in every pixel.
     """
-    check_epsilon(epsilon)
+    check_epsilon(epsilon, norm)
     images = checked_batch(images, labels)
     if images.dtype != torch.float32:
         raise TypeError(f"AutoAttack needs float32 images, not {images.dtype}")
@@ -73,10 +80,16 @@ def autoattack(
     with attacking(model, images.device), _random_state_kept(images.device), _log_as_warnings():
         originals, labels = images.detach().clone(memory_format=torch.contiguous_format), labels.clone()
         classes, flat = _classes_and_flat(model, originals, labels, gradients=set(attacks) != {"square"})
+        if classes < FEWEST_CLASSES and "apgd-t" in attacks:
+            raise AttackError(
+                f"AutoAttack's apgd-t needs a network with {FEWEST_CLASSES} classes, not {classes}: leave it out, with "
+                f"attacks={[attack for attack in STANDARD if attack != 'apgd-t']}"
+            )
         targets = min(9, classes - 1)
         passes = {"apgd-ce": 100, "apgd-t": 100 * targets, "fab-t": 200 * targets, "square": queries}
         reporting = _reporting(model, sum(passes[attack] for attack in attacks))
-        ensemble = AutoAttack(reporting, eps=float(epsilon), seed=seed, device=images.device)
+        radius = float(epsilon if norm == "linf" else bounded(float(epsilon), images.shape))
+        ensemble = AutoAttack(reporting, norm=NORMS[norm], eps=radius, seed=seed, device=images.device)
         ensemble.attacks_to_run = list(attacks)
         ensemble.square.n_queries = queries
         ensemble.apgd_targeted.n_target_classes = ensemble.fab.n_target_classes = targets

@@ -1,4 +1,4 @@
-"""What the gradient attacks share: input checks, losses, gradients, the step, and the state of a model under attack."""
+"""What the gradient attacks share: input checks, losses, gradients, and the state of a model under attack."""
 
 import contextlib
 import math
@@ -6,6 +6,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -24,13 +25,6 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 class AttackError(ValueError):
     """The model's gradient is missing or not finite, or its logits are NaN, so a gradient attack cannot follow it."""
-
-
-def check_epsilon(epsilon: float) -> None:
-    """Raise ValueError unless epsilon, an L-infinity radius for pixels in [0, 1], is from 0 to 1."""
-    if not 0 <= epsilon <= 1:  # NaN fails this test too
-        hint = f": did you mean {float(epsilon):g}/255?" if 1 < epsilon <= 255 else ""
-        raise ValueError(f"epsilon must be from 0 to 1, not {epsilon}{hint}")
 
 
 def checked_images(images: Tensor) -> Tensor:
@@ -179,17 +173,24 @@ def zero_gradient(gradient: Tensor) -> Tensor:
     return ~gradient.flatten(1).any(1)
 
 
+ZERO_GRADIENT = (
+    "the gradient of the model's loss is zero in every pixel of some images, or of all, so the attack "
+    "cannot follow it; surviving the attack there does not show robustness"
+)
+
+# What is called with each such warning; by default, nothing happens.
+zero_gradient_listener: ContextVar[Callable[[], None]] = ContextVar("zero_gradient_listener", default=lambda: None)
+
+
 def warn_of_zero_gradient() -> None:
-    """Warn that the gradient of some images was zero in every pixel.
+    """Warn that the gradient of some images was zero in every pixel, and tell the listener.
 
     This is a warning, not an error: where a network is very sure, rounding makes the gradient zero, and a few such
     images should not end an evaluation. The message does not give their number, so that Python shows it once and not
     for every batch.
     """
-    warn(
-        "the gradient of the model's loss is zero in every pixel of some images, or of all, so the attack "
-        "cannot follow it; surviving the attack there does not show robustness"
-    )
+    zero_gradient_listener.get()()
+    warn(ZERO_GRADIENT)
 
 
 def warn(message: str) -> None:
@@ -198,18 +199,6 @@ def warn(message: str) -> None:
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == "attacks":
         frame, level = frame.f_back, level + 1
     warnings.warn(message, RuntimeWarning, stacklevel=level)
-
-
-def step(images: Tensor, direction: Tensor, size: float, low: float | Tensor = 0, high: float | Tensor = 1) -> Tensor:
-    """images + size * direction, clamped to low..high: a new tensor of the images' shape and dtype.
-
-    direction: -1, 0 or 1 in each pixel. size: at least 0, in pixel units; 0 returns a plain copy. low, high: numbers,
-    or tensors of the images' shape.
-    """
-    if size == 0:
-        return images.clone()
-    # A step of 1 crosses the whole range. A larger size might not fit the dtype of the images.
-    return images.add(direction, alpha=min(float(size), 1.0)).clamp_(low, high)  # type: ignore[arg-type]
 
 
 def faster_equivalent(model: Model) -> Model:

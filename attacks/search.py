@@ -2,57 +2,52 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from attacks.core import (
-    Loss,
-    Model,
-    check_epsilon,
-    forward,
-    input_gradient,
-    step,
-    warn_of_zero_gradient,
-    zero_gradient,
-)
+from attacks.core import Loss, Model, forward, input_gradient, warn_of_zero_gradient, zero_gradient
+from attacks.norms import BALLS, Radius, check_epsilon, unit
 from attacks.state import BATCH_DEPENDENT, RANDOM
 
 JUDGES = 4  # passes over each iterate of a random model that had no part in finding it
 
 
 def pgd_iterates(
-    images: Tensor, start: Tensor, gradient: Callable[[Tensor], Tensor], *, epsilon: float, sizes: Sequence[float]
+    images: Tensor,
+    start: Tensor,
+    gradient: Callable[[Tensor], Tensor],
+    *,
+    epsilon: Radius,
+    sizes: Sequence[Radius],
+    norm: str = "linf",
+    momentum: float = 0,
 ) -> Iterator[Tensor]:
     """The iterates x_0, x_1, ... of Projected Gradient Descent, one after the other, and one more than `sizes`.
 
-    x_0 = start, x_{k+1} = clip(x_k + sizes[k] * sign(gradient(x_k))), where clip brings each pixel back to within
-    epsilon of its value in `images` and into [0, 1] (Madry et al., 2018, arXiv:1706.06083, section 2.1).
+    x_0 = start, x_{k+1} = clip(x_k + sizes[k] * sign(g_k)), where g_k = gradient(x_k), and clip brings each pixel back
+    to within epsilon of its value in `images` and into [0, 1] (Madry et al., 2018, arXiv:1706.06083, section 2.1).
+    With norm "l2", g_k / |g_k| replaces the sign, and the offset from `images` is shortened to epsilon, then clamped.
+    With momentum mu, g_k = mu * g_{k-1} + gradient(x_k) / ||gradient(x_k)||_1 (Dong et al., 2018, arXiv:1710.06081,
+    equation 6).
 
     images, start, and each iterate: float (N, C, H, W) in [0, 1]. gradient: from such a tensor to the gradient of the
     loss, of the same shape. It is called once for each iterate but the last, when the next iterate is asked for.
-    epsilon: from 0 to 1, sizes: each at least 0, all in pixel units. Raises ValueError for another epsilon.
+    epsilon, norm: as for attacks.norms.check_epsilon, which raises ValueError. sizes: each at least 0. All are in pixel
+    units, and may be tensors (N,) with a number for each image.
     """
-    check_epsilon(epsilon)
-    radius = float(epsilon)
-    low, high = (images - radius).clamp_(0, 1), (images + radius).clamp_(0, 1)
-    iterate = start
+    check_epsilon(epsilon, norm)
+    ball = BALLS[norm](images, epsilon)
+    iterate, followed = start, None
     yield iterate
     for size in sizes:
-        iterate = step(iterate, gradient(iterate).sign(), size, low, high)
+        found = gradient(iterate)
+        if momentum:
+            found = unit(found.to(torch.promote_types(found.dtype, torch.float32)), 1)
+            found = followed = found if followed is None else momentum * followed + found
+        iterate = ball.moved(iterate, found, size)
         yield iterate
-
-
-def noise_source(images: Tensor, epsilon: float, seed: int) -> Iterator[Tensor]:
-    """Uniform noise in [-epsilon, epsilon], (N, C, H, W), again and again.
-
-    The noise is drawn on the CPU, so it is the same on every device. It is drawn for the whole batch, because an
-    image's noise must not depend on which images have stopped.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        noise = torch.rand(images.shape, generator=generator).mul_(2 * float(epsilon)).sub_(float(epsilon))
-        yield noise.to(images)
 
 
 class Search:
@@ -70,14 +65,18 @@ class Search:
         labels: Tensor,
         value: Loss,  # iterates of an image are compared by it; `towards` is the same, until an attack changes it
         unusual: tuple[str, ...],  # about the model: what attacks.state.examined returns
-        epsilon: float,
+        *,
+        epsilon: Radius,
+        norm: str = "linf",
+        momentum: float = 0,
         targeted: bool = False,
         early_stop: bool = True,
         eot: int = 1,
     ) -> None:
         self.model, self.images, self.labels = model, images.detach().clone(), labels.clone()
         self.value = self.towards = (lambda logits, labels: -value(logits, labels)) if targeted else value
-        self.epsilon, self.targeted, self.eot = epsilon, targeted, eot
+        self.targeted, self.eot = targeted, eot
+        self.iterates = partial(pgd_iterates, self.images, epsilon=epsilon, norm=norm, momentum=momentum)
         self.judges = max(eot, JUDGES) if RANDOM in unusual else 1
         self.whole_batch = BATCH_DEPENDENT in unusual
         self.early_stop = early_stop and self.judges == 1 and not self.whole_batch
@@ -88,14 +87,15 @@ class Search:
         self.withstands = torch.ones_like(self.among)  # no iterate has succeeded
         self.flat = torch.ones_like(self.among)  # every gradient has been zero in every pixel
 
-    def climb(self, noise: Tensor | None, sizes: Sequence[float]) -> Iterator[int]:
+    def climb(self, noise: Tensor | None, sizes: Sequence[Radius]) -> Iterator[int]:
         """Look at the iterates from images + noise on. Yields the number of each, before it looks at it.
 
         noise: (N, C, H, W); None: the images are the first iterate. sizes: of the steps, in pixel units.
         """
+        if len(self._running()) == 0:
+            return
         start = self.images if noise is None else (self.images + noise).clamp_(0, 1)
-        iterates = pgd_iterates(self.images, start, self._gradient, epsilon=self.epsilon, sizes=sizes)
-        for index, iterate in enumerate(iterates):
+        for index, iterate in enumerate(self.iterates(start, self._gradient, sizes=sizes)):
             yield index
             if len(self._running()) == 0:
                 return

@@ -143,6 +143,11 @@ class AgreementEntry(Record, frozen=True, kw_only=True):
     peer_fgsm: Fraction
     pgd: Fraction
     peer_pgd: Fraction
+    # Reports that were written before these existed lack them.
+    pgd_l2: Fraction | None = None
+    peer_pgd_l2: Fraction | None = None
+    mi_fgsm: Fraction | None = None
+    peer_mi_fgsm: Fraction | None = None
     pixels: Count
     pixels_that_differ: Count  # in the examples of the two FGSMs
 
@@ -153,6 +158,7 @@ class AgreementReport(Document, frozen=True, kw_only=True):
     peer: Text  # its name and version
     torch: Text  # its version
     epsilon: Radius
+    epsilon_l2: Radius | None = None
     steps: Positive  # of PGD
     examples: Positive
     entries: list[AgreementEntry] = msgspec.field(name="networks")

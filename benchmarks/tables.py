@@ -15,6 +15,9 @@ def agreement_table(report: AgreementReport) -> str:
     """Accuracy under our attacks and a peer's, on the same checkpoints."""
     peer, steps = report.peer.partition(" ")[0], report.steps
     header = ["network", "FGSM", f"{peer}'s FGSM", "pixels that differ", f"PGD-{steps}", f"{peer}'s PGD-{steps}"]
+    later = {"pgd_l2": f"L2 PGD-{steps}", "mi_fgsm": "MI-FGSM"}  # older reports lack them
+    later = {name: title for name, title in later.items() if all(getattr(e, name) is not None for e in report.entries)}
+    header += [title for name in later.values() for title in (name, f"{peer}'s {name}")]
     rows = [
         [
             entry.name,
@@ -23,6 +26,7 @@ def agreement_table(report: AgreementReport) -> str:
             f"{entry.pixels_that_differ:,} of {entry.pixels:,}",
             percent(entry.pgd),
             percent(entry.peer_pgd),
+            *(percent(getattr(entry, whose + name) or 0.0) for name in later for whose in ("", "peer_")),
         ]
         for entry in report.entries
     ]

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attacks import step
-from attacks.core import check_epsilon
+from attacks.norms import check_epsilon
 from defenses.crafting import crafting_gradient, crafting_state, last_iterate
 
 # From a network in training, images (N, C, H, W) in [0, 1] and int64 labels (N,) to a scalar.

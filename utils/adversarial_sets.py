@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from attacks import fgsm_direction, step
-from attacks.core import check_epsilon
+from attacks.norms import check_epsilon
 from utils.checkpoints import (
     DTYPES,
     CheckpointError,

@@ -12,6 +12,7 @@ LARGEST_WIDTH = 256  # 19 million parameters; a checkpoint that asks for more is
 LARGEST_CLASSES = 10_000  # a checkpoint's header names each class
 
 RADIUS = 8 / 255  # the L-infinity radius that the robust networks are trained for
+L2_RADIUS = 0.5  # the one that RobustBench tests L2 robustness on CIFAR-10 at
 EPSILONS = (0.0, 0.02, 0.04, 0.06, 0.08, 0.1)  # the study's testing radii; 0 is the clean images
 PGD_20 = {"steps": 20, "seed": 0}
 

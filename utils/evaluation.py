@@ -5,6 +5,7 @@ and learns the results of all. An attack's random numbers start anew in each bat
 process with the same batches.
 """
 
+import contextlib
 import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,17 +17,27 @@ import torch
 from torch import Tensor, nn
 
 from attacks import autoattack, default_step_size, fgsm, fgsm_direction, pgd, step
-from attacks.core import Model, check_epsilon, checked_batch, checked_images, evaluating, logits_of
+from attacks.autoattack import QUERIES, STANDARD
+from attacks.core import (
+    ZERO_GRADIENT,
+    Model,
+    checked_batch,
+    checked_images,
+    evaluating,
+    logits_of,
+    zero_gradient_listener,
+)
 from attacks.modules import modules_of
+from attacks.norms import check_epsilon
 from attacks.progress import in_turn
-from attacks.state import SMALL, examined, remembering
+from attacks.state import BATCH_DEPENDENT, CHANGED, PROBABILITIES, RANDOM, SMALL, examined, remembering
 from utils import distributed
 from utils.checkpoints import versions
-from utils.constants import EVALUATION_BATCH
+from utils.constants import EVALUATION_BATCH, UserError
 from utils.data import Split, batches, tensor_digest
-from utils.formats import AttackRow
+from utils.formats import AttackRow, UpperBound
 from utils.images import Data, as_split
-from utils.models import explaining
+from utils.models import count_classes, explaining
 from utils.notes import Notes, Row
 from utils.progress import Bar, moving, progress_bar
 from utils.statistics import wilson_interval
@@ -44,15 +55,18 @@ ATTACK_VERSIONS = {"fgsm": 1, "pgd": 1, "autoattack": 1}
 class Result:
     """How many images of a split a network classifies correctly under one attack."""
 
-    epsilon: float  # L-inf radius in pixel units; 0 for clean images
+    epsilon: float  # radius in pixel units; 0 for clean images
     correct: int
-    examples: int
+    examples: int  # that are counted
     seconds: float
     attack: str = "fgsm"
     options: dict[str, Any] = field(default_factory=dict)  # the attack's other arguments
     # Which images are correct, bool (examples,); empty if only their number is known.
     mask: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool), compare=False, repr=False)
     unusual: tuple[str, ...] = ()  # what makes the figure doubtful: see attacks.state
+    transferred: bool = False  # whether another network crafted the examples
+    target: str | None = None  # of the attack: the number of a class, "least-likely" or "random"; None: any wrong class
+    outcomes: str = field(default="", compare=False, repr=False)  # formats.Hits, if the attack has a target
 
     @property
     def accuracy(self) -> float:
@@ -64,10 +78,14 @@ class Result:
 
 
 def success_rate(result: Result, clean: Result) -> float | None:
-    """Of the images that are classified correctly without the attack, the fraction that it makes wrong.
+    """The part of the images on which the attack reaches its aim.
 
+    Without a target: of the images that are classified correctly without the attack, the part that it makes wrong.
+    With a target: of the images whose label is not the target, the part that is classified as the target.
     clean: the result on the same images without an attack. None if a mask is missing or no image is right.
     """
+    if result.target is not None:
+        return result.outcomes.count("t") / result.examples
     right = clean.mask
     if not len(right) or len(result.mask) != len(right) or not right.any():
         return None
@@ -75,8 +93,27 @@ def success_rate(result: Result, clean: Result) -> float | None:
 
 
 def hits(result: Result) -> str:
-    """A result's mask as reports have it: "1" for a correct image, in order."""
-    return "".join("01"[correct] for correct in result.mask.tolist())
+    """The outcome of each image as reports have it (formats.Hits)."""
+    return result.outcomes or "".join("01"[correct] for correct in result.mask.tolist())
+
+
+def upper_bound(result: Result) -> list[UpperBound]:
+    """The known reasons why a result may be far above what the strongest attack would leave, as formats explains."""
+    options, unusual = result.options, result.unusual
+    whole = set(options.get("attacks", STANDARD)) == set(STANDARD) and options.get("queries", QUERIES) >= QUERIES
+    reasons: dict[UpperBound, bool] = {
+        "one step": result.attack == "fgsm",
+        "zero gradient": ZERO_GRADIENT in unusual,
+        "random": RANDOM in unusual,
+        "batch dependent": BATCH_DEPENDENT in unusual,
+        "changes": CHANGED in unusual,
+        "probabilities": PROBABILITIES in unusual,
+        "transferred": result.transferred,
+        "early stop": result.transferred and result.attack == "pgd" and options.get("early_stop", True),
+        "one target": result.target is not None,
+        "part of AutoAttack": result.attack == "autoattack" and not whole,
+    }
+    return [reason for reason, holds in reasons.items() if holds and result.epsilon]
 
 
 def report_row(
@@ -109,6 +146,8 @@ def report_row(
         source=source,
         version=ATTACK_VERSIONS[result.attack],
         warning="; ".join(result.unusual) or None,
+        target=result.target,
+        upper_bound=upper_bound(result),
         success_rate=None if clean is None else success_rate(result, clean),
         hits=hits(result) if per_image else None,
         **options,
@@ -181,7 +220,7 @@ def evaluate_fgsm(
 ) -> list[Result]:
     """Accuracy on clean images and under FGSM at each epsilon, in one pass over the split.
 
-    epsilons: L-inf radii in pixel units.
+    epsilons: L-infinity radii in pixel units. (`evaluate` also knows the L2 norm, and targets.)
     source: the network whose gradient crafts the examples. None: `network` itself, a white-box attack.
     direction: int8 (N, C, H, W), the sign of the gradient for each image of the split, as an AdversarialSet has it.
         With it, no gradient is computed.
@@ -202,7 +241,8 @@ def evaluate_fgsm(
     signs: Tensor = torch.zeros(())  # the clean images need none
     bar = progress_bar(title="evaluating", total=len(split), unit="image", visible=progress and rank == 0)
     unusual = _examined(network, split, source)
-    with bar, evaluating(network, split.device), explaining(split, *_those_of(network, source)):
+    contexts = (evaluating(network, split.device), explaining(split, *_those_of(network, source)))
+    with bar, contexts[0], contexts[1], _noticing_zero_gradients() as zeros:
         crafted = iter(() if direction is None else direction.split(batch_size)[rank::ranks])
         for number, (images, labels) in enumerate(batches(split, batch_size, rank, ranks)):
             first = (rank + number * ranks) * batch_size
@@ -221,11 +261,12 @@ def evaluate_fgsm(
                     seconds[i] += max(0.0, time.perf_counter() - start + (crafting if i else 0))
             seen += len(labels)
             bar.set_postfix(**{f"at {epsilon_text(radii[i])}": f"{masks[i].sum() / seen:.1%}" for i in (0, -1)})
-    gathered = distributed.gather((seconds, masks))
-    seconds, masks = (torch.stack(parts) for parts in zip(*gathered, strict=True))
-    options = {"eot": eot} if eot > 1 else {}
+    gathered = distributed.gather((seconds, masks, torch.tensor(bool(zeros))))
+    seconds, masks, zero = (torch.stack(parts) for parts in zip(*gathered, strict=True))
+    about: dict[str, Any] = {"options": {"eot": eot} if eot > 1 else {}, "transferred": source not in (None, network)}
+    doubts = (*unusual, ZERO_GRADIENT) if zero.any() else unusual
     return [
-        Result(radius, int(mask.sum()), len(split), each, options=options, mask=mask, unusual=unusual)
+        Result(radius, int(mask.sum()), len(split), each, mask=mask, unusual=doubts if radius else unusual, **about)
         for radius, each, mask in zip(radii, seconds.sum(0).tolist(), masks.any(0), strict=True)
     ]
 
@@ -241,6 +282,7 @@ def evaluate(
     attack: str,
     epsilon: float,
     *,
+    target: int | str | None = None,
     options: dict[str, Any] | None = None,
     source: Model | None = None,
     batch_size: int = EVALUATION_BATCH,
@@ -250,7 +292,10 @@ def evaluate(
 ) -> Result:
     """Accuracy under one attack, batch by batch in the order of the split: a Result with its mask.
 
-    attack: a key of ATTACKS. epsilon: L-inf radius in pixel units.
+    attack: a key of ATTACKS. epsilon: radius in pixel units, of the norm in `options` (default L-infinity).
+    target: the number of a class, "least-likely" or "random" (see `targets_of`): the attack wants each image to be
+        classified as its target. An image whose label is the target is not attacked and not counted. None: any wrong
+        class will do. AutoAttack has no targets.
     options: the other arguments of the attack. A seed among them is that of each batch. With a source, PGD runs without
         early_stop unless they say otherwise: an example that only just fools the source seldom fools another network.
     source, progress: as for `evaluate_fgsm`.
@@ -260,22 +305,32 @@ def evaluate(
     on_batch: called with the adversarial images of each batch that is attacked now; finished batches in notes are not.
     The Result's seconds are those of all processes and of all interrupted attempts together. Each image is judged by a
     pass that comes after the attack, so that a random network is not judged by a pass on which the attack was lucky.
-    Warns (RuntimeWarning) as attacks.state.examined does, and the Result says so too.
+    Warns (RuntimeWarning) as attacks.state.examined does, and the Result says so too. Raises UserError if the target is
+    not a class of the network, or the label of every image.
     """
+    if target is not None and "targeted" not in inspect.signature(ATTACKS[attack]).parameters:
+        raise UserError(f"{attack} has no targets: take fgsm or pgd")
     options, split = dict(options or {}), as_split(split, *_those_of(network, source))
-    if attack == "pgd" and source not in (None, network):
+    crafter = network if source is None else source
+    transferred = crafter is not network
+    if attack == "pgd" and transferred:
         options.setdefault("early_stop", False)
+    goals = torch.full_like(split.labels, -1)  # which is not a class
+    if target is not None:
+        options["targeted"] = True
+        goals = targets_of(crafter, split, target, options.get("seed", 0), batch_size)
+    craft = partial(ATTACKS[attack], crafter, epsilon=epsilon, **options)
 
-    def attacked(images: Tensor, labels: Tensor) -> Row:
-        start = time.perf_counter()
-        crafter = network if source is None else source
-        adversarial = ATTACKS[attack](crafter, images, labels, epsilon=epsilon, **options)
-        correct = correctly_classified(network, adversarial, labels).int().tolist()
+    def attacked(first: int, images: Tensor, labels: Tensor) -> Row:
+        start, targets = time.perf_counter(), goals[first : first + len(labels)]
+        with _noticing_zero_gradients() as zeros:
+            adversarial = craft(images, labels) if target is None else _towards(craft, images, labels, targets)
+        marks = _marks(network, adversarial, labels, targets)
         if on_batch:
             on_batch(adversarial)
-        return "".join(map(str, correct)), max(0.0, round(time.perf_counter() - start, 3))
+        return marks.replace("1", "z") if zeros else marks, max(0.0, round(time.perf_counter() - start, 3))
 
-    key = evaluation_key(network, split, attack, epsilon, options, source, batch_size) if notes else ""
+    key = evaluation_key(network, split, attack, epsilon, options, source, batch_size, target) if notes else ""
     sizes = [len(labels) for labels in split.labels.split(batch_size)]
     rows = distributed.from_main(partial(notes.kept, key, sizes)) if notes else []
     visible = progress and distributed.rank() == 0
@@ -287,10 +342,72 @@ def evaluate(
             if notes:
                 distributed.from_main(partial(notes.add, key, new))
             rows += new
-            bar.set_postfix(accuracy=f"{sum(hits.count('1') for hits, _ in rows) / bar.n:.1%}")
-    mask = torch.tensor([hit == "1" for hits, _ in rows for hit in hits])
+            noted = "".join(hits for hits, _ in rows).replace("z", "1")
+            bar.set_postfix(accuracy=f"{noted.count('1') / max(1, len(noted) - noted.count('-')):.1%}")
+    noted = "".join(hits for hits, _ in rows)
+    about: dict[str, Any] = {
+        "options": options,
+        "transferred": transferred,
+        "target": None if target is None else str(target),
+    }
+    about |= {"unusual": (*unusual, ZERO_GRADIENT) if "z" in noted else unusual}
+    about |= {"outcomes": noted.replace("z", "1") if target is not None else ""}
+    mask = torch.tensor([mark in "1z" for mark in noted])
     seconds = sum(seconds for _, seconds in rows)
-    return Result(epsilon, int(mask.sum()), len(split), seconds, attack, options, mask, unusual)
+    return Result(epsilon, int(mask.sum()), len(noted) - noted.count("-"), seconds, attack, mask=mask, **about)
+
+
+def targets_of(network: Model, split: Split, target: int | str, seed: int = 0, batch_size: int = 250) -> Tensor:
+    """The class that an attack with this target wants for each image: int64 (N,).
+
+    target: the number of a class; "least-likely", the class to which the network gives its smallest logit (Kurakin et
+        al., 2017, arXiv:1611.01236, section 2.2), which may be the label if the network is wrong; or "random", any
+        class but the label, drawn for the whole split with the seed.
+    network: the one on which examples are crafted. When several processes evaluate together, the first one is asked.
+    Raises UserError if the target is not a class of the network, or the label of every image.
+    """
+    labels, classes = split.labels, count_classes(network, split)
+    if target == "least-likely":
+        with torch.no_grad(), evaluating(network, split.device):
+            likely = [logits_of(network, images).argmin(1) for images, _ in batches(split, batch_size)]
+        goals = distributed.from_main(lambda: torch.cat(likely).cpu()).to(labels.device)
+    elif target == "random":
+        drawn = torch.randint(1, classes, labels.shape, generator=torch.Generator().manual_seed(seed))
+        goals = (labels + drawn.to(labels)) % classes
+    elif isinstance(target, int) and 0 <= target < classes:
+        goals = torch.full_like(labels, target)
+    else:
+        raise UserError(f"target must be a class from 0 to {classes - 1}, least-likely or random, not {target}")
+    if (goals == labels).all():
+        raise UserError(f"the target {target} is the label of every image: there is nothing to attack")
+    return goals
+
+
+def _towards(craft: Callable[..., Tensor], images: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    """The images, moved towards their targets; where the label is the target, the image itself."""
+    aimed, adversarial = targets != labels, images.clone()
+    if aimed.any():
+        adversarial[aimed] = craft(images[aimed], targets[aimed])
+    return adversarial
+
+
+def _marks(network: Model, images: Tensor, labels: Tensor, targets: Tensor) -> str:
+    """What becomes of each image, as formats.Hits. targets: int64 (N,); -1: the image has no target."""
+    with torch.no_grad():
+        predicted = logits_of(network, images).argmax(1)
+    triples = zip(predicted.tolist(), labels.tolist(), targets.tolist(), strict=True)
+    return "".join("-" if y == t else "1" if p == y else "t" if p == t else "0" for p, y, t in triples)
+
+
+@contextlib.contextmanager
+def _noticing_zero_gradients() -> Iterator[list[str]]:
+    """A context with a list that is empty until an attack warns of zero gradients."""
+    found: list[str] = []
+    token = zero_gradient_listener.set(lambda: found.append(ZERO_GRADIENT))
+    try:
+        yield found
+    finally:
+        zero_gradient_listener.reset(token)
 
 
 def _examined(network: Model, split: Split, source: Model | None) -> tuple[str, ...]:
@@ -307,6 +424,7 @@ def evaluation_key(
     options: dict[str, Any],
     source: Model | None,
     batch_size: int,
+    target: int | str | None = None,
 ) -> str:
     """What notes call an evaluation: another name as soon as anything differs that its results depend on."""
     return Notes.key(
@@ -316,6 +434,7 @@ def evaluation_key(
             "attack": {"name": attack, "version": ATTACK_VERSIONS[attack], "epsilon": float(epsilon), **options},
             "batch_size": batch_size,
             "versions": versions("pyautoattack"),
+            **({} if target is None else {"target": str(target)}),
         }
     )
 
@@ -333,17 +452,17 @@ def _described(network: Model) -> list[Any]:
 
 
 def _rounds(
-    split: Split, batch_size: int, first: int, attacked: Callable[[Tensor, Tensor], Row], bar: Bar
+    split: Split, batch_size: int, first: int, attacked: Callable[[int, Tensor, Tensor], Row], bar: Bar
 ) -> Iterator[list[Row]]:
-    """attacked(images, labels) for each batch from number `first` on, one batch for each process in a round.
+    """attacked(position, images, labels) for each batch from number `first` on, one batch for each process in a round.
 
-    Yields the rows of a round, in the order of the batches, on every process. In the last round, some processes may
-    have no batch left. The bar counts images.
+    position: of the batch's first image in the split. Yields the rows of a round, in the order of the batches, on every
+    process. In the last round, some processes may have no batch left. The bar counts images.
     """
     rank, ranks = distributed.rank(), distributed.world_size()
     mine = batches(split, batch_size, first + rank, ranks)
     for start in range(first * batch_size, len(split), ranks * batch_size):
         batch = next(mine, None)
         with moving(bar, min(ranks * batch_size, len(split) - start)):
-            rows = distributed.gather(batch and attacked(*batch))
+            rows = distributed.gather(batch and attacked(start + rank * batch_size, *batch))
         yield [row for row in rows if row]

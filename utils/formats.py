@@ -29,7 +29,8 @@ Count = Annotated[int, Meta(ge=0, le=10**9)]
 Positive = Annotated[int, Meta(ge=1, le=10**9)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Interval = tuple[Fraction, Fraction]  # low, high: 95 % confidence
-Radius = Annotated[float, Meta(ge=0, le=1e6)]  # L-infinity, in pixel units; above 1 a radius changes nothing more
+Radius = Annotated[float, Meta(ge=0, le=1e6)]  # in pixel units; above 1, an L-infinity radius changes nothing more
+Norm = Literal["linf", "l2"]
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]  # of one epoch, batch or adversarial set
 TotalSeconds = Annotated[float, Meta(ge=0, le=1e18)]  # a sum of them
 LARGEST_LOSS = 1e9
@@ -39,7 +40,25 @@ Width = Annotated[int, Meta(ge=1, le=LARGEST_WIDTH)]
 Name = Annotated[str, Meta(min_length=1, max_length=200)]  # of a class, data set, network, attack
 Text = Annotated[str, Meta(max_length=10_000)]  # a sentence or a path
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
-Hits = Annotated[str, Meta(pattern=r"^[01]*\Z")]  # a character for each image, in order: "1" if it is correct
+# A character for each image, in order: "1" if it is correct, "0" if it is wrong. Under an attack with a target, "t" if
+# it is classified as its target, and "-" if its label is the target, so that it is not counted.
+Hits = Annotated[str, Meta(pattern=r"^[01t-]*\Z")]
+# The same; "z" if it is correct, and the attack has met gradients of zero in its batch.
+NotedHits = Annotated[str, Meta(pattern=r"^[01tz-]*\Z")]
+# Why an accuracy may be far above what the strongest attack would leave. Every accuracy under an attack is an upper
+# bound of the robust accuracy. Where one of these holds, there is a known reason to distrust it as an estimate.
+UpperBound = Literal[
+    "one step",  # of FGSM; steps that follow the gradient further find more
+    "zero gradient",  # the attack could not follow the gradient of some images that are left
+    "random",  # the network is: an attack follows one answer, and another one is judged
+    "batch dependent",  # the network's answer to an image depends on the other images
+    "changes",  # the network changes while it is attacked
+    "probabilities",  # the network returns them, and where they round to 0 or 1 the gradient vanishes
+    "transferred",  # the examples were crafted on another network
+    "early stop",  # the examples were crafted on another network, and only just fool that one
+    "one target",  # the attack wanted one class, and another one may be nearer
+    "part of AutoAttack",  # fewer attacks or queries than the standard ensemble has
+]
 Precision = Literal["float32", "bfloat16"]
 Setting = Literal["white_box", "transfer"]
 Versions = dict[Name, Name | None]  # of libraries; None: not installed
@@ -323,7 +342,7 @@ class Note(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     longest: ClassVar[int] = 2**24  # bytes, and so images in a batch
 
     key: Sha256  # of the evaluation
-    hits: Hits
+    hits: NotedHits
     seconds: Seconds
     format: Literal[1] = 1
 
@@ -334,8 +353,9 @@ class AttackRow(Record, frozen=True, kw_only=True):
     name: Name  # a key of utils.evaluation.ATTACKS
     setting: Setting
     epsilon: Radius
-    examples: Positive | None = None
-    accuracy: Fraction
+    norm: Norm = "linf"
+    examples: Positive | None = None  # that are counted
+    accuracy: Fraction  # the part of these that are classified as their labels
     confidence_interval: Interval
     seconds: TotalSeconds
     source: Text | None = None  # path of the checkpoint that crafted transferred examples
@@ -343,10 +363,12 @@ class AttackRow(Record, frozen=True, kw_only=True):
     warning: Text | None = None  # what makes the figure doubtful: the network is random, say (attacks.state)
     # The options; an attack has some of them.
     targeted: bool | None = None
+    target: Name | None = None  # the class's number, "least-likely" or "random"; None: any wrong class
     steps: Positive | None = None
     step_size: Radius | None = None
     restarts: Positive | None = None
     random_start: bool | None = None
+    momentum: Annotated[float, Meta(ge=0, le=2)] | None = None
     loss: Name | None = None
     early_stop: bool | None = None
     eot: Positive | None = None
@@ -354,8 +376,24 @@ class AttackRow(Record, frozen=True, kw_only=True):
     attacks: list[Name] | None = None
     queries: Positive | None = None
     # Reports that were written before these existed lack them.
-    success_rate: Fraction | None = None  # of the images that are right without the attack, those that it makes wrong
+    # Without a target, of the images that are right without the attack, those that it makes wrong. With a target, of
+    # the images that are counted, those that are classified as their target.
+    success_rate: Fraction | None = None
+    upper_bound: list[UpperBound] | None = None
     hits: Hits | None = None  # with --per-image
+
+
+class MinimalEpsilons(Record, frozen=True, kw_only=True):
+    """What a report says of attacks.minimal_epsilon: the distance of each image's nearest example that PGD found.
+
+    All are upper bounds: a nearer example may exist. An image that is misclassified from the start has 0.
+    """
+
+    norm: Norm
+    steps: Positive  # of PGD
+    examples: Positive
+    median: Radius | None  # the smallest at which half of the images have fallen; None: half of them never fall
+    epsilons: list[Radius | None]  # of each image; None: no example was found
 
 
 class Check(Record, frozen=True, kw_only=True):
@@ -398,6 +436,7 @@ class TestReport(Document, frozen=True, kw_only=True):
     classes: Positive | None = None  # that the network tells apart; None: 10
     attacks: list[AttackRow]
     diagnosis: DiagnosisReport | None = None
+    minimal_epsilon: MinimalEpsilons | None = None
 
 
 class SavedHeader(Document, frozen=True, kw_only=True):
@@ -405,6 +444,7 @@ class SavedHeader(Document, frozen=True, kw_only=True):
 
     attack: Name
     epsilon: Radius
+    norm: Norm = "linf"
     batch_size: Positive  # of the predictions
     channels: Literal[1, 3]
     class_names: Annotated[list[Name], Meta(max_length=LARGEST_CLASSES)]

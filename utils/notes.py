@@ -14,7 +14,7 @@ from utils.quoting import one_line
 
 LONGEST = 2**28  # bytes of a file of notes, almost a million batches
 
-Row = tuple[str, float]  # of a finished batch: "0110..." (1 for a correct image), seconds
+Row = tuple[str, float]  # of a finished batch: "0110..." (see formats.NotedHits), seconds
 
 
 def notes_beside(output: Path) -> "Notes":

@@ -39,6 +39,7 @@ OTHERS = ("#E69F00", "#332288", GREY, "#6B4423", "#999933", "#CC6677")  # lines 
 
 WIDTH = 8  # inches, of every figure: text of 9 points can be read where a page shows the figure 800 pixels wide
 EPSILON_AXIS = "epsilon (L-infinity radius, pixels in [0, 1])"
+EPSILON_AXIS_L2 = "epsilon (L2 radius, pixels in [0, 1])"
 
 
 def plain_text(text: str) -> str:
@@ -94,7 +95,31 @@ def accuracy_against_epsilon(report: TestReport) -> Figure:
     attacks = " and ".join(map(title_of, names)) or "No attack"
     radii = sorted({0.0, *(row.epsilon for row in report.attacks)})
     title = f"{attacks} against the {title_of(report.network)}: {plain_text(tested)}"
-    _finish_accuracy(axes, title, radii, report.classes or 10)
+    label = EPSILON_AXIS_L2 if any(attack.norm == "l2" for attack in report.attacks) else EPSILON_AXIS
+    _finish_accuracy(axes, title, radii, report.classes or 10, label)
+    return figure
+
+
+def robustness_curve(report: TestReport) -> Figure:
+    """Which part of the images withstands PGD at each radius, from the smallest radius at which each image falls.
+
+    The part is an upper bound, because each radius is one. Raises ValueError if the report lacks `minimal_epsilon`.
+    """
+    found = report.minimal_epsilon
+    if found is None:
+        raise ValueError("the report has no minimal epsilons")
+    fallen = np.array(sorted(epsilon for epsilon in found.epsilons if epsilon is not None))
+    left = 100 * (1 - np.arange(len(fallen) + 1) / found.examples)
+    figure, axes = plt.subplots(figsize=(WIDTH, 4.2), layout="constrained")
+    axes.step([0, *fallen], left, where="post", color=WHITE_BOX, label=f"withstands PGD-{found.steps}, at most")
+    if found.median is not None:
+        axes.axvline(found.median, color=GREY, linestyle="--", label=f"median {found.median:.3g}")
+    tested = plain_text(images_text(found.examples, report.dataset, report.split))
+    axes.set_title(f"The smallest radius at which the {title_of(report.network)} errs: {tested}", fontsize="medium")
+    label = EPSILON_AXIS_L2 if found.norm == "l2" else EPSILON_AXIS
+    axes.set(xlabel=label, ylabel="accuracy (%)", xlim=(0, None), ylim=(0, 100))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
     return figure
 
 
@@ -108,11 +133,13 @@ def accuracy_curves(results: Mapping[str, Sequence[Result]], title: str) -> Figu
     return figure
 
 
-def _finish_accuracy(axes: Axes, title: str, radii: Sequence[float], classes: int = 10) -> None:
+def _finish_accuracy(
+    axes: Axes, title: str, radii: Sequence[float], classes: int = 10, label: str = EPSILON_AXIS
+) -> None:
     """Title, axis titles, ranges, legend and the line of chance. radii: where the ticks stand, if they have room."""
     axes.axhline(100 / classes, color=GREY, linestyle=":", label=f"chance ({classes:,} classes)")
     axes.set_title(title, fontsize="medium")
-    mark_radii(axes, radii if len(radii) <= 10 else [radii[0], radii[-1]])
+    mark_radii(axes, radii if len(radii) <= 10 else [radii[0], radii[-1]], label)
     axes.set(ylabel="accuracy (%)", xlim=(0, None), ylim=(0, 100))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)

@@ -48,17 +48,18 @@ def save_images(
     *,
     attack: str,
     epsilon: float,
+    norm: str = "linf",
     iterations: int | None = None,
     batch_size: int = EVALUATION_BATCH,
 ) -> SavedImages:
     """Save adversarial examples and their originals as 8-bit PNGs, and say how many still deceive the network.
 
-    A pixel is rounded to the nearest of 256 levels that lies within epsilon of the original. The network then
+    Pixels are rounded to 256 levels and stay within epsilon of the originals (see `round_within`). The network then
     classifies what was saved, in batches of `batch_size`.
     data: the originals, as for `as_split`, N of them with 1 or 3 channels.
     adversarial: float (N, C, H, W) in [0, 1], or a sequence of batches of them, in the order of the data.
-    attack, epsilon, iterations: how the examples were made; the attack's name, the L-infinity radius in pixel units,
-        and how many steps an image was allowed.
+    attack, epsilon, norm, iterations: how the examples were made; the attack's name, the radius in pixel units and its
+        norm, and how many steps an image was allowed.
     Raises UserError if the folder is not empty, or if images do not fit.
     """
     folder, split = Path(folder), as_split(data, network)
@@ -72,7 +73,7 @@ def save_images(
         raise UserError(f"adversarial images must have the shape of the originals, {tuple(split.images.shape)}")
     sizes = [len(part) for part in parts]
     pairs = list(zip(parts, split.images.split(sizes), strict=True))
-    rounded = torch.cat([round_within(part, _levels(originals) / 255, epsilon) for part, originals in pairs])
+    rounded = torch.cat([round_within(part, _levels(originals) / 255, epsilon, norm) for part, originals in pairs])
     originals = torch.cat([_levels(originals).round().to(torch.uint8) for _, originals in pairs])
     saved, clean = replace(split, images=rounded), replace(split, images=originals)
     before, after = (_predictions(network, each, batch_size) for each in (clean, saved))
@@ -81,6 +82,7 @@ def save_images(
     header = SavedHeader(
         attack=attack,
         epsilon=float(epsilon),
+        norm=norm,  # type: ignore[arg-type]
         batch_size=batch_size,
         channels=split.images.shape[1],  # type: ignore[arg-type]  # the schema checks it
         class_names=list(split.class_names),
@@ -131,13 +133,20 @@ def check_empty(folder: Path) -> None:
         raise UserError(f"{folder} cannot be written: {error.strerror or error}") from None
 
 
-def round_within(images: Tensor, originals: Tensor, epsilon: float) -> Tensor:
+def round_within(images: Tensor, originals: Tensor, epsilon: float, norm: str = "linf") -> Tensor:
     """Images rounded to 8 bits, uint8 (N, C, H, W), each pixel to the nearest level within epsilon of its original.
 
-    images, originals: float (N, C, H, W) in [0, 1]; epsilon: L-infinity radius in pixel units. Where no level lies
-    within epsilon of an original that is not itself a level, the pixel gets the level nearest to the original.
+    images, originals: float (N, C, H, W) in [0, 1]; epsilon: radius in pixel units. Where no level lies within epsilon
+    of an original that is not itself a level, the pixel gets the level nearest to the original.
+    With norm "l2", an image that the nearest levels bring farther than epsilon from its original is rounded towards the
+    original instead. If that is not made of levels, half a level more is possible in each pixel.
     """
     exact = originals.double() * 255
+    if norm == "l2":
+        exact, offset = exact.round(), images.to(exact) * 255 - exact
+        nearest = (exact + offset.round() - originals.double() * 255).flatten(1).norm(dim=1)
+        farther = (nearest > 255 * epsilon).view(-1, 1, 1, 1)
+        return (exact + torch.where(farther, offset.trunc(), offset.round())).clamp(0, 255).to(torch.uint8)
     slack = 1e-4  # of a level: an original that is a level is known up to the rounding of its dtype
     low, high = (exact - 255 * epsilon - slack).ceil(), (exact + 255 * epsilon + slack).floor()
     rounded = (images.to(exact) * 255).round().clamp(low, high)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from attacks.core import check_epsilon
+from attacks.norms import check_epsilon
 from utils.data import Split
 from utils.evaluation import evaluate
 from utils.formats import Epoch

@@ -24,12 +24,21 @@ ATTACKS = {
     "pgd, margin, restarts": functools.partial(pgd, steps=2, loss="margin", restarts=2),
     "targeted pgd": functools.partial(pgd, steps=3, targeted=True),
     "multi-targeted pgd": functools.partial(multi_targeted, steps=2),
+    "fgsm, l2": functools.partial(fgsm, norm="l2"),
+    "pgd, l2": functools.partial(pgd, norm="l2", steps=3),
+    "pgd, momentum": functools.partial(pgd, momentum=1, steps=3),
+    "targeted pgd, l2, momentum": functools.partial(pgd, norm="l2", momentum=1, steps=2, targeted=True),
+    "multi-targeted pgd, l2": functools.partial(multi_targeted, norm="l2", steps=2),
 }
 
 
 @pytest.fixture(params=ATTACKS.values(), ids=ATTACKS)
 def attack(request):
     return request.param
+
+
+def norm_of(attack):
+    return getattr(attack, "keywords", {}).get("norm", "linf")
 
 
 # ---- the promises about the result ----
@@ -79,8 +88,11 @@ def test_result_is_close_valid_and_typed_as_the_images(name, dtype, memory_forma
             assert adversarial.is_contiguous(memory_format=memory_format)
             assert adversarial.min() >= 0
             assert adversarial.max() <= 1
-            distance = (adversarial.double() - images.double()).abs().max()
-            assert distance <= epsilon + torch.finfo(dtype).eps
+            offset = (adversarial.double() - images.double()).flatten(1)
+            if norm_of(attack) == "linf":
+                assert offset.abs().max() <= epsilon + torch.finfo(dtype).eps
+            else:  # each pixel is rounded
+                assert offset.norm(dim=1).max() <= epsilon * (1 + 1e-5) + torch.finfo(dtype).eps * 3072**0.5 / 2
 
 
 def test_epsilon_zero_returns_the_images_bit_for_bit_and_not_the_same_tensor(attack):
@@ -248,7 +260,14 @@ def test_bad_input_is_refused(change, error, message, attack):
 def test_bad_epsilon_is_refused(epsilon, count, attack):
     model, images, labels = model_and_images("linear")
     hint = ": did you mean 8/255\\?" if epsilon == 8 else ""
-    with pytest.raises(ValueError, match=f"epsilon must be from 0 to 1, not .*{hint}"):
+    message = f"epsilon must be from 0 to 1, not .*{hint}"
+    if norm_of(attack) == "l2":
+        if epsilon > 0 and epsilon != float("inf"):
+            adversarial = attack(model, images[:count], labels[:count], epsilon=epsilon)
+            assert adversarial.isfinite().all()
+            return
+        message = "epsilon, an L2 radius, must be finite and at least 0, not "
+    with pytest.raises(ValueError, match=message):
         attack(model, images[:count], labels[:count], epsilon=epsilon)
 
 

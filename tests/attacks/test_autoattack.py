@@ -33,6 +33,40 @@ def test_equals_the_package_itself(attacked):
     assert torch.equal(adversarial, expected)
 
 
+def test_in_l2_it_equals_the_package_itself(attacked):
+    network, images, labels = attacked
+    ensemble = pyautoattack.AutoAttack(network, eps=0.5, seed=5, norm="L2")
+    ensemble.attacks_to_run = ["apgd-ce", "square"]
+    ensemble.square.n_queries = 50
+    tracing = sys.gettrace()
+    expected, _ = ensemble.run_standard_evaluation(images, labels, batch_size=30)
+    sys.settrace(tracing)
+    options = {"norm": "l2", "attacks": ("apgd-ce", "square"), "queries": 50, "seed": 5}
+    adversarial = autoattack(network, images, labels, epsilon=0.5, **options)
+    assert torch.equal(adversarial, expected)
+    assert (adversarial - images).flatten(1).norm(dim=1).max() <= 0.5 + 1e-6
+    assert (adversarial - images).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize(("channels", "size", "classes"), [(1, 8, 3), (3, 64, 5), (3, 8, 2), (3, 8, 1000)])
+def test_any_images_and_classes_work_or_are_refused_in_one_line(channels, size, classes, norm):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(channels * size**2, classes))
+    images = torch.rand(3, channels, size, size)
+    labels = model(images).argmax(1)
+    epsilon, few = (0.02 if norm == "linf" else 0.3), ("apgd-ce", "fab-t", "square")
+    for answer in (model, lambda x: {"logits": model(x)}):
+        options = {"epsilon": epsilon, "norm": norm, "queries": 20}
+        if classes < 4:
+            with pytest.raises(AttackError, match=rf"apgd-t needs a network with 4 classes, not {classes}: leave it"):
+                autoattack(answer, images, labels, **options)
+            options["attacks"] = few
+        adversarial = autoattack(answer, images, labels, **options)
+        offset = (adversarial - images).flatten(1)
+        assert offset.norm(float("inf") if norm == "linf" else 2, dim=1).max() <= epsilon + 1e-6
+
+
 def test_is_at_least_as_strong_as_pgd_and_stays_in_the_ball(attacked):
     network, images, labels = attacked
     images = images.to(memory_format=torch.channels_last)

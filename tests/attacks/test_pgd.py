@@ -7,22 +7,37 @@ from torch import nn
 
 from attacks import fgsm, pgd, pgd_iterates
 from attacks.core import margin
+from attacks.norms import noise_source
 from attacks.state import remembering
 from tests.helpers.attacked import model_and_images
 
 
-def slow_pgd(model, image, label, noises, epsilon, steps, step_size, loss, targeted, early_stop):
+def clipped(x, image, epsilon, norm):
+    """x brought back into the ball, and then into [0, 1]."""
+    if norm == "linf":
+        return torch.max(torch.min(x, image + epsilon), image - epsilon).clamp(0, 1)
+    distance = (x - image).square().sum().sqrt()
+    return (x if distance <= epsilon else image + (x - image) * epsilon / distance).clamp(0, 1)
+
+
+def slow_pgd(
+    model, image, label, noises, epsilon, steps, step_size, loss, targeted, early_stop, norm="linf", momentum=0
+):
     """For one image: all iterates of all restarts, and then the choice among them."""
     model.eval()
     iterates = [image]
     for noise in noises:
         x = image if noise is None else (image + noise).clamp(0, 1)
         iterates.append(x)
+        followed = 0
         for _ in range(steps):
             x = x.detach().requires_grad_()
             value = (-1 if targeted else 1) * loss(model(x[None]), label[None])
             (gradient,) = torch.autograd.grad(value, x)
-            x = torch.max(torch.min(x + step_size * gradient.sign(), image + epsilon), image - epsilon).clamp(0, 1)
+            if momentum:
+                gradient = followed = momentum * followed + gradient / gradient.abs().sum()
+            direction = gradient.sign() if norm == "linf" else gradient / gradient.square().sum().sqrt()
+            x = clipped(x + step_size * direction, image, epsilon, norm)
             iterates.append(x.detach())
     with torch.no_grad():
         logits = model(torch.stack(iterates))
@@ -71,6 +86,88 @@ def test_equals_its_definition(kind, early_stop, restarts, targeted, loss):
         torch.testing.assert_close(adversarial[i], expected, rtol=0, atol=1e-6)
     success = (model(adversarial).argmax(1) == labels) == targeted
     assert 0 < success.sum() < 12
+
+
+@pytest.mark.parametrize("momentum", [0, 0.5, 1])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("restarts", [0, 2])
+@pytest.mark.parametrize("early_stop", [True, False])
+def test_norms_and_momentum_equal_their_definitions(norm, momentum, restarts, early_stop):
+    """The steps are so large that they leave the ball."""
+    model, images, labels = model_and_images("cnn", count=12)
+    model, images = model.eval().double(), images.double()
+    labels = model(images).argmax(1)
+    epsilon, steps, step_size = (0.004, 4, 0.003) if norm == "linf" else (0.04, 4, 0.03)
+    noises, generator = [], torch.Generator().manual_seed(3)
+    for _ in range(restarts):
+        if norm == "linf":
+            noises.append(epsilon * (2 * torch.rand(images.shape, generator=generator).double() - 1))
+        else:
+            direction = torch.randn(images.shape, generator=generator).double()
+            radius = epsilon * torch.rand(12, generator=generator).double() ** (1 / 192)
+            noises.append(direction * (radius / direction.square().sum((1, 2, 3)).sqrt())[:, None, None, None])
+    options = {"norm": norm, "momentum": momentum, "early_stop": early_stop, "seed": 3, "step_size": step_size}
+    options |= {"restarts": max(restarts, 1), "random_start": restarts > 0, "steps": steps}
+    adversarial = pgd(model, images, labels, epsilon=epsilon, **options)
+    for i, image in enumerate(images):
+        own = [noise[i] for noise in noises] or [None]
+        shared = (epsilon, steps, step_size, F.cross_entropy, False, early_stop, norm, momentum)
+        expected = slow_pgd(model, image, labels[i], own, *shared)
+        torch.testing.assert_close(adversarial[i], expected, rtol=0, atol=1e-6)
+    assert 0 < (model(adversarial).argmax(1) != labels).sum() < 12
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_each_image_may_have_a_radius_of_its_own(norm):
+    model, images, labels = model_and_images("cnn", count=4)
+    radii = torch.tensor([0.0, 0.01, 0.1, 0.9])
+    together = pgd(model, images, labels, epsilon=radii, norm=norm, early_stop=False, steps=3)
+    for i, radius in enumerate(radii.tolist()):
+        alone = pgd(model, images, labels, epsilon=radius, norm=norm, early_stop=False, steps=3)[i]
+        torch.testing.assert_close(together[i], alone, rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="epsilon"):
+        pgd(model, images, labels, epsilon=-radii, norm=norm)
+
+
+def test_random_starts_fill_the_l2_ball_evenly():
+    """In two dimensions, a quarter of a disc lies within half of its radius, and a quarter in each quadrant."""
+    noise = next(noise_source(torch.zeros(4000, 1, 1, 2), 1.2, 0, "l2")).flatten(1)
+    distance = noise.norm(dim=1)
+    assert distance.max() <= 1.2 + 1e-6
+    assert (distance < 0.6).float().mean() == pytest.approx(0.25, abs=0.03)
+    for signs in ((1, 1), (1, -1), (-1, 1), (-1, -1)):
+        assert (noise.sign() == torch.tensor(signs)).all(1).float().mean() == pytest.approx(0.25, abs=0.03)
+
+
+@pytest.mark.parametrize("factor", [1, 1e-30])
+def test_l2_reaches_the_exact_maximum_for_two_classes(factor):
+    """For a linear classifier, the worst case is a step along its slope, however small the gradient is."""
+    torch.manual_seed(0)
+    slope = torch.randn(12).double()
+    images, labels = 0.4 + 0.2 * torch.rand(20, 3, 2, 2).double(), torch.zeros(20, dtype=torch.int64)
+
+    def model(x):
+        z = factor * ((x - 0.5).flatten(1) @ slope.to(x)) - factor
+        return torch.stack([torch.zeros_like(z), z], 1)
+
+    for x in (images, images.float()):
+        with torch.no_grad():
+            expected = model(x)[:, 1] + factor * 0.1 * slope.norm().to(x)
+        options = {"epsilon": 0.1, "norm": "l2", "loss": "margin", "early_stop": False, "step_size": 10}
+        for adversarial in (pgd(model, x, labels, **options), fgsm(model, x, labels, epsilon=0.1, norm="l2")):
+            torch.testing.assert_close(model(adversarial)[:, 1], expected, rtol=1e-3, atol=1e-4 * factor)
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_one_step_of_length_epsilon_is_fgsm_in_l2(targeted):
+    model, images, labels = model_and_images("cnn", count=20)
+    options = {"epsilon": 0.3, "norm": "l2", "targeted": targeted}
+    adversarial = fgsm(model, images, labels, **options)
+    for i, image in enumerate(images):
+        x = image[None].clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(F.cross_entropy(model.eval()(x), labels[i : i + 1]), x)
+        expected = image + (-0.3 if targeted else 0.3) * gradient[0] / gradient.norm()
+        torch.testing.assert_close(adversarial[i], expected.clamp(0, 1), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("targeted", [False, True])
@@ -223,6 +320,10 @@ def test_margin_climbs_where_cross_entropy_is_flat():
         ({"step_size": float("nan")}, "step_size"),
         ({"restarts": 2, "random_start": False}, "random_start"),
         ({"loss": "hinge"}, "cross_entropy, margin"),
+        ({"momentum": -0.1}, "momentum must be from 0 to 2"),
+        ({"momentum": 2.1}, "momentum must be from 0 to 2"),
+        ({"momentum": float("nan")}, "momentum must be from 0 to 2"),
+        ({"norm": "l1"}, "norm must be one of linf, l2, not 'l1'"),
     ],
 )
 def test_bad_options_are_refused(options, message):

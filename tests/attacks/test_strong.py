@@ -114,6 +114,16 @@ def test_refuses_invalid_options(options):
         multi_targeted(model, images, labels, epsilon=0.1, **options)
 
 
+def test_in_l2_it_stays_in_the_ball_and_breaks_what_pgd_breaks():
+    model, images, labels = model_and_images("cnn", count=30)
+    labels = model.eval()(images).argmax(1)
+    adversarial = multi_targeted(model, images, labels, epsilon=0.05, norm="l2")
+    assert ((adversarial - images).flatten(1).norm(dim=1) <= 0.05 + 1e-6).all()
+    by_pgd = pgd(model, images, labels, epsilon=0.05, norm="l2")
+    left, left_by_pgd = ((model(x).argmax(1) == labels).sum() for x in (adversarial, by_pgd))
+    assert left <= left_by_pgd < 30
+
+
 def test_more_restarts_break_no_fewer_images():
     model, images, labels = model_and_images("cnn", count=50)
     labels = model.eval()(images).argmax(1)

@@ -13,9 +13,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from attacks import fgsm
+from attacks.core import ZERO_GRADIENT
 from attacks.state import BATCH_DEPENDENT, RANDOM
 from networks import CNN
 from utils import evaluation
+from utils.constants import UserError
 from utils.data import batches
 from utils.evaluation import (
     ATTACK_VERSIONS,
@@ -193,7 +195,7 @@ def attacked(monkeypatch):
     """A list that grows with each batch that `evaluate` attacks; the attack changes nothing."""
     calls = []
 
-    def attack(model, images, labels, **options):
+    def attack(model, images, labels, *, targeted=False, **options):
         calls.append(options)
         return images
 
@@ -210,7 +212,11 @@ def attacked(monkeypatch):
         {"options": {"steps": 4, "seed": 0}},
         {"options": {"steps": 3, "seed": 1}},
         {"options": {"steps": 3, "seed": 0, "loss": "margin"}},
+        {"options": {"steps": 3, "seed": 0, "norm": "l2"}},
+        {"options": {"steps": 3, "seed": 0, "momentum": 1}},
         {"options": {}},
+        {"target": 3},
+        {"target": "random"},
         {"network": Linear(2)},
         {"network": Opposite(0)},
         {"source": Linear(2)},
@@ -467,3 +473,119 @@ def test_masks_of_fgsm_and_the_success_rate_agree_with_evaluate(digits):
     assert row.success_rate == pytest.approx(lost / clean.correct)
     assert row.hits == "".join(str(int(hit)) for hit in attacked.mask)
     assert report_row(attacked, "white_box").success_rate is None
+
+
+# ---- targets ----
+
+
+@pytest.mark.parametrize("attack", ["fgsm", "pgd"])
+@pytest.mark.parametrize("target", [3, "least-likely", "random"])
+@pytest.mark.parametrize("transfer", [False, True])
+def test_with_a_target_success_is_to_be_classified_as_it(attack, target, transfer, digits, network, other, tmp_path):
+    source, split = other if transfer else network, digits["test"].first(60)
+    images, labels = split.images / 255, split.labels
+    options = {"seed": 5} if attack == "pgd" else {}
+    given = {"options": options, "source": source, "batch_size": 60, "target": target}
+    result = evaluate(network, split, attack, 0.1, **given, notes=Notes(tmp_path / "n"))
+    if target == "random":
+        drawn = torch.randint(1, 10, (60,), generator=torch.Generator().manual_seed(options.get("seed", 0)))
+        goals = (labels + drawn) % 10
+        assert (goals != labels).all()
+        assert len(goals.unique()) == 10
+    else:
+        goals = source(images).argmin(1) if target == "least-likely" else torch.full((60,), 3)
+    counted = goals != labels
+    stop = {"early_stop": False} if transfer and attack == "pgd" else {}
+    moved = ATTACKS[attack](source, images[counted], goals[counted], epsilon=0.1, targeted=True, **options, **stop)
+    predicted = network(moved).argmax(1)
+    assert result.examples == counted.sum()
+    assert (counted.sum() < 60) == (target == 3)
+    assert result.correct == (predicted == labels[counted]).sum()
+    reached = (predicted == goals[counted]).sum().item()
+    assert reached > 0
+    clean, _ = evaluate_fgsm(network, split, [0.1])
+    row = report_row(result, "white_box", clean=clean, per_image=True)
+    assert row.success_rate == reached / result.examples
+    assert (row.target, row.targeted, row.hits.count("-"), row.hits.count("t")) == (
+        str(target),
+        True,
+        60 - result.examples,
+        reached,
+    )
+    assert [hit == "-" for hit in row.hits] == (~counted).tolist()
+    assert decode(encode(row), AttackRow) == row
+    again = evaluate(network, split, attack, 0.1, **given, notes=Notes(tmp_path / "n"))
+    assert (again, again.outcomes) == (result, result.outcomes)
+
+
+def test_an_image_whose_label_is_the_target_is_not_moved(digits, network):
+    split, crafted = digits["test"].first(40), []
+    options = {"early_stop": False}
+    evaluate(network, split, "pgd", 0.1, target=3, options=options, on_batch=crafted.append)
+    moved = (torch.cat(crafted) - split.images / 255).abs().flatten(1).amax(1) > 0
+    assert torch.equal(moved, split.labels != 3)
+
+
+@pytest.mark.parametrize("target", [10, -1, "cat", "3"])
+def test_a_target_that_is_not_a_class_is_one_line(target, digits, network):
+    with pytest.raises(UserError, match=f"must be a class from 0 to 9, least-likely or random, not {target}"):
+        evaluate(network, digits["test"].first(4), "pgd", 0.1, target=target)
+
+
+def test_targets_that_cannot_be_attacked_are_one_line(digits, network):
+    split = digits["test"].first(4)
+    with pytest.raises(UserError, match="autoattack has no targets"):
+        evaluate(network, split, "autoattack", 0.1, target=3)
+    with pytest.raises(UserError, match="the target 7 is the label of every image"):
+        evaluate(network, replace(split, labels=torch.full((4,), 7)), "pgd", 0.1, target=7)
+
+
+# ---- upper bounds ----
+
+
+class Flat(nn.Module):
+    """Always certain of class 0, so that no gradient is left."""
+
+    def forward(self, images):
+        return torch.eye(10)[[0] * len(images)] * 100 - 5 + 0 * images.sum((1, 2, 3))[:, None]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("attack", "how", "reasons"),
+    [
+        ("fgsm", {}, ["one step"]),
+        ("pgd", {}, []),
+        ("pgd", {"transfer": True}, ["transferred"]),
+        ("pgd", {"transfer": True, "options": {"early_stop": True}}, ["transferred", "early stop"]),
+        ("pgd", {"target": "random"}, ["one target"]),
+        ("pgd", {"epsilon": 0.0}, []),
+        ("autoattack", {"options": {"attacks": ["apgd-ce"]}}, ["part of AutoAttack"]),
+        ("pgd", {"network": Flat()}, ["zero gradient"]),
+        ("fgsm", {"network": Flat()}, ["one step", "zero gradient"]),
+        ("pgd", {"network": lambda x: Linear(0)(x + torch.rand_like(x) / 2)}, ["random"]),
+        ("pgd", {"network": lambda x: Linear(0)(x - x.mean(0))}, ["batch dependent"]),
+        ("pgd", {"network": lambda x: Linear(0)(x).softmax(1)}, ["probabilities"]),
+    ],
+)
+def test_a_report_says_why_a_figure_is_only_an_upper_bound(attack, how, reasons, digits, network, other):
+    options = {"attack": attack, "epsilon": how.get("epsilon", 0.02), "options": how.get("options")}
+    options |= {"target": how.get("target"), "source": other if how.get("transfer") else None}
+    result = evaluate(how.get("network", network), digits["test"].first(20), **options)
+    row = report_row(result, "white_box")
+    assert row.upper_bound == reasons
+    assert decode(encode(row), AttackRow) == row
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_zero_gradients_are_remembered_by_notes_and_by_fgsm(digits, tmp_path):
+    split = digits["test"].first(20)
+    first, second = (
+        evaluate(Flat(), split, "pgd", 0.1, batch_size=7, notes=Notes(tmp_path / "n"), options={"steps": 2})
+        for _ in range(2)
+    )
+    assert first == second
+    assert ZERO_GRADIENT in second.unusual
+    assert first.correct == (split.labels == 0).sum() > 0
+    clean, attacked = evaluate_fgsm(Flat(), split, [0.1])
+    assert (ZERO_GRADIENT in clean.unusual, ZERO_GRADIENT in attacked.unusual) == (False, True)

@@ -203,6 +203,33 @@ def test_a_hostile_npz_file_is_one_line_and_runs_nothing(arrays, message, tmp_pa
     assert os.listdir() == ["a.npz"]
 
 
+def test_an_npz_file_that_is_not_a_file_is_one_line(tmp_path):
+    os.mkfifo(tmp_path / "pipe.npz")
+    (tmp_path / "loop.npz").symlink_to(tmp_path / "loop.npz")
+    for name, message in (("pipe", "it is not a file"), ("loop", "cannot be read as an .npz file")):
+        with pytest.raises(UserError, match=message) as error:
+            read_images(tmp_path / f"{name}.npz")
+        assert "\n" not in str(error.value)
+
+
+def test_a_zip_bomb_that_lies_about_its_size_is_one_line(tmp_path):
+    """Its directory says that an array has 1,000 bytes, but 400 MB follow."""
+    np.savez(tmp_path / "a.npz", images=np.zeros((1, 3, 8, 8), np.uint8), labels=np.zeros(1, int))
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "|u1", "fortran_order": False, "shape": (1, 1, 20000, 20000)}
+    )
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("images.npy", header.getvalue() + bytes(4 * 10**8))
+        archive.writestr("labels.npy", b"")
+    data = (tmp_path / "a.npz").read_bytes()
+    size = struct.pack("<I", len(header.getvalue()) + 4 * 10**8)
+    assert data.count(size) == 2  # in the entry and in the directory
+    (tmp_path / "a.npz").write_bytes(data.replace(size, struct.pack("<I", 1000)))
+    with pytest.raises(UserError, match=r"a\.npz cannot be read as an \.npz file"):
+        read_images(tmp_path / "a.npz")
+
+
 def test_a_damaged_npz_file_is_one_line(tmp_path):
     np.savez(tmp_path / "a.npz", images=np.zeros((2, 3, 8, 8)), labels=np.zeros(2, int))
     data = (tmp_path / "a.npz").read_bytes()

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import zipfile
 
 import pytest
 import torch
@@ -184,6 +185,34 @@ def test_hostile_weights_run_nothing_and_are_one_line(content, message, tmp_path
         load_weights(network, "a.pth")
     assert "\n" not in str(error.value)
     assert os.listdir() == ["a.pth"]
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+def test_weights_that_are_not_a_file_are_one_line(name, tmp_path):
+    network, _ = network_and_state()
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match="it is not a file"):
+        load_weights(network, tmp_path / name)
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match="it is not a file"):
+        load_weights(network, tmp_path / name)
+    (tmp_path / name).rmdir()
+    (tmp_path / name).symlink_to(tmp_path / name)
+    with pytest.raises(UserError, match="cannot be read as a file of weights"):
+        load_weights(network, tmp_path / name)
+
+
+def test_a_zip_bomb_of_weights_is_one_line(tmp_path):
+    """torch.load would unpack it: a file of 200 kB that becomes 200 MB."""
+    network, state = network_and_state()
+    torch.save({**state, "1.weight": torch.zeros(5 * 10**7)}, tmp_path / "whole.pth")
+    with zipfile.ZipFile(tmp_path / "whole.pth") as whole, zipfile.ZipFile(tmp_path / "a.pth", "w") as packed:
+        for entry in whole.infolist():
+            packed.writestr(entry.filename, whole.read(entry), zipfile.ZIP_DEFLATED)
+    assert (tmp_path / "a.pth").stat().st_size < 10**6
+    with pytest.raises(UserError, match="too large for this network"):
+        load_weights(network, tmp_path / "a.pth")
 
 
 @pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])

@@ -9,7 +9,7 @@ import torch
 
 from utils import plotting
 from utils.checkpoints import load_checkpoint
-from utils.formats import AttackRow, TestReport
+from utils.formats import AttackRow, MinimalEpsilons, TestReport
 
 
 def report(epsilons):
@@ -52,6 +52,27 @@ def test_each_setting_has_its_own_colour_and_radii_are_written_as_in_tables():
     axes = figure.axes[0]
     assert [line.get_color() for line in axes.lines[:2]] == [plotting.WHITE_BOX, plotting.TRANSFER]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "8/255", "0.1"]
+    plt.close(figure)
+
+
+def test_robustness_curve_is_the_part_that_has_not_fallen():
+    found = MinimalEpsilons(norm="l2", steps=20, examples=5, median=0.5, epsilons=[0.5, None, 0.0, 0.25, 1.5])
+    figure = plotting.robustness_curve(msgspec.structs.replace(report([]), minimal_epsilon=found))
+    (axes,) = figure.axes
+    x, y = axes.lines[0].get_data()
+    assert list(x) == [0, 0, 0.25, 0.5, 1.5]
+    assert list(y) == pytest.approx([100, 80, 60, 40, 20])
+    assert list(axes.lines[1].get_xdata()) == [0.5, 0.5]
+    assert axes.get_xlabel().startswith("epsilon (L2")
+    plt.close(figure)
+    with pytest.raises(ValueError, match="no minimal epsilons"):
+        plotting.robustness_curve(report([]))
+
+
+def test_an_l2_report_is_drawn_as_one():
+    rows = [msgspec.structs.replace(row, norm="l2") for row in report([0.5]).attacks]
+    figure = plotting.accuracy_against_epsilon(msgspec.structs.replace(report([]), attacks=rows))
+    assert figure.axes[0].get_xlabel().startswith("epsilon (L2")
     plt.close(figure)
 
 

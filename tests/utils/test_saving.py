@@ -107,6 +107,35 @@ def test_rounding_never_leaves_the_ball_around_an_8_bit_image(pixels, epsilon):
     assert (nearest <= 0.5 + 1e-3).logical_or(levels >= int(255 * epsilon + 1e-9)).all()
 
 
+def test_rounding_stays_in_the_l2_ball_and_is_the_nearest_where_that_stays_in_it():
+    generator = torch.Generator().manual_seed(0)
+    originals = torch.randint(0, 256, (40, 3, 6, 6), generator=generator).double()
+    offset = torch.randn(originals.shape, generator=generator).double()
+    offset *= torch.linspace(0.1, 1, 40).view(-1, 1, 1, 1).double() / offset.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    moved = (originals / 255 + offset).clamp(0, 1)
+    epsilons = (moved - originals / 255).flatten(1).norm(dim=1)
+    kept = 0
+    for i, epsilon in enumerate(epsilons.tolist()):
+        (rounded,) = round_within(moved[i : i + 1], originals[i : i + 1] / 255, epsilon, "l2").double()
+        assert (rounded - originals[i]).norm() <= 255 * epsilon
+        assert (rounded - moved[i] * 255).abs().max() < 1
+        nearest = (moved[i] * 255).round()
+        if (nearest - originals[i]).norm() <= 255 * epsilon:
+            assert torch.equal(rounded, nearest)
+            kept += 1
+    assert 0 < kept < 40
+
+
+def test_examples_of_an_l2_attack_are_saved_within_its_ball(tmp_path):
+    network, split = subject()
+    crafted, options = [], {"norm": "l2", "early_stop": False}
+    evaluate(network, split, "pgd", 0.4, options=options, on_batch=crafted.append)
+    saved = save_images(tmp_path, network, split, crafted, attack="pgd", epsilon=0.4, norm="l2")
+    assert max(image.l2 for image in saved.images) <= 0.4 + 1e-6
+    assert max(image.linf for image in saved.images) > 0.02
+    assert load_images(tmp_path).header.norm == "l2"
+
+
 def test_images_that_are_not_8_bit_are_saved_within_the_ball_too(tmp_path):
     network, split = subject(floating=True)
     _, saved = saved_by_pgd(tmp_path, network, split)

@@ -99,9 +99,10 @@ def prepare_model(args: Namespace) -> tuple[Subject, int]:
     """
     import torch
 
+    from attacks.autoattack import FEWEST_CLASSES
     from utils.checkpoints import LONGEST_WEIGHTS, file_digest, load_checkpoint, read_metadata
     from utils.images import as_split
-    from utils.models import FEWEST_CLASSES, count_classes, load_model
+    from utils.models import count_classes, load_model
     from utils.notes import notes_beside
     from utils.saving import check_empty
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import shlex
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
+from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from msgspec import Meta
 
 from utils.commands import checkpoints, types
 from utils.commands.parser import Parser, check_writable, pick_device, run
-from utils.constants import DATASETS, EPSILONS, EVALUATION_BATCH, RADIUS, SPLITS, UserError
-from utils.formats import AttackRow, DiagnosisReport, TestReport, read_document
+from utils.constants import DATASETS, EPSILONS, EVALUATION_BATCH, L2_RADIUS, RADIUS, SPLITS, UserError
+from utils.formats import AttackRow, DiagnosisReport, MinimalEpsilons, TestReport, read_document
 from utils.quoting import shown
 from utils.tables import epsilon_text
 
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
     from utils.evaluation import Result
     from utils.notes import Notes
 
-PGD_OPTIONS = ("steps", "step_size", "restarts", "loss")
+PGD_OPTIONS = ("steps", "step_size", "restarts", "loss", "momentum")
 
 
 def test_script(network: str) -> None:
@@ -45,12 +48,26 @@ def first_output(args: Namespace) -> Path | None:
 
 def check_attack_flags(parser: Parser, args: Namespace) -> None:
     """End the process with an error if flags do not fit each other; gather the options of PGD in `args.pgd`."""
+    radius = types.radius if args.norm == "l2" else types.epsilon
+    for name in ("epsilon", "step_size"):
+        given = getattr(args, name)
+        try:
+            setattr(args, name, list(map(radius, given)) if isinstance(given, list) else given and radius(given))
+        except ArgumentTypeError as error:
+            parser.error(f"argument --{name.replace('_', '-')}: {error}")
     args.pgd = {name: getattr(args, name) for name in PGD_OPTIONS if getattr(args, name) is not None}
-    if args.pgd and "pgd" not in args.attack:
+    if args.pgd and "pgd" not in args.attack and not args.minimal_epsilon:
         parser.error(f"--{next(iter(args.pgd)).replace('_', '-')} belongs to --attack pgd")
     if args.eot > 1 and set(args.attack) == {"autoattack"}:
         parser.error("--eot belongs to --attack fgsm and pgd")
-    smallest = min(filter(None, args.epsilon or [RADIUS]), default=1)
+    if args.target and "autoattack" in args.attack:
+        parser.error("--target belongs to --attack fgsm and pgd")
+    if args.minimal_epsilon and (args.source or args.target):
+        parser.error("--minimal-epsilon goes without --source and --target")
+    if args.norm == "l2" and args.diagnose:
+        parser.error("--diagnose checks L-infinity figures, not those of --norm l2")
+    args.default_radius = L2_RADIUS if args.norm == "l2" else RADIUS
+    smallest = min(filter(None, args.epsilon or [args.default_radius]), default=1)
     if args.step_size and args.step_size > 2 * smallest:
         parser.error(f"--step-size {args.step_size:g} is more than twice --epsilon {smallest:g}: it leaves the ball")
 
@@ -77,7 +94,7 @@ def test_parser(network: str) -> Parser:
 def add_test_flags(parser: Parser) -> None:
     """Add the flags that choose the images, the attacks with their options, and what is written."""
     add = partial(parser.add, "data")
-    add("--split", SPLITS, "the images to test on: train, validation or test (default)", default="test")
+    add("--split", SPLITS, "train, validation or test (default) images", default="test")
     add("--examples", types.positive_int, "test only on the first N images (default all)")
     add("--batch-size", types.positive_int, f"images in a batch (default {EVALUATION_BATCH})", default=EVALUATION_BATCH)
     parser.add("output", "--json", types.file_path, "write the report to this file")
@@ -85,22 +102,26 @@ def add_test_flags(parser: Parser) -> None:
     parser.add("output", "--figures", types.file_path, "draw accuracy.png and examples.png into this folder")
     add = partial(parser.add, "attack")
     add("--attack", ("fgsm", "pgd", "autoattack"), "fgsm (default), pgd, autoattack", nargs="+", default=["fgsm"])
-    text = "L-infinity radii in pixel units, such as 0.02 or 8/255 (default for fgsm 0.02 to 0.1, for the others 8/255)"
-    add("--epsilon", types.epsilon, text, nargs="+")
+    text = "radii in pixel units, such as 0.02 or 8/255 (default for fgsm 0.02 to 0.1, else 8/255; l2: 0.5)"
+    add("--epsilon", types.as_written, text, nargs="+")
+    add("--norm", ("linf", "l2"), "of the radii: linf (default), l2", default="linf")
+    text = "a class that each image is to become, or least-likely or random; for fgsm and pgd (default any wrong class)"
+    add("--target", str, text)
     add("--steps", types.positive_int, "steps of pgd (default 20)")
-    add("--step-size", types.epsilon, "step size of pgd, in pixel units (default 2.5 epsilon / steps)")
+    add("--step-size", types.as_written, "of pgd, in pixel units (default 2.5 epsilon / steps)")
     add("--restarts", types.positive_int, "random starts of pgd (default 1)")
-    add("--loss", ("cross_entropy", "margin"), "the loss that pgd increases: cross_entropy (default) or margin")
+    number = types.number(Annotated[float, Meta(ge=0, le=2)])
+    add("--momentum", number, "of pgd's gradients; 1 transfers better (default 0)")
+    add("--loss", ("cross_entropy", "margin"), "of pgd: cross_entropy (default) or margin")
     text = "follow the mean gradient over N passes in fgsm and pgd, for a network that is random (default 1)"
     add("--eot", types.positive_int, text, default=1)
-    text = (
-        "craft the examples on this network and transfer them; pgd then takes all its steps, whether or not an image "
-        "fools this network (default: craft on the tested network, white-box)"
-    )
+    text = "craft the examples on this network and transfer them; pgd then takes all its steps (default: white-box)"
     add("--source", types.file_path, text)
-    add("--seed", types.seed, "of the attacks' random numbers; fgsm uses none (default 0)", default=0)
+    add("--seed", types.seed, "of the attacks' random numbers (default 0)", default=0)
+    switch = partial(parser.groups["attack"].add_argument, action="store_true")
+    switch("--minimal-epsilon", help="also find the smallest radius at which each image falls to pgd")
     text = "then check whether the figures can be trusted, at the first epsilon; --source or a baseline transfers"
-    parser.groups["attack"].add_argument("--diagnose", action="store_true", help=text)
+    switch("--diagnose", help=text)
 
 
 @dataclass
@@ -173,11 +194,12 @@ def attack_and_report(subject: Subject, args: Namespace, about: dict[str, Any]) 
 
     torch.manual_seed(args.seed)
     clean, rows = attack_table(subject, args)
+    minimal = minimal_epsilons(subject, args) if args.minimal_epsilon else None
     diagnosis = print_diagnosis(subject, args) if args.diagnose else None
     split = subject.split
     about |= {"sha256": subject.sha256, "dataset": split.dataset, "split": split.name, "examples": len(split)}
     about |= {"clean_accuracy": clean.accuracy, "clean_confidence_interval": clean.confidence_interval}
-    about |= {"clean_hits": hits(clean) if args.per_image else None}
+    about |= {"clean_hits": hits(clean) if args.per_image else None, "minimal_epsilon": minimal}
     return TestReport(**about, attacks=rows, diagnosis=diagnosis)
 
 
@@ -225,17 +247,24 @@ def attack_table(subject: Subject, args: Namespace) -> tuple[Result, list[Attack
 
     setting = "white_box" if subject.source is None else "transfer"
     common = {"source": subject.source, "batch_size": args.batch_size, "progress": True}
-    radii = {attack: args.epsilon or (EPSILONS[1:] if attack == "fgsm" else [RADIUS]) for attack in args.attack}
-    options = {"pgd": {**args.pgd, "eot": args.eot, "seed": args.seed}, "autoattack": {"seed": args.seed}}
-    options["fgsm"] = {"eot": args.eot} if args.eot > 1 else {}
+    usual = args.norm == "linf" and args.target is None
+    radii = {
+        attack: args.epsilon or (EPSILONS[1:] if attack == "fgsm" and usual else [args.default_radius])
+        for attack in args.attack
+    }
+    norm = {} if args.norm == "linf" else {"norm": args.norm}
+    options = {"pgd": {**args.pgd, **norm, "eot": args.eot, "seed": args.seed}}
+    options |= {"autoattack": {**norm, "seed": args.seed}, "fgsm": norm | ({"eot": args.eot} if args.eot > 1 else {})}
     print(
         f"\n{'attack':12}{'setting':11}{'epsilon':>8}{'accuracy':>10}{'95 % interval':>17}{'success':>10}{'seconds':>9}"
     )
-    at_once = [] if subject.save else radii.pop("fgsm", [])  # all radii share a gradient, but no image is kept
+    # All radii share the sign of the gradient, but no image is kept.
+    at_once = radii.pop("fgsm", []) if usual and not subject.save else []
     clean, *attacked = fgsm_results(subject, args, at_once, common)
     print_row("clean", "", clean)
     for result in attacked:
         print_row(result.attack, setting, result, clean)
+    common["target"] = args.target and target_class(args.target, subject.split)
     common["notes"] = None if subject.save else subject.notes  # of a finished batch, the examples are not kept
     for attack, of_attack in radii.items():
         for radius in of_attack:
@@ -280,6 +309,47 @@ def fgsm_results(subject: Subject, args: Namespace, radii: Sequence[float], comm
     return found
 
 
+def target_class(text: str, split: Split) -> int | str:
+    """What --target means: a class by its name or number, or one of the words for a target of each image."""
+    if text in ("least-likely", "random"):
+        return text
+    if text in split.class_names:
+        return split.class_names.index(text)
+    if text.isdecimal() and int(text) < len(split.class_names):
+        return int(text)
+    raise UserError(f"--target {shown(text)} is not a class of {split.dataset}, least-likely or random")
+
+
+def minimal_epsilons(subject: Subject, args: Namespace) -> MinimalEpsilons:
+    """Search the smallest radius at which each image falls, and print the median."""
+    import torch
+
+    from attacks import minimal_epsilon
+    from utils.data import batches
+    from utils.models import explaining
+    from utils.progress import progress_bar
+
+    options = {**args.pgd, "eot": args.eot, "seed": args.seed, "norm": args.norm}
+    bar = progress_bar(title="minimal epsilon", total=len(subject.split), unit="image", visible=True)
+    found = []
+    with bar, explaining(subject.split, subject.network):
+        for images, labels in batches(subject.split, args.batch_size):
+            found.append(minimal_epsilon(subject.network, images, labels, **options).cpu())
+            bar.update(len(labels))
+    epsilons = torch.cat(found)
+    median = float(epsilons.median())  # the smallest radius at which at least half of the images have fallen
+    each = [float(f"{epsilon:.6g}") if isfinite(epsilon) else None for epsilon in epsilons.tolist()]
+    text = f"at most {median:.4g}" if isfinite(median) else "not found"
+    print(f"\nsmallest radius at which half of the images fall: {text}; {each.count(None):,} images never fall")
+    return MinimalEpsilons(
+        norm=args.norm,
+        steps=args.pgd.get("steps", 20),
+        examples=len(each),
+        median=median if isfinite(median) else None,
+        epsilons=each,
+    )
+
+
 def save_examples(subject: Subject, result: Result, crafted: list[Tensor], batch_size: int) -> None:
     """Save the adversarial examples of a result into a folder of their own, and print how many survive rounding."""
     from utils.saving import save_images
@@ -288,7 +358,7 @@ def save_examples(subject: Subject, result: Result, crafted: list[Tensor], batch
     folder = subject.save / f"{result.attack}-{result.epsilon:.4g}"
     allowed = {"fgsm": 1, "pgd": result.options.get("steps", 20) * result.options.get("restarts", 1)}
     about: dict[str, Any] = {"attack": result.attack, "epsilon": result.epsilon, "batch_size": batch_size}
-    about["iterations"] = allowed.get(result.attack)
+    about |= {"iterations": allowed.get(result.attack), "norm": result.options.get("norm", "linf")}
     saved = save_images(folder, subject.network, subject.split, crafted, **about).header
     print(
         f"  {folder}: {saved.survived} of {saved.misclassified} misclassified examples stay so after rounding to 8 "
@@ -343,14 +413,23 @@ def write_report(report: TestReport, subject: Subject, args: Namespace) -> None:
             check_unchanged(args.checkpoint, subject.sha256)
         write_document(args.json, report, indent=2)
     if args.figures:
-        from utils import plotting
+        draw_figures(report, subject, args.figures)
+    if subject.notes:
+        subject.notes.finish()
 
-        plotting.save(plotting.accuracy_against_epsilon(report), args.figures / "accuracy.png")
-        # Show FGSM at the smallest radius that fools the network more often than not.
-        rows = [row for row in report.attacks if row.name == "fgsm"] or report.attacks
+
+def draw_figures(report: TestReport, subject: Subject, folder: Path) -> None:
+    """Draw what the report says, and examples of FGSM at the smallest radius that fools the network mostly."""
+    from utils import plotting
+
+    plotting.save(plotting.accuracy_against_epsilon(report), folder / "accuracy.png")
+    if report.minimal_epsilon:
+        plotting.save(plotting.robustness_curve(report), folder / "robustness-curve.png")
+    # The pictures of examples are made by FGSM in L-infinity, so only such radii suit them.
+    attacks = [row for row in report.attacks if row.norm == "linf"]
+    rows = [row for row in attacks if row.name == "fgsm"] or attacks
+    if rows:
         broken = [row.epsilon for row in rows if row.epsilon and row.accuracy < 0.5]
         radius = min(broken, default=max(row.epsilon for row in rows))
         examples = plotting.adversarial_examples(subject.network, subject.split, radius, source=subject.source)
-        plotting.save(examples, args.figures / "examples.png")
-    if subject.notes:
-        subject.notes.finish()
+        plotting.save(examples, folder / "examples.png")

@@ -16,8 +16,8 @@ from utils.formats import Positive, Seed, Width
 from utils.quoting import shown
 
 
-def epsilon(text: str) -> float:
-    """An L-infinity radius from 0 to 1, as a number or a fraction such as 8/255."""
+def radius(text: str) -> float:
+    """A radius of at least 0, as a number or a fraction such as 8/255."""
     numerator, slash, denominator = text.partition("/")
     try:
         value, divisor = float(numerator), float(denominator if slash else 1)
@@ -28,8 +28,19 @@ def epsilon(text: str) -> float:
         raise ArgumentTypeError(f"{shown(text)} is not a number or a fraction such as 8/255")
     if value < 0:
         raise ArgumentTypeError(f"{text} is negative, but a radius is at least 0")
+    return value
+
+
+def as_written(text: str) -> str:
+    """A radius as its text: which radii are allowed depends on --norm, which may come later."""
+    return text
+
+
+def epsilon(text: str) -> float:
+    """An L-infinity radius from 0 to 1, as `radius` reads it."""
+    value = radius(text)
     if value > 1:
-        hint = f": did you mean {text.strip()}/255?" if not slash and value <= 255 else ""
+        hint = f": did you mean {text.strip()}/255?" if "/" not in text and value <= 255 else ""
         raise ArgumentTypeError(f"{shown(text)} is above 1, but pixels are in [0, 1]{hint}")
     return value
 

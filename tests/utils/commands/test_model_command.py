@@ -52,7 +52,8 @@ def test_help_fits_on_a_screen_explains_every_flag_and_needs_no_torch(columns, s
     wanted = (
         "data classes resize channels split examples batch-size data-dir model weights mean std device attack epsilon "
     )
-    wanted += "steps step-size restarts loss source seed diagnose json per-image figures save"
+    wanted += "steps step-size restarts norm momentum target minimal-epsilon loss source seed diagnose json per-image "
+    wanted += "figures save"
     for flag in wanted.split():
         assert f"  --{flag} " in flags
 
@@ -142,6 +143,20 @@ def test_a_folder_called_digits_does_not_hold_the_digits(folder, script, tmp_pat
             ["needs a network with 4 classes"],
         ),
         (["--model", "odd.py:three", "--data", "three.npz", "--source", "net.pth"], ["net.pth"]),
+        (
+            ["--model", "odd.py:three", "--data", "three.npz", "--target", "3"],
+            ["'3' is not a class of three.npz"],
+        ),
+        (["--model", "resnet18", "--data", "pictures", "--target", "cow"], ["'cow' is not a class of pictures"]),
+        (
+            ["--model", "resnet18", "--data", "pictures", "--attack", "autoattack", "--target", "cat"],
+            ["--target belongs to --attack fgsm and pgd"],
+        ),
+        (["--model", "resnet18", "--data", "pictures", "--norm", "l2", "--diagnose"], ["L-infinity", "--norm l2"]),
+        (["--model", "resnet18", "--data", "pictures", "--norm", "l2", "--epsilon", "-1"], ["--epsilon", "negative"]),
+        (["--model", "resnet18", "--data", "pictures", "--momentum", "1"], ["--momentum belongs to --attack pgd"]),
+        (["--model", "a", "--data", "b", "--attack", "pgd", "--momentum", "3"], ["--momentum", "at most 2"]),
+        (["--model", "a", "--data", "b", "--minimal-epsilon", "--target", "1"], ["goes without --source and --target"]),
     ],
 )
 def test_bad_arguments_are_one_line_and_status_2(arguments, parts, folder, script):
@@ -161,23 +176,55 @@ def test_bad_arguments_are_one_line_and_status_2(arguments, parts, folder, scrip
     ]
 
 
-@pytest.mark.parametrize("name", ["grey", "three", "thousand", "double", "compiled"])
-def test_unusual_networks_work(name, folder, script, tmp_path):
+@pytest.mark.parametrize("how", ["linf", "l2", "target"])
+@pytest.mark.parametrize("name", ["grey", "three", "thousand", "double", "compiled", "dictionary"])
+def test_unusual_networks_work(name, how, folder, script, tmp_path):
     channels, classes = {"grey": (1, 5), "three": (3, 3), "thousand": (3, 1000)}.get(name, (3, 5))
     layers = f"nn.Flatten(), nn.Linear({channels} * 64, {classes})"
     code = {"double": f"nn.Sequential({layers}).double()", "compiled": f"torch.compile(nn.Sequential({layers}))"}
+    code["dictionary"] = f"Dictionary({layers})"
     text = f"import torch\nfrom torch import nn\nbuild = lambda: {code.get(name, f'nn.Sequential({layers})')}\n"
+    text += (
+        "class Dictionary(nn.Sequential):\n    def forward(self, x):\n        return {'logits': super().forward(x)}\n"
+    )
     (tmp_path / "net.py").write_text(text)
     random = np.random.default_rng(0)
     images, labels = random.integers(0, 256, (12, channels, 8, 8), dtype=np.uint8), np.arange(12) % min(classes, 12)
     np.savez(tmp_path / "a.npz", images=images, labels=labels)
     arguments = ["--model", "net.py:build", "--data", "a.npz", "--attack", "fgsm", "pgd", "--epsilon", 0.1]
+    arguments += {"l2": ["--norm", "l2", "--momentum", 1], "target": ["--target", "least-likely"], "linf": []}[how]
     result = script("test-model.py", *arguments, "--json", "o.json", "--save", "saved", "--figures", "f", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     report = json.loads((tmp_path / "o.json").read_text())
     assert (report["classes"], len(report["attacks"])) == (classes, 2)
     assert len(load_images(tmp_path / "saved" / "pgd-0.1").images) == 12
-    assert {path.name for path in (tmp_path / "f").iterdir()} == {"accuracy.png", "examples.png"}
+    for row in report["attacks"]:
+        assert row.get("norm", "linf") == ("l2" if how == "l2" else "linf")
+        assert row.get("target") == ("least-likely" if how == "target" else None)
+    assert report["attacks"][1]["momentum"] == (1 if how == "l2" else 0)
+    drawn = {path.name for path in (tmp_path / "f").iterdir()}
+    assert drawn == {"accuracy.png"} | (set() if how == "l2" else {"examples.png"})
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_smallest_radii_are_printed_reported_and_drawn(norm, folder, script, tmp_path):
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\nbuild = lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 5))"
+    )
+    random = np.random.default_rng(0)
+    np.savez(
+        tmp_path / "a.npz", images=random.integers(0, 256, (12, 3, 8, 8), dtype=np.uint8), labels=np.arange(12) % 5
+    )
+    arguments = ["--model", "net.py:build", "--data", "a.npz", "--minimal-epsilon", "--norm", norm, "--steps", 10]
+    result = script("test-model.py", *arguments, "--json", "o.json", "--figures", "f", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    found = read_document(tmp_path / "o.json", TestReport, "a test report")
+    minimal = found.minimal_epsilon
+    assert (minimal.norm, minimal.steps, minimal.examples, len(minimal.epsilons)) == (norm, 10, 12, 12)
+    assert minimal.epsilons.count(0) == 12 - round(12 * found.clean_accuracy)
+    assert minimal.median == pytest.approx(sorted(minimal.epsilons)[5], rel=1e-5)
+    assert f"half of the images fall: at most {minimal.median:.4g}" in result.stdout
+    assert (tmp_path / "f" / "robustness-curve.png").exists()
 
 
 def test_diagnosis_of_a_users_network(folder, script, tmp_path):
