@@ -70,6 +70,8 @@ class L2Ball:
 
     def moved(self, iterate: Tensor, gradient: Tensor, size: Radius) -> Tensor:
         """The iterate after a step of this length along the gradient, brought back into the ball."""
+        if not isinstance(size, Tensor) and size == 0:
+            return iterate.clone()
         size = bounded(per_image(size, self.images), iterate.shape)
         offset = iterate - self.images + size * unit(gradient.to(self.images))
         # Within [0, 1] each pixel is brought nearer to the image, so the second clamp does not leave the ball.

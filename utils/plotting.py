@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from attacks import default_step_size, fgsm, fgsm_direction, pgd_iterates, step
-from attacks.core import attacking, evaluation_mode, input_gradient
+from attacks.core import attacking, evaluation_mode, input_gradient, logits_of
 from networks import CNNLSTM
 from utils.constants import TITLES
 from utils.data import Split, batches, to_unit_range
@@ -384,7 +384,7 @@ def along_the_sign(
     epsilons = torch.linspace(0, largest, points)
     with torch.no_grad(), evaluation_mode(network):
         moved = torch.cat([step(image, direction, epsilon) for epsilon in epsilons.tolist()])
-        probabilities = network(moved).softmax(1).cpu().numpy()
+        probabilities = logits_of(network, moved).softmax(1).cpu().numpy()
     classes = sorted({label.item(), *probabilities.argmax(1).tolist()}, key=lambda k: k != label.item())
     figure, axes = plt.subplots(figsize=(WIDTH, 3.8), layout="constrained")
     for k, color in zip(classes, (CLEAN, *OTHERS, *OTHERS), strict=False):
@@ -437,7 +437,7 @@ def _draw_attacked(
         show_image(axis, picture[0])
         axis.set_title(name, fontsize="small")
     with torch.no_grad(), evaluation_mode(network):
-        before, after = network(torch.cat([image, adversarial])).softmax(1).cpu().numpy()
+        before, after = logits_of(network, torch.cat([image, adversarial])).softmax(1).cpu().numpy()
     for axis, probabilities in ((axes[0], before), (axes[2], after)):
         predicted = probabilities.argmax()
         look = RIGHT if predicted == label.item() else WRONG
@@ -530,7 +530,7 @@ def first_correct(network: nn.Module, split: Split, count: int) -> tuple[Tensor,
     found: dict[int, tuple[Tensor, Tensor]] = {}
     for images, labels in batches(split, 100):
         with torch.no_grad(), evaluation_mode(network):
-            correct = network(images).argmax(1) == labels
+            correct = logits_of(network, images).argmax(1) == labels
         for index in correct.nonzero().flatten().tolist():
             found.setdefault(int(labels[index]), (images[index], labels[index]))
         if len(found) >= count:
@@ -544,7 +544,7 @@ def first_correct(network: nn.Module, split: Split, count: int) -> tuple[Tensor,
 def answers(network: nn.Module, images: Tensor) -> list[tuple[int, float]]:
     """The class that the network gives to each image, and its confidence in [0, 1]."""
     with torch.no_grad(), evaluation_mode(network):
-        confidence, predicted = network(images).softmax(1).max(1)
+        confidence, predicted = logits_of(network, images).softmax(1).max(1)
     return list(zip(predicted.tolist(), confidence.tolist(), strict=True))
 
 

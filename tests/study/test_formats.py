@@ -32,7 +32,7 @@ from utils.formats import AttackRow, TrainingArguments, write_document
 
 RESULTS = ROOT / "results"
 SHIPPED = {name: json.loads((RESULTS / f"{name}.json").read_text("utf-8")) for name in ("study", "robustness")}
-NO_LOGS = Logs([], [], [])
+NO_LOGS = Logs([], [], [], [])
 
 FRACTIONS = st.floats(0, 1)
 INTERVALS = st.tuples(FRACTIONS, FRACTIONS)

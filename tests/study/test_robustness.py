@@ -11,7 +11,7 @@ from msgspec.structs import asdict, replace
 from study import figures, robustness, tables
 from study.formats import RobustnessEntry, read_robustness
 from study.robustness import RADII, measure
-from utils import evaluation
+from utils import evaluation, plotting
 from utils.checkpoints import load_checkpoint
 from utils.constants import PGD_20, RADIUS, UserError
 from utils.evaluation import evaluate, evaluate_fgsm
@@ -125,6 +125,7 @@ def test_figures_of_another_version_of_an_attack_are_measured_again(networks, di
     assert {row.name: row.version for row in report.entries[0].results} == {"fgsm": 1, "pgd": 1, "autoattack": 7}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cnn.safetensors", "cnn-other.safetensors"])
 @pytest.mark.parametrize("when", ["before", "during"])
 def test_a_checkpoint_that_is_replaced_gets_no_figures(
@@ -200,7 +201,7 @@ def test_a_damaged_report_is_one_line(damage, measured, tmp_path):
 
 def test_tables_are_the_reports(measured):
     report, _ = measured
-    text = tables.robustness_document(report, robustness.Logs([], [], []))
+    text = tables.robustness_document(report, robustness.Logs([], [], [], []))
     assert "on the 40 digits test images, under PGD and AutoAttack on the first 8" in text
     for entry in report.entries:
         cells = [
@@ -299,7 +300,9 @@ def test_overfitting_is_told_by_the_last_two_epochs(logs):
 
 
 def test_trainings_figure_draws_the_logs(logs):
-    figure = figures.trainings_compared({"a": logs.defenses[0], "b": logs.defenses[1]}, "title")
+    figure = figures.trainings_compared({"a": logs.defenses[0], "b": logs.defenses[1]}, "title", {"b"})
+    colors = [line.get_color() for line in figure.axes[0].lines]
+    assert (colors[0] == plotting.OURS, colors[1] == plotting.OURS) == (False, True)
     robust, clean = ([line.get_data() for line in axes.lines] for axes in figure.axes)
     assert [list(x) for x, _ in robust] == [list(x) for x, _ in clean] == [[0.5, 1.5], [2.0]]
     assert [list(y) for _, y in robust] == [[30, 0], [20]]

@@ -207,6 +207,7 @@ def test_second_builder_of_an_adversarial_set_is_refused(trained, digits, tmp_pa
 # ---- odd surroundings ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [("--help",), (*QUICK, "--epochs", 20, "--output", "a.safetensors")])
 def test_closed_pipe_is_no_traceback(arguments, tmp_path):
     """As `| head -1` closes it; what was trained so far is kept."""
@@ -232,6 +233,7 @@ def test_no_home_and_a_path_that_is_not_ascii(script, tmp_path):
     assert (output.parent / "figures" / "examples.png").exists()
 
 
+@pytest.mark.slow
 def test_path_that_the_terminal_cannot_show(script, tmp_path):
     output = tmp_path / "prüf.safetensors"
     result = script("train-cnn.py", *QUICK, "--output", output, PYTHONIOENCODING="ascii")
@@ -327,6 +329,7 @@ def test_read_only_repository_serves(tmp_path):
     assert sorted(path.name for path in here.iterdir()) == ["a.json", "a.jsonl", "a.safetensors"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
 def test_output_that_cannot_be_printed_is_one_line(tmp_path):
     with open("/dev/full", "w") as full:
@@ -336,6 +339,7 @@ def test_output_that_cannot_be_printed_is_one_line(tmp_path):
     assert "No space left on device" in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", ["1", "2"])
 def test_closed_streams_do_no_harm(closed, tmp_path):
     command = f'"{sys.executable}" "{ROOT / "train-cnn.py"}" {" ".join(map(str, QUICK))} --output a.safetensors'

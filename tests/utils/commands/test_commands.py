@@ -176,6 +176,7 @@ def test_transferred_pgd_takes_all_its_steps(script, trained, tmp_path):
         assert [row.early_stop for row in attacks_in(tmp_path / "o")] == [stops]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_is_replaced_during_its_test_gets_no_report(script, trained, tmp_path):
     """The finished batches stay, in case the first file comes back."""
     path = shutil.copy(trained("cnn"), tmp_path / "tested.safetensors")
@@ -219,6 +220,7 @@ def test_a_test_leaves_the_notes_of_other_tests_alone(script, trained, tmp_path)
     assert (tmp_path / "out.attacks.partial.jsonl").read_text() == "somebody's"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [["--figures", "figures"], ["--figures", "figures", "--json", "out.json"]])
 def test_an_interruption_while_figures_are_drawn_loses_no_evaluation(flags, script, trained, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
@@ -247,6 +249,7 @@ def without_seconds(output):
     return [line.rsplit(maxsplit=1)[0] for line in output.splitlines() if line]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
 @pytest.mark.parametrize("report", [True, False])
 def test_interrupted_test_speaks_of_kept_batches_only_if_there_are_some(report, trained, tmp_path):
@@ -434,6 +437,7 @@ def test_interrupted_run_resumes_to_the_bit_identical_end(script, tmp_path):
     assert len(list(tmp_path.iterdir())) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
 def test_training_interrupted_in_the_first_epoch_does_not_speak_of_a_saved_one(tmp_path):
     arguments = (
@@ -705,6 +709,7 @@ def test_checkpoint_of_the_wrong_network_data_set_or_source(script, trained):
     assert_one_line(script("test-cnn.py", "--checkpoint", cnn, "--source", "none"), "none", "no such checkpoint")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "flag"), [("train-cnn.py", "--output"), ("test-cnn.py", "--json")])
 def test_missing_cifar10_without_network_is_one_line(name, flag, script, tmp_path):
     folder = tmp_path / "nowhere"
@@ -714,6 +719,7 @@ def test_missing_cifar10_without_network_is_one_line(name, flag, script, tmp_pat
     assert_one_line(result, str(folder), "--data-dir", "--dataset digits")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="only Unix has RLIMIT_FSIZE")
 def test_full_disk_is_one_line_and_keeps_the_earlier_checkpoint(tmp_path):
     import resource
@@ -746,12 +752,14 @@ def test_epsilon_is_read_as_a_number_or_a_fraction(text, value):
 # ---- odd surroundings ----
 
 
+@pytest.mark.slow
 def test_commands_in_odd_surroundings(tmp_path):
     """One of each kind; `make torture` tries all."""
     tally = odd_surroundings(5, random.Random(0), tmp_path)
     assert (tally.survived, tally.first_loss) == (5, "")
 
 
+@pytest.mark.slow
 def test_figures_need_no_valid_backend(script, trained, tmp_path):
     arguments = ["--checkpoint", trained("cnn"), "--examples", 5, "--figures", tmp_path, "--epsilon", 0.1]
     result = script("test-cnn.py", *arguments, MPLBACKEND="no such thing")

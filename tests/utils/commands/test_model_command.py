@@ -109,6 +109,7 @@ def test_lazy_names_import_torch_only_when_they_are_used():
         utils.nothing  # noqa: B018
 
 
+@pytest.mark.slow
 def test_a_folder_called_digits_does_not_hold_the_digits(folder, script, tmp_path):
     shutil.copytree(folder / "pictures", tmp_path / "digits")
     arguments = ["--data", tmp_path / "digits", "--width", 4, "--epochs", 1, "--quiet"]
@@ -176,8 +177,17 @@ def test_bad_arguments_are_one_line_and_status_2(arguments, parts, folder, scrip
     ]
 
 
-@pytest.mark.parametrize("how", ["linf", "l2", "target"])
-@pytest.mark.parametrize("name", ["grey", "three", "thousand", "double", "compiled", "dictionary"])
+QUICK = {("grey", "l2"), ("three", "target"), ("thousand", "linf"), ("double", "l2"), ("dictionary", "linf")}
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        pytest.param(name, how, marks=() if (name, how) in QUICK else pytest.mark.slow)
+        for name in ("grey", "three", "thousand", "double", "compiled", "dictionary")
+        for how in ("linf", "l2", "target")
+    ],
+)
 def test_unusual_networks_work(name, how, folder, script, tmp_path):
     channels, classes = {"grey": (1, 5), "three": (3, 3), "thousand": (3, 1000)}.get(name, (3, 5))
     layers = f"nn.Flatten(), nn.Linear({channels} * 64, {classes})"
@@ -227,6 +237,7 @@ def test_the_smallest_radii_are_printed_reported_and_drawn(norm, folder, script,
     assert (tmp_path / "f" / "robustness-curve.png").exists()
 
 
+@pytest.mark.slow
 def test_diagnosis_of_a_users_network(folder, script, tmp_path):
     (tmp_path / "net.py").write_text(
         "from torch import nn\nbuild = lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))\n"
