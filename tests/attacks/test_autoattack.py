@@ -49,7 +49,10 @@ def test_in_l2_it_equals_the_package_itself(attacked):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize(("channels", "size", "classes"), [(1, 8, 3), (3, 64, 5), (3, 8, 2), (3, 8, 1000)])
+@pytest.mark.parametrize(
+    ("channels", "size", "classes"),
+    [(1, 8, 3), pytest.param(3, 64, 5, marks=pytest.mark.slow), (3, 8, 2), (3, 8, 1000)],
+)
 def test_any_images_and_classes_work_or_are_refused_in_one_line(channels, size, classes, norm):
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(channels * size**2, classes))

@@ -528,6 +528,7 @@ def test_every_figure_has_titles_units_and_a_legend_beside_the_data():
         plt.close(figure)
 
 
+@pytest.mark.slow
 def test_side_by_side_shows_both_networks_on_both_attacks(digits, trained):
     baseline, retrained = (load_checkpoint(trained(name)) for name in ("cnn", "cnn-lstm"))
     figure = figures.side_by_side(baseline, retrained, digits["test"], 0.1, "CNN", columns=3)

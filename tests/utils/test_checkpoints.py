@@ -371,6 +371,7 @@ for path in sys.argv[2:]:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="memory is measured as Unix does")
 @pytest.mark.parametrize("network", NETWORKS)
 def test_largest_networks_take_neither_long_nor_much_memory(network, saved, tmp_path):

@@ -60,6 +60,7 @@ class Forgetful:
         return cross_entropy(model, images, labels if done < self.steps else (labels + 1) % 10)
 
 
+@pytest.mark.slow
 def test_epoch_before_a_divergence_is_kept_without_a_warning_of_overfitting(digits, tmp_path, capsys):
     output = tmp_path / "a.safetensors"
     recipe = replace(RECIPE, epochs=8, batch_size=30, average=0.0)
@@ -89,7 +90,7 @@ def test_catastrophic_overfitting_of_fgsm_is_named(digits, tmp_path, capsys):
     assert network.training is False
 
 
-@pytest.mark.parametrize("name", ["n-fgsm", "trades"])  # both draw noise
+@pytest.mark.parametrize("name", ["n-fgsm", pytest.param("trades", marks=pytest.mark.slow)])  # both draw noise
 def test_defended_run_is_resumed_bit_for_bit(name, digits, tmp_path, monkeypatch):
     defense = DEFENSES[name](0.05)
     whole, halves = tmp_path / "whole.safetensors", tmp_path / "halves.safetensors"

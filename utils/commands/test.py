@@ -212,9 +212,11 @@ def prepare_test(network_name: str, args: Namespace) -> Subject:
     check_outputs(args)
     checkpoints.check_is_made(args.checkpoint, network_name)
     sha256 = file_digest(args.checkpoint)  # before the network is loaded; `write_report` compares it afterwards
-    dataset = args.dataset or read_metadata(args.checkpoint).dataset
-    if dataset not in DATASETS:
-        raise UserError(f"{args.checkpoint} was trained on {shown(dataset)}, not on {' or '.join(DATASETS)}")
+    trained_on = read_metadata(args.checkpoint).dataset
+    dataset = args.dataset or trained_on
+    if trained_on != dataset or dataset not in DATASETS:  # before CIFAR-10 is downloaded, perhaps for nothing
+        wanted = args.dataset or " or ".join(DATASETS)
+        raise UserError(f"{args.checkpoint} was trained on {shown(trained_on)}, not on {wanted}")
     whole = load_split(dataset, args.split, args.data_dir)
     split = whole.first(args.examples)
     network = checkpoints.load_network(args.checkpoint, split, network_name)

@@ -138,6 +138,7 @@ def test_interrupted_test_keeps_the_attacks_that_are_done(script, trained, tmp_p
     assert resumed == report
 
 
+@pytest.mark.slow
 def test_what_attacks_need_is_missed_before_any_is_run(script, trained, tmp_path):
     arguments = ["--checkpoint", trained("cnn"), "--examples", 5, "--epsilon", 0.1]
     (tmp_path / "sitecustomize.py").write_text(
@@ -309,6 +310,7 @@ def test_flags_replace_the_numbers_of_a_recipe(script, tmp_path):
     assert (training.optimizer, training.warmup) == ("adam", RECIPES["retrain"].warmup)
 
 
+@pytest.mark.slow
 def test_retrain_on_adversarial_examples(script, tmp_path):
     """The study's defence: the default source and name, --resume, and the adversarial set, which is used again."""
     assert script("train-cnn.py", *QUICK, "--quiet", cwd=tmp_path).returncode == 0

@@ -105,18 +105,17 @@ def test_papers_defence_leaks_the_label_and_is_about_zero(baseline, digits, tmp_
 
 QUICK = (
     "logits times 1000",
-    "rounded logits",
     "JPEG-like, outside PyTorch",
-    "ripple",
     "noisy images",
-    "detector of unsure answers",
     "anti-adversary, 2 steps",
     "memory in a closure",
-    "batch norm of the batch",
 )
 
 
-@pytest.mark.parametrize("broken", [b for b in BROKEN if b.name in QUICK], ids=lambda broken: broken.name)
+@pytest.mark.parametrize(
+    "broken",
+    [pytest.param(b, marks=() if b.name in QUICK else pytest.mark.slow, id=b.name) for b in BROKEN],
+)
 def test_broken_defences_are_not_trusted_and_are_broken(broken, trained, digits):
     """The rest of the zoo is for `make zoo`."""
     diagnosis = diagnosed(broken.build(load_checkpoint(trained("cnn"))), digits)
