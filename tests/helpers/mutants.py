@@ -2,7 +2,7 @@
 
 A mutant is one change in one file: an operator or a comparison replaced, a condition negated, a number changed, or an
 argument, an entry of a dictionary or a statement left out. It runs in a copy of the project, against the tests that
-mirror the file, until the first test fails. A mutant that survives shows a line that no test depends on: either a test
+mirror the file, except the slow ones, until the first test fails. A mutant that survives shows a line that no test depends on: either a test
 is missing, or the change makes no difference.
 """
 
@@ -129,7 +129,8 @@ async def survives(mutant: Mutant, tests: list[str], folder: Path, patience: flo
     original = changed.read_text(encoding="utf-8")
     changed.write_text(mutant.code, encoding="utf-8")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(folder)}
-    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", f"--basetemp={folder / 'temporary'}"]
+    command = [sys.executable, "-m", "pytest", "-x", "-m", "not slow", "-p", "no:cacheprovider"]
+    command.append(f"--basetemp={folder / 'temporary'}")
     process = await asyncio.create_subprocess_exec(
         *command, *tests, cwd=folder, env=environment, stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.DEVNULL, start_new_session=True,
