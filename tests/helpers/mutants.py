@@ -2,8 +2,8 @@
 
 A mutant is one change in one file: an operator or a comparison replaced, a condition negated, a number changed, or an
 argument, an entry of a dictionary or a statement left out. It runs in a copy of the project, against the tests that
-mirror the file, except the slow ones, until the first test fails. A mutant that survives shows a line that no test depends on: either a test
-is missing, or the change makes no difference.
+mirror the file, except the slow ones, until the first test fails. A mutant that survives shows a line that no test
+depends on: either a test is missing, or the change makes no difference.
 """
 
 import argparse
