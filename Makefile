@@ -50,7 +50,7 @@ agreement: .venv-peers/installed  ## compare our attacks with torchattacks', in 
 benchmark: .venv-peers/installed  ## compare our speed with that of other libraries: hours on two cores
 	.venv-peers/bin/python -m benchmarks.run
 
-robust-gpu: $(VENV)/installed  ## train two robust networks and test them, on an NVIDIA GPU: some minutes each on an H100
+robust-gpu: $(VENV)/installed  ## train two robust networks and test them, on an NVIDIA GPU
 	$(RUN) -m benchmarks.robust_gpu
 
 .venv-peers/installed: benchmarks/requirements.txt requirements.txt

@@ -9,6 +9,7 @@ from torch import Tensor
 from attacks.core import Model, attacking, logits_of
 from attacks.norms import bounded, length
 from attacks.pgd import pgd
+from attacks.progress import in_turn
 
 ROUNDS = 16
 DOUBLINGS = 8  # from the first radius to the largest
@@ -26,15 +27,17 @@ def minimal_epsilon(
     example, by bisection. (PGD may fail at a radius and succeed at a smaller one, so it does not start at the largest.)
 
     model, images, labels, norm: as for `fgsm`. rounds: at least 9, or the doubling would not reach the largest radius.
-    options: of `pgd`, such as steps, restarts or loss, without epsilon.
-    Raises what `pgd` raises, and ValueError if rounds is below 9.
+    options: of `pgd`, such as steps, restarts or loss, but not epsilon or targeted.
+    Raises what `pgd` raises, and ValueError if rounds is below 9 or if targeted is given.
     """
     if rounds <= DOUBLINGS:
         raise ValueError(f"rounds must be at least {DOUBLINGS + 1}, not {rounds}")
+    if options.get("targeted"):
+        raise ValueError("minimal_epsilon searches for any other class: it takes no targets")
     largest = 1.0 if norm == "linf" else float(bounded(math.inf, images.shape))
     failed = torch.zeros(len(images), dtype=torch.float64, device=images.device)
     nearest = torch.full_like(failed, math.inf)
-    for _ in range(rounds):
+    for _ in in_turn(range(rounds), rounds):
         grown = (2 * failed).clamp(largest / 2**DOUBLINGS, largest)
         radii = torch.where(nearest.isinf(), grown, (failed + nearest) / 2)
         tried = ((failed < nearest) & (failed < largest)).nonzero().flatten()

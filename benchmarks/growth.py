@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from attacks import fgsm, pgd
 from benchmarks.attacks import EPSILON, robust_images
 from benchmarks.formats import MemoryGrowth, SpeedGrowth, TimedTraining
-from benchmarks.timing import ROOT, Setting, compared, in_turn, say, timed
+from benchmarks.timing import ROOT, Setting, compared, rounds_in_turn, say, timed
 from benchmarks.training import SHORT, faster_precision, our_epoch
 from networks import NETWORKS
 from utils.allocator import keep_freed_memory
@@ -115,7 +115,7 @@ def processes(setting: Setting) -> TimedTraining:
 
     contenders = {many: lambda: trained(many, torchrun, 1), one: lambda: trained(one, [], cores)}
     epochs = setting.pick(SHORT.epochs, 1)
-    rows = compared(in_turn(contenders, setting.pick(3, 1)), epochs * len(setting.splits["train"]))
+    rows = compared(rounds_in_turn(contenders, setting.pick(3, 1)), epochs * len(setting.splits["train"]))
     say("many processes", rows)
     return TimedTraining(precision=precision, epochs=epochs, accuracies=accuracies, rows=rows)
 

@@ -61,10 +61,10 @@ def interleaved(contenders: Mapping[str, Callable[[], Any]], setting: Setting) -
         return timed(contenders[name], runs[name]) / runs[name]
 
     calls = {name: partial(one_run, name) for name in contenders}
-    return in_turn(calls, min(setting.rounds, max(3, int(LONGEST / seconds_of_a_round))))
+    return rounds_in_turn(calls, min(setting.rounds, max(3, int(LONGEST / seconds_of_a_round))))
 
 
-def in_turn(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+def rounds_in_turn(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
     """Like `interleaved` without the warm-up, for functions that return their seconds."""
     names = list(contenders)
     times: dict[str, list[float]] = {name: [] for name in names}

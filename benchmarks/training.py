@@ -15,7 +15,7 @@ from torchvision.transforms import ToTensor
 from benchmarks import plain
 from benchmarks.formats import TimedTraining, TrainingSpeed
 from benchmarks.tables import STUDYS_ACCURACY
-from benchmarks.timing import Setting, compared, in_turn, say, timed
+from benchmarks.timing import Setting, compared, rounds_in_turn, say, timed
 from defenses.losses import NFGSM, PGD
 from networks import CNN
 from utils.allocator import keep_freed_memory
@@ -101,7 +101,7 @@ def images_a_second(setting: Setting) -> list[TrainingSpeed]:
             "ours": partial(our_epoch, training, validation, ours, recipe, setting.device),
             f"DataLoader, {workers} workers": partial(timed, epoch),
         }
-        rows = compared(in_turn(contenders, setting.rounds), len(training))
+        rows = compared(rounds_in_turn(contenders, setting.rounds), len(training))
         say(f"training, defence {defense}", rows)
         report.append(TrainingSpeed(defense=defense, rows=rows))
     return report

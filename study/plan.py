@@ -36,7 +36,7 @@ class Planned:
         return self.path.stem
 
     @property
-    def is_shipped(self) -> bool:
+    def is_kept(self) -> bool:
         """Whether its checkpoint belongs to the results; other checkpoints may be deleted after their test."""
         return self.part == "study"
 

@@ -95,7 +95,9 @@ def tests(everything: int, examples: int) -> list[Test]:
 class Results:
     """The results so far: of each network, in the order of `tests`; a test that is not done has no results."""
 
-    def __init__(self, networks: Mapping[Path, nn.Module], plan: Sequence[Test], earlier: Sequence[RobustnessEntry]):
+    def __init__(
+        self, networks: Mapping[Path, nn.Module], plan: Sequence[Test], earlier: Sequence[RobustnessEntry]
+    ) -> None:
         self.baselines: dict[str, Path] = {}  # architecture -> the checkpoint that comes first
         self.entries = [self._entry(path, network) for path, network in networks.items()]
         known = [_results_of(entry, earlier) for entry in self.entries]

@@ -40,7 +40,7 @@ class State:
 
     def is_line_done(self, line: Line) -> bool:
         """Whether all networks of a line are tested and their checkpoints are not needed any more."""
-        return not line[0].is_shipped and all(map(self.is_tested, line))
+        return not line[0].is_kept and all(map(self.is_tested, line))
 
     def is_tested(self, planned: Planned) -> bool:
         """Whether the report has this checkpoint's figures; without a checkpoint, those of the wanted training.
@@ -95,7 +95,7 @@ class State:
 
     def _is_taken_as_it_is(self, planned: Planned) -> bool:
         """Whether any training is good enough: the study takes a shipped baseline however it was trained."""
-        return planned.epsilon is None and planned.is_shipped and planned.path.exists()
+        return planned.epsilon is None and planned.is_kept and planned.path.exists()
 
     def _check_fits(self, planned: Planned) -> None:
         """Raise UserError if a baseline that is taken as it is has another architecture, width or data set."""

@@ -31,7 +31,7 @@ PATIENCE = timedelta(days=1)
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """Join the processes that torchrun started into a group: through NCCL between GPUs, through gloo between CPUs.
 
     Inside, only rank 0 prints to standard output. Raises UserError if the processes do not find each other.

@@ -12,6 +12,7 @@ from utils.files import append, read_bytes, remove, write_atomically
 from utils.formats import NewerFormat, Note, decode, encode_lines
 from utils.quoting import one_line
 
+NOT_NOTES = "does not hold notes of an evaluation ({}): move it to another folder"
 LONGEST = 2**28  # bytes of a file of notes, almost a million batches
 
 Row = tuple[str, float]  # of a finished batch: "0110..." (see formats.NotedHits), seconds
@@ -101,12 +102,12 @@ def read_notes(path: Path) -> list[Note]:
     try:
         lines = read_bytes(path, LONGEST).splitlines()
     except ValueError as error:
-        raise UserError(f"{path} does not hold notes of an evaluation ({error}): move it") from error
+        raise UserError(f"{path} {NOT_NOTES.format(error)}") from error
     for line in lines:
         try:
             notes.append(decode(line, Note))
         except ValueError as error:
             if not notes or isinstance(error, NewerFormat):
-                raise UserError(f"{path} does not hold notes of an evaluation ({one_line(error)}): move it") from error
+                raise UserError(f"{path} {NOT_NOTES.format(one_line(error))}") from error
             break
     return notes

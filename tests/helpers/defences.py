@@ -331,7 +331,7 @@ class Counting(Around):
 
 
 class Watching(Around):
-    """Whoever asks for a gradient gets that of another image."""
+    """A caller who asks for a gradient gets the gradient of another image."""
 
     def before(self, images):
         return images.flip(-1).roll(3, -2) if images.requires_grad else images

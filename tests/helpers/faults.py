@@ -391,11 +391,8 @@ def odd_surroundings(tries, draw, folder):
 
 EXPERIMENTS = [
     *(
-        (f"an error at a file call of {kind}", faults(kind.split()[-1], "error"), 400)
-        for kind in ("a training", "an evaluation", "an adversarial set")
-    ),
-    *(
-        (f"SIGKILL at a file call of {kind}", faults(kind.split()[-1], "kill"), 400)
+        (f"{title} at a file call of {kind}", faults(kind.split()[-1], end), 400)
+        for title, end in (("an error", "error"), ("SIGKILL", "kill"))
         for kind in ("a training", "an evaluation", "an adversarial set")
     ),
     ("two threads that attack one model", attacked_by_threads, 100),

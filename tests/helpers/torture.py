@@ -387,7 +387,7 @@ def hostile_data(tries, draw, folder):
 
 
 def mutated(kind):
-    """The fuzzer of tests.hostile, in a process of its own."""
+    """The fuzzer of tests.helpers.hostile, in a process of its own."""
 
     def experiment(tries, draw, folder):
         command = [sys.executable, "-m", "tests.helpers.hostile", kind, str(tries)]

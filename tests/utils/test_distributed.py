@@ -18,7 +18,7 @@ from networks import CNN
 from tests.helpers.project import QUICK, ROOT
 from utils.checkpoints import load_checkpoint, read_metadata
 from utils.data import load_split, tensor_digest
-from utils.distributed import average_statistics, from_main, gather, joined, rank, replicated, seed_noise, share
+from utils.distributed import average_statistics, from_main, gather, process_group, rank, replicated, seed_noise, share
 from utils.evaluation import evaluate, evaluate_fgsm
 from utils.notes import Notes
 from utils.recipes import RECIPES
@@ -41,7 +41,7 @@ def on_two_ranks(function):
 def _as_rank(rank, port, function):
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
-    with joined():
+    with process_group():
         function()
 
 
@@ -75,7 +75,7 @@ def test_alone_nothing_is_shared_or_changed():
     assert gather("a") == ["a"]
     assert from_main(lambda: "a") == "a"
     assert replicated(network) is network
-    with joined():
+    with process_group():
         assert rank() == 0
 
 
@@ -338,7 +338,7 @@ FAILS = """
 from functools import partial
 from utils.commands.parser import Parser, run
 from utils.constants import UserError
-from utils.distributed import joined, rank
+from utils.distributed import process_group, rank
 from utils.recipes import RECIPES
 from utils.data import load_split
 from utils.training import cross_entropy, train
@@ -349,7 +349,7 @@ def defense(model, images, labels):
     return cross_entropy(model, images, labels)
 
 def command():
-    with joined():
+    with process_group():
         splits = load_split("digits", "train"), load_split("digits", "validation")
         train("cnn", *splits, RECIPES["paper"], output="a.safetensors", width=4, defense=defense)
 

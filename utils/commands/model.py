@@ -12,7 +12,7 @@ from msgspec import Meta
 from utils.commands import checkpoints, types
 from utils.commands.parser import Parser, pick_device, run
 from utils.commands.test import (
-    Subject,
+    Prepared,
     add_test_flags,
     attack_and_report,
     check_attack_flags,
@@ -58,7 +58,7 @@ def model_parser() -> Parser:
     add = partial(parser.add, "data")
     text = "a folder with a folder of pictures for each class, an .npz with images and labels, cifar10 or digits"
     add("--data", types.file_path, text, required=True)
-    add("--classes", str, "the network's classes in its order, or a file with a name a line", nargs="+")
+    add("--classes", str, "the network's classes in its order, or a file with one name on each line", nargs="+")
     add("--resize", types.positive_int, "scale and crop pictures to N x N pixels")
     add("--channels", ("1", "3"), "of a folder's pictures: 3 (default), or 1, grey", default="3")
     add = partial(parser.add, "network")
@@ -92,7 +92,7 @@ def model_command(args: Namespace) -> None:
         write_report(attack_and_report(subject, args, about), subject, args)
 
 
-def prepare_model(args: Namespace) -> tuple[Subject, int]:
+def prepare_model(args: Namespace) -> tuple[Prepared, int]:
     """Load everything onto the CPU: the subject and the number of its network's classes.
 
     Raises UserError for whatever is missing, damaged or does not fit, before hours of attacks.
@@ -132,7 +132,7 @@ def prepare_model(args: Namespace) -> tuple[Subject, int]:
     if source and count_classes(source, split) != classes:
         raise UserError(f"{source_path} has another number of classes than --model")
     return (
-        Subject(
+        Prepared(
             sha256=sha256,
             split=split,
             network=network,

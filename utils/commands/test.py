@@ -99,7 +99,7 @@ def add_test_flags(parser: Parser) -> None:
     add("--batch-size", types.positive_int, f"images in a batch (default {EVALUATION_BATCH})", default=EVALUATION_BATCH)
     parser.add("output", "--json", types.file_path, "write the report to this file")
     parser.add_switch("--per-image", "list in the report which images each attack leaves correct")
-    parser.add("output", "--figures", types.file_path, "draw accuracy.png and examples.png into this folder")
+    parser.add("output", "--figures", types.file_path, "draw the figures into this folder")
     add = partial(parser.add, "attack")
     add("--attack", ("fgsm", "pgd", "autoattack"), "fgsm (default), pgd, autoattack", nargs="+", default=["fgsm"])
     text = "radii in pixel units, such as 0.02 or 8/255 (default for fgsm 0.02 to 0.1, else 8/255; l2: 0.5)"
@@ -125,7 +125,7 @@ def add_test_flags(parser: Parser) -> None:
 
 
 @dataclass
-class Subject:
+class Prepared:
     """Everything that the attacks need, loaded and checked."""
 
     sha256: str | None  # of the checkpoint
@@ -142,11 +142,11 @@ class Subject:
 def test_command(network_name: str, args: Namespace) -> None:
     """Load, attack, print, and write the report and the figures."""
     from networks.cost import multiply_adds
-    from utils.distributed import from_main, joined
+    from utils.distributed import from_main, process_group
 
     newest = None if args.checkpoint else checkpoints.newest_training(network_name)
     args.checkpoint = args.checkpoint or checkpoints.default_baseline(network_name, args.dataset or "cifar10")
-    with joined():
+    with process_group():
         device = pick_device(args.device)
         subject = from_main(lambda: prepare_test(network_name, args))
         move(subject, device)
@@ -165,7 +165,7 @@ def test_command(network_name: str, args: Namespace) -> None:
 
 
 @contextmanager
-def keeping(subject: Subject) -> Iterator[None]:
+def keeping(subject: Prepared) -> Iterator[None]:
     """A context in which Ctrl-C says whether finished batches are kept."""
     try:
         yield
@@ -175,7 +175,7 @@ def keeping(subject: Subject) -> Iterator[None]:
         raise KeyboardInterrupt(hint) from None
 
 
-def move(subject: Subject, device: torch.device) -> None:
+def move(subject: Prepared, device: torch.device) -> None:
     """Move images and networks to a device, and prepare this process for long attacks."""
     from utils.allocator import keep_freed_memory
 
@@ -186,7 +186,7 @@ def move(subject: Subject, device: torch.device) -> None:
     keep_freed_memory()
 
 
-def attack_and_report(subject: Subject, args: Namespace, about: dict[str, Any]) -> TestReport:
+def attack_and_report(subject: Prepared, args: Namespace, about: dict[str, Any]) -> TestReport:
     """Attack and print. about: what the report says of the network."""
     import torch
 
@@ -203,7 +203,7 @@ def attack_and_report(subject: Subject, args: Namespace, about: dict[str, Any]) 
     return TestReport(**about, attacks=rows, diagnosis=diagnosis)
 
 
-def prepare_test(network_name: str, args: Namespace) -> Subject:
+def prepare_test(network_name: str, args: Namespace) -> Prepared:
     """Load everything onto the CPU. Raises UserError for whatever is missing or damaged, before hours of attacks."""
     from utils.checkpoints import file_digest, read_metadata
     from utils.data import load_split
@@ -227,7 +227,7 @@ def prepare_test(network_name: str, args: Namespace) -> Subject:
         diagnosis_source = checkpoints.load_network(diagnosis_path, split) if diagnosis_path else None
     output = first_output(args)
     notes = notes_beside(output) if output else None
-    return Subject(sha256, split, network, source, diagnosis_path, diagnosis_source, notes, whole=whole)
+    return Prepared(sha256, split, network, source, diagnosis_path, diagnosis_source, notes, whole=whole)
 
 
 def check_outputs(args: Namespace) -> None:
@@ -243,7 +243,7 @@ def check_outputs(args: Namespace) -> None:
         raise UserError("AutoAttack and --diagnose need the package pyautoattack: pip install pyautoattack")
 
 
-def attack_table(subject: Subject, args: Namespace) -> tuple[Result, list[AttackRow]]:
+def attack_table(subject: Prepared, args: Namespace) -> tuple[Result, list[AttackRow]]:
     """Run the attacks and print a line for each. Returns the result on clean images, and a row for each attack."""
     from utils.evaluation import evaluate, report_row
 
@@ -282,7 +282,7 @@ def attack_table(subject: Subject, args: Namespace) -> tuple[Result, list[Attack
     return clean, rows
 
 
-def fgsm_results(subject: Subject, args: Namespace, radii: Sequence[float], common: dict[str, Any]) -> list[Result]:
+def fgsm_results(subject: Prepared, args: Namespace, radii: Sequence[float], common: dict[str, Any]) -> list[Result]:
     """What `evaluate_fgsm` returns. If the notes have all of it, it comes from there; else it is noted."""
     import torch
 
@@ -292,6 +292,7 @@ def fgsm_results(subject: Subject, args: Namespace, radii: Sequence[float], comm
     options, notes, split = ({"eot": args.eot} if args.eot > 1 else {}), subject.notes, subject.split
     if notes is None:
         return evaluate_fgsm(subject.network, split, radii, eot=args.eot, **common)
+    elsewhere = subject.source not in (None, subject.network)
     about = {**options, "in one pass": True}  # `evaluate` notes FGSM batch by batch, so under another key
     every = [0.0, *radii]
     keys = [
@@ -301,12 +302,13 @@ def fgsm_results(subject: Subject, args: Namespace, radii: Sequence[float], comm
     kept = from_main(lambda: [notes.kept(key, [len(split)]) for key in keys])
     if all(kept):
         rows = [(radius, [hit == "1" for hit in row[0][0]], row[0][1]) for radius, row in zip(every, kept, strict=True)]
+        same: dict[str, Any] = {"options": options, "transferred": elsewhere}
         return [
-            Result(radius, sum(mask), len(split), seconds, options=options, mask=torch.tensor(mask))
+            Result(radius, sum(mask), len(split), seconds, mask=torch.tensor(mask), **same)
             for radius, mask, seconds in rows
         ]
     found = evaluate_fgsm(subject.network, split, radii, eot=args.eot, **common)
-    if not found[0].unusual:  # a doubtful network is examined, and its user warned, each time
+    if not any(result.unusual for result in found):  # a doubtful network is examined, and its user warned, each time
         from_main(lambda: notes.add_each({key: (hits(r), r.seconds) for key, r in zip(keys, found, strict=True)}))
     return found
 
@@ -322,27 +324,28 @@ def target_class(text: str, split: Split) -> int | str:
     raise UserError(f"--target {shown(text)} is not a class of {split.dataset}, least-likely or random")
 
 
-def minimal_epsilons(subject: Subject, args: Namespace) -> MinimalEpsilons:
+def minimal_epsilons(subject: Prepared, args: Namespace) -> MinimalEpsilons:
     """Search the smallest radius at which each image falls, and print the median."""
     import torch
 
     from attacks import minimal_epsilon
     from utils.data import batches
+    from utils.distributed import rank
     from utils.models import explaining
-    from utils.progress import progress_bar
+    from utils.progress import moving, progress_bar
 
     options = {**args.pgd, "eot": args.eot, "seed": args.seed, "norm": args.norm}
-    bar = progress_bar(title="minimal epsilon", total=len(subject.split), unit="image", visible=True)
+    bar = progress_bar(title="minimal epsilon", total=len(subject.split), unit="image", visible=rank() == 0)
     found = []
     with bar, explaining(subject.split, subject.network):
         for images, labels in batches(subject.split, args.batch_size):
-            found.append(minimal_epsilon(subject.network, images, labels, **options).cpu())
-            bar.update(len(labels))
+            with moving(bar, len(labels)):
+                found.append(minimal_epsilon(subject.network, images, labels, **options).cpu())
     epsilons = torch.cat(found)
     median = float(epsilons.median())  # the smallest radius at which at least half of the images have fallen
     each = [float(f"{epsilon:.6g}") if isfinite(epsilon) else None for epsilon in epsilons.tolist()]
     text = f"at most {median:.4g}" if isfinite(median) else "not found"
-    print(f"\nsmallest radius at which half of the images fall: {text}; {each.count(None):,} images never fall")
+    print(f"\nsmallest radius at which half of the images fall: {text}; for {each.count(None):,} no example was found")
     return MinimalEpsilons(
         norm=args.norm,
         steps=args.pgd.get("steps", 20),
@@ -352,7 +355,7 @@ def minimal_epsilons(subject: Subject, args: Namespace) -> MinimalEpsilons:
     )
 
 
-def save_examples(subject: Subject, result: Result, crafted: list[Tensor], batch_size: int) -> None:
+def save_examples(subject: Prepared, result: Result, crafted: list[Tensor], batch_size: int) -> None:
     """Save the adversarial examples of a result into a folder of their own, and print how many survive rounding."""
     from utils.saving import save_images
 
@@ -379,7 +382,7 @@ def print_row(name: str, setting: str, result: Result, clean: Result | None = No
     print(f"{name:12}{setting:11}{figures}", flush=True)
 
 
-def print_diagnosis(subject: Subject, args: Namespace) -> DiagnosisReport:
+def print_diagnosis(subject: Prepared, args: Namespace) -> DiagnosisReport:
     """Run and print the checks of utils.diagnosis."""
     from utils.diagnosis import diagnose
 
@@ -402,7 +405,7 @@ def print_diagnosis(subject: Subject, args: Namespace) -> DiagnosisReport:
     return diagnosis.report(str(path) if path else None)
 
 
-def write_report(report: TestReport, subject: Subject, args: Namespace) -> None:
+def write_report(report: TestReport, subject: Prepared, args: Namespace) -> None:
     """Write the report and draw the figures, after which the notes are not needed.
 
     Raises UserError, and keeps the notes, if the checkpoint was replaced during the test.
@@ -420,7 +423,7 @@ def write_report(report: TestReport, subject: Subject, args: Namespace) -> None:
         subject.notes.finish()
 
 
-def draw_figures(report: TestReport, subject: Subject, folder: Path) -> None:
+def draw_figures(report: TestReport, subject: Prepared, folder: Path) -> None:
     """Draw what the report says, and examples of FGSM at the smallest radius that fools the network mostly."""
     from utils import plotting
 

@@ -125,11 +125,11 @@ def add_defense_flags(parser: Parser, network: str) -> None:
 
 def train_command(network: str, args: Namespace, recipe: Recipe) -> None:
     """Prepare and train. On Ctrl-C, say how to continue if an epoch was saved."""
-    from utils.distributed import from_main, joined
+    from utils.distributed import from_main, process_group
     from utils.runs import Interrupted
     from utils.training import train
 
-    with joined():
+    with process_group():
         device = pick_device(args.device)
         prepared = from_main(lambda: prepare_training(network, args, recipe, device))
         if prepared is None:

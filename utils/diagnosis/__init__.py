@@ -10,8 +10,8 @@ random, or remembers earlier queries. The diagnosis has three verdicts:
 
 The checks are from Athalye et al. (2018, arXiv:1802.00420), Carlini et al. (2019, arXiv:1902.06705), Pintor et al.
 (2022, arXiv:2106.09947), Zimmermann et al. (2022, arXiv:2206.13991) and Kurakin et al. (2017, arXiv:1611.01236). A
-check fails only where chance does not explain what it saw (three standard deviations), so that an honest network is not
-accused. Attacks ask a working copy of the model, and fresh copies judge the examples (utils.diagnosis.judging).
+check fails only where chance does not explain what it saw (three standard deviations, or two and a half for label
+leaking), so that an honest network is not accused. Attacks ask a working copy of the model, and fresh copies judge the examples (utils.diagnosis.judging).
 """
 
 import contextlib
@@ -38,9 +38,9 @@ from utils.notes import Notes
 from utils.statistics import wilson_interval
 from utils.tables import epsilon_text
 
-QUERIES = 1000  # of Square, for each image
+SQUARE_QUERIES = 1000  # of Square, for each image
 SURE = 3.0  # standard deviations
-SURE_OF_LEAKING = 2.5  # lower: an honest network makes more errors on FGSM's examples, not as many
+SURE_OF_LEAKING = 2.5  # lower: an honest network errs more on FGSM's examples, so it stays far from this limit
 UNSTABLE = "not run, because the model's answers change"
 NO_SOURCE = "not run: the source is missing, or every image is broken already"
 NO_GRADIENT = "not run: the gradient is missing"
@@ -98,8 +98,8 @@ def diagnose(
     *,
     epsilon: float = RADIUS,
     source: Model | Sequence[Model] | None = None,
-    whole: "Data | None" = None,
-    queries: int = QUERIES,
+    whole: Data | None = None,
+    queries: int = SQUARE_QUERIES,
     seed: int = 0,
     batch_size: int = EVALUATION_BATCH,
     notes: Notes | None = None,
@@ -202,7 +202,7 @@ def counts(attacks: Sequence[Attacked]) -> str:
 
 
 def same_answer(found: Evidence) -> Outcome:
-    """Athalye et al., section 3: with another answer in each pass, a gradient is that of a draw that does not judge."""
+    """Athalye et al., section 3: if the answer changes, the attack follows one pass and another judges."""
     if not found.clean.any():
         return None, "not run: no image is classified correctly"
     return not found.stability.repeated, found.stability.repeated or "the logits are equal"

@@ -59,7 +59,6 @@ class Subject:
             self.original, self.uncopied = network, f"it cannot be copied ({type(error).__name__})"
         self.working = self.new()
         self.withstands = torch.ones(len(split), dtype=torch.bool)
-        self.attacks: list[Attacked] = []
 
     @property
     def unstable(self) -> bool:
@@ -110,7 +109,6 @@ class Subject:
         except AttackError as error:
             outcome = Attacked(name, torch.zeros_like(tried), left, str(error))
         self.withstands &= outcome.left | ~outcome.tried
-        self.attacks.append(outcome)
         return outcome
 
     def _left(self, name: str, chosen: Tensor, craft: Craft, about: dict[str, Any]) -> Tensor:

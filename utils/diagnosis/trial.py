@@ -11,7 +11,7 @@ from torch import Tensor
 from attacks import AttackError, autoattack, fgsm, pgd
 from attacks.core import Model, logits_of
 from attacks.progress import in_turn
-from attacks.strong import multi_targeted
+from attacks.strong import MOST_TARGETS, multi_targeted
 from utils.data import Split, batches
 from utils.diagnosis.inside import Mean, StraightThrough, networks_inside, place_after_preprocessing
 from utils.diagnosis.judging import Attacked, Craft, Subject
@@ -175,7 +175,7 @@ class Trial:
             found.margins.append(self._attack(name, self._pgd(steps=INSIDE_STEPS, loss="margin")))
 
         def towards_each_class() -> None:
-            craft = self._with(multi_targeted, seed=self.seed)
+            craft = self._with(multi_targeted, steps=INSIDE_STEPS, seed=self.seed)
             found.margins.append(self._attack("multi-targeted PGD", craft))
 
         return [
@@ -185,7 +185,7 @@ class Trial:
             (INSIDE_STEPS, "planted examples", planted),
             (MANY_STEPS, MANY, longer),
             (INSIDE_STEPS, "margin", margin),
-            (9 * 50, "each class", towards_each_class),
+            (MOST_TARGETS * INSIDE_STEPS, "each class", towards_each_class),
         ]
 
     def _past_the_defence(self, found: Evidence, inner: dict[str, Model]) -> list[Step]:
