@@ -60,3 +60,9 @@ def test_it_does_not_miss_a_small_radius_because_the_largest_fails():
     options = {"random_start": False, "step_size": None, "steps": 2}
     assert model(pgd(model, images, labels, epsilon=1.0, **options)).argmax() == 0
     assert 0.07 - 1e-6 <= minimal_epsilon(model, images, labels, **options).item() <= 0.13
+
+
+def test_refuses_targets():
+    model, images, labels = model_and_images("linear")
+    with pytest.raises(ValueError, match="takes no targets"):
+        minimal_epsilon(model, images, labels, targeted=True)

@@ -385,7 +385,8 @@ def odd_surroundings(tries, draw, folder):
         is_one_line = process.returncode == 2 and errors.count("\n") == 1 and errors[:-1].isprintable()
         after = {path: path.lstat().st_mtime_ns for path in folder.rglob("*") if not path.is_dir()}
         trouble = "" if is_one_line else f"status {process.returncode}: {errors[-300:]}"
-        tally.count((trouble or "files were changed" * (after != before)) and f"{name}: {trouble}")
+        trouble = trouble or "files were changed" * (after != before)
+        tally.count(trouble and f"{name}: {trouble}")
     return tally
 
 

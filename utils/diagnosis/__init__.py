@@ -11,7 +11,8 @@ random, or remembers earlier queries. The diagnosis has three verdicts:
 The checks are from Athalye et al. (2018, arXiv:1802.00420), Carlini et al. (2019, arXiv:1902.06705), Pintor et al.
 (2022, arXiv:2106.09947), Zimmermann et al. (2022, arXiv:2206.13991) and Kurakin et al. (2017, arXiv:1611.01236). A
 check fails only where chance does not explain what it saw (three standard deviations, or two and a half for label
-leaking), so that an honest network is not accused. Attacks ask a working copy of the model, and fresh copies judge the examples (utils.diagnosis.judging).
+leaking), so that an honest network is not accused. Attacks ask a working copy of the model, and fresh copies judge the
+examples (utils.diagnosis.judging).
 """
 
 import contextlib

@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 import time
-from argparse import SUPPRESS
+import warnings
+from argparse import SUPPRESS, Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -21,10 +23,12 @@ from tests.helpers.project import QUICK, ROOT, command, prog
 from utils.checkpoints import file_digest, load_checkpoint, read_metadata, save_checkpoint
 from utils.commands.checkpoints import overwrite_advice
 from utils.commands.parser import Parser, run
+from utils.commands.test import fgsm_results
 from utils.commands.test import test_parser as parser_of_tests
 from utils.commands.train import flags_of_recipe, train_parser
 from utils.commands.types import epsilon
 from utils.constants import UserError
+from utils.evaluation import report_row
 from utils.formats import TestReport, read_document
 from utils.notes import Notes
 from utils.recipes import RECIPES
@@ -796,3 +800,23 @@ def test_an_error_that_quotes_a_file_cannot_command_the_terminal(capsys):
     with pytest.raises(SystemExit):
         run(Parser("test.py", "", []), command)
     assert capsys.readouterr().err == "test.py: error: a [2J b\n"
+
+
+@pytest.mark.parametrize("flat", [True, False])
+@pytest.mark.parametrize("transferred", [True, False])
+def test_fgsm_that_is_read_from_notes_keeps_its_doubts(flat, transferred, digits, trained, tmp_path):
+    network, source = load_checkpoint(trained("cnn")), load_checkpoint(trained("cnn-lstm"))
+    if flat:
+        torch.nn.init.zeros_(network.classifier.weight)
+        torch.nn.init.zeros_(source.classifier.weight)
+    split = digits["test"].first(20)
+    reports = []
+    for _ in range(2):
+        notes = Notes(tmp_path / "out.json.attacks.partial.jsonl")
+        subject = SimpleNamespace(network=network, source=source if transferred else None, split=split, notes=notes)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            found = fgsm_results(subject, Namespace(eot=1, batch_size=20), [0.1], {"source": subject.source})
+        reports.append([(r.accuracy, r.unusual, r.transferred, report_row(r, "transfer").upper_bound) for r in found])
+    assert reports[0] == reports[1]
+    assert ("zero gradient" in reports[0][1][3], "transferred" in reports[0][1][3]) == (flat, transferred)
