@@ -99,7 +99,7 @@ def diagnose(
     *,
     epsilon: float = RADIUS,
     source: Model | Sequence[Model] | None = None,
-    whole: Data | None = None,
+    whole: "Data | None" = None,
     queries: int = SQUARE_QUERIES,
     seed: int = 0,
     batch_size: int = EVALUATION_BATCH,
