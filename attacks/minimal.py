@@ -10,6 +10,8 @@ from attacks.core import Model, attacking, logits_of
 from attacks.norms import bounded, length
 from attacks.pgd import pgd
 from attacks.progress import in_turn
+from attacks.search import JUDGES
+from attacks.state import RANDOM, examined, remembering
 
 ROUNDS = 16
 DOUBLINGS = 8  # from the first radius to the largest
@@ -21,6 +23,7 @@ def minimal_epsilon(
     """For each image, the distance of the nearest adversarial example that PGD finds: float64 (N,), in pixel units.
 
     This is an upper bound of the true smallest radius: each distance is that of an example, and a nearer one may exist.
+    A model that proves random has failed if it errs in most of several fresh passes.
     An image that is misclassified from the start has 0, and an image for which no example was found has infinity.
     Each image is attacked at `rounds` radii. The first one is 1/256 of the largest distance of two images, and it is
     doubled until the image falls. Then the radius is the middle between the largest one that failed and the nearest
@@ -35,6 +38,8 @@ def minimal_epsilon(
     if options.get("targeted"):
         raise ValueError("minimal_epsilon searches for any other class: it takes no targets")
     largest = 1.0 if norm == "linf" else float(bounded(math.inf, images.shape))
+    unusual = examined(model, images)
+    judges = JUDGES if RANDOM in unusual else 1
     failed = torch.zeros(len(images), dtype=torch.float64, device=images.device)
     nearest = torch.full_like(failed, math.inf)
     for _ in in_turn(range(rounds), rounds):
@@ -44,11 +49,13 @@ def minimal_epsilon(
         if len(tried) == 0:
             break
         some, of_some = images[tried], labels[tried]
-        adversarial = pgd(model, some, of_some, epsilon=radii[tried], norm=norm, **options)
+        with remembering(model, unusual):
+            adversarial = pgd(model, some, of_some, epsilon=radii[tried], norm=norm, **options)
         offset = adversarial.double() - some.double()
         distance = (offset.abs().amax((1, 2, 3)) if norm == "linf" else length(offset).flatten()).to(nearest)
         with attacking(model, images.device), torch.no_grad():
-            fallen = logits_of(model, adversarial).argmax(1) != of_some
+            passes = [logits_of(model, adversarial).argmax(1) != of_some for _ in range(judges)]
+        fallen = torch.stack(passes).float().mean(0) > 0.5
         nearest[tried] = torch.where(fallen, torch.minimum(distance, nearest[tried]), nearest[tried])
         failed[tried] = torch.where(fallen, failed[tried], radii[tried])
     return nearest

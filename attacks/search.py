@@ -139,7 +139,8 @@ class Search:
 
     def _running(self) -> Tensor:
         """The indices of the images that are moved and have not stopped."""
-        return (self.among & self.withstands if self.early_stop else self.among).nonzero().flatten()
+        moved = torch.ones_like(self.among) if self.whole_batch else self.among
+        return (moved & self.withstands if self.early_stop else moved).nonzero().flatten()
 
     def _keep(self, iterate: Tensor, running: Tensor, logits: Tensor, values: Tensor) -> None:
         success = (logits.argmax(1) == self.labels[running]) == self.targeted

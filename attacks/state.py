@@ -11,6 +11,7 @@ from attacks.core import Model, attacking, logits_of, warn
 from attacks.modules import modules_of
 
 SMALL = 16  # images that the model is examined with
+PASSES = 4  # over them again: a model that throws a coin in each pass is found in 15 of 16 examinations
 
 RANDOM = (
     "the model gives the same images other logits from pass to pass: it is random, or keeps a state; eot=K makes an "
@@ -63,14 +64,12 @@ def _examine(model: Model, images: Tensor) -> tuple[str, ...]:
     with attacking(model, images.device), torch.no_grad():
         logits = logits_of(model, images)
         before = [buffer.clone() for buffer in _buffers(model)]  # a lazy layer has them after the first pass
+        again = [logits_of(model, images) for _ in range(PASSES)]
         in_company = logits_of(model, torch.cat([half, company]).flip(0)).flip(0)[: len(half)]
-        alone = logits[: len(half)]
-        if _differ(alone, in_company, 1e-4, 2):
-            again = [logits_of(model, images) for _ in range(2)]
-            if any(_differ(logits, other, 1e-4, 2) for other in again):
-                found.append(RANDOM)
-            elif _differ(alone, in_company, 1e-2, 8):  # a batch of another size may be rounded in other places
-                found.append(BATCH_DEPENDENT)
+        if any(_differ(logits, other, 1e-4, 2) for other in again):
+            found.append(RANDOM)
+        elif _differ(logits[: len(half)], in_company, 1e-2, 8):  # a batch of another size may be rounded elsewhere
+            found.append(BATCH_DEPENDENT)
         if not all(map(_same, before, _buffers(model))):
             found.append(CHANGED)
     return *found, *_unlike_logits(logits)

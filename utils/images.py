@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from attacks.core import Model
+from attacks.core import Model, checked_images
 from networks import NETWORKS
 from utils.constants import LARGEST_CLASSES, UserError
 from utils.data import Split
@@ -287,10 +287,13 @@ def _checked(images: Any, labels: Any, where: str, first: int = 0) -> tuple[Tens
         wrong = first + int(images.flatten(1).isfinite().all(1).int().argmin())
         raise UserError(f"{where}: image {wrong}, counted from 0, holds NaN or infinity")
     if images.is_floating_point() and not (low >= 0 and high <= 1):
-        raise UserError(
-            f"{where}: images lie in {low:.3g}..{high:.3g}, not in [0, 1]: leave out their normalisation, and put it "
-            "into the network, nn.Sequential(Normalize(mean, std), network)"
-        )
+        try:
+            images = checked_images(images)  # clamps what rounding has left just outside
+        except ValueError:
+            raise UserError(
+                f"{where}: images lie in {low:.3g}..{high:.3g}, not in [0, 1]: leave out their normalisation, and put "
+                "it into the network, nn.Sequential(Normalize(mean, std), network)"
+            ) from None
     labels = labels.long()
     if labels.min() < 0 or labels.max() >= LARGEST_CLASSES:
         wrong = int(labels.min() if labels.min() < 0 else labels.max())

@@ -75,7 +75,7 @@ def load_model(
 def _from_torchvision(name: str, num_classes: int | None) -> nn.Module:
     from torchvision import models
 
-    if name not in models.list_models():
+    if name not in models.list_models(module=models):  # the others are not classifiers
         raise UserError(
             f"{shown(name)} is not a network of torchvision.models, nor an import path such as package.module:name "
             "or file.py:name"

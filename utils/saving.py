@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from attacks.core import Model, evaluating, logits_of
+from attacks.core import Model, checked_images, evaluating, logits_of
 from utils.constants import EVALUATION_BATCH, LARGEST_CLASSES, UserError
 from utils.data import Split, batches
 from utils.files import read_bytes, write_atomically
@@ -71,6 +71,7 @@ def save_images(
     parts = list(adversarial.split(batch_size) if isinstance(adversarial, Tensor) else adversarial)
     if sum(map(len, parts)) != len(split) or any(part.shape[1:] != split.images.shape[1:] for part in parts):
         raise UserError(f"adversarial images must have the shape of the originals, {tuple(split.images.shape)}")
+    parts = [checked_images(part) for part in parts]
     sizes = [len(part) for part in parts]
     pairs = list(zip(parts, split.images.split(sizes), strict=True))
     rounded = torch.cat([round_within(part, _levels(originals) / 255, epsilon, norm) for part, originals in pairs])

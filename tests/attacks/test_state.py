@@ -233,8 +233,8 @@ def test_what_is_remembered_is_not_found_out_again():
         assert len(calls) == 3
     calls.clear()
     pgd(counted, images, labels, epsilon=0.01, steps=2, random_start=False)
-    assert calls[:2] == [4, 3]
-    assert len(calls) == 5
+    assert calls[:6] == [4, 4, 4, 4, 4, 3]
+    assert len(calls) == 9
 
 
 # ---- expectation over transformation, and fresh passes ----
@@ -404,3 +404,17 @@ def test_the_last_of_two_contexts_turns_cudnn_on_again():
     assert not torch.backends.cudnn.enabled
     second.__exit__(None, None, None)
     assert torch.backends.cudnn.enabled
+
+
+def test_a_model_that_throws_one_coin_for_the_batch_is_random():
+    """Two passes agree half of the time, so the examination makes more of them."""
+    model, images, _ = model_and_images("cnn", count=8)
+
+    def mirrored(images):
+        return model(images.flip(-1) if torch.rand(()) < 0.5 else images)
+
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        found = [examined(mirrored, images) for _ in range(200)]
+    assert sum(RANDOM in each for each in found) >= 180

@@ -349,3 +349,12 @@ def test_one_image_that_is_not_finite_is_named(kind, bad, tmp_path):
 def test_an_empty_split_is_refused():
     with pytest.raises(UserError, match="the test split of digits holds no images"):
         as_split(load_split("digits", "test").first(0))
+
+
+def test_images_that_rounding_has_left_just_outside_are_clamped():
+    images = torch.rand(3, 3, 8, 8)
+    images[0, 0, 0, 0], images[1, 0, 0, 0] = 1 + 1.2e-7, -3e-8
+    split = as_split((images, torch.arange(3)))
+    found = split.take(torch.arange(3))[0]
+    assert (found.min() >= 0, found.max() <= 1) == (True, True)
+    torch.testing.assert_close(found, images, rtol=0, atol=2e-7)

@@ -211,6 +211,8 @@ def same_answer(found: Evidence) -> Outcome:
 
 def own_answer(found: Evidence) -> Outcome:
     """An attack moves many images at once. What it finds for one must not depend on the others."""
+    if found.stability.random:
+        return None, UNSTABLE
     return not found.stability.batch, found.stability.batch or "the logits are equal"
 
 
@@ -246,6 +248,8 @@ def answers_do_not_jump(found: Evidence) -> Outcome:
     if found.jumps is None:
         return None, UNSTABLE
     number, boundaries = found.jumps
+    if not boundaries:
+        return None, "not run: all the images have one answer"
     return not more_than(0.05, number, boundaries), f"the logits jump at {number} of {boundaries} decision boundaries"
 
 
@@ -302,6 +306,8 @@ def none_is_far_ahead(found: Evidence) -> Outcome:
 
 def nothing_is_hidden_inside(found: Evidence) -> Outcome:
     """Athalye et al., section 4: if gradients are right, an attack past the defence finds no more than one on it."""
+    if any(attack.error for attack in found.inside):
+        return None, NO_GRADIENT
     return not surprising(found.inside), counts(found.inside) or "no network inside, and no preprocessing"
 
 
@@ -309,6 +315,8 @@ def white_box_beats_transfer(found: Evidence) -> Outcome:
     """Athalye et al., section 3.1: of the images that white-box attacks leave, transferred examples break few."""
     if not found.transferred:
         return None, UNSTABLE if found.square is None else NO_SOURCE
+    if any(attack.error for attack in found.transferred):
+        return None, "not run: the source's gradient is missing"
     return not surprising(found.transferred), counts(found.transferred)
 
 
@@ -316,6 +324,8 @@ def gradient_free_not_stronger(found: Evidence) -> Outcome:
     """Athalye et al., section 3.1: an attack without gradients breaks few of the images that the others leave."""
     if found.square is None:
         return None, UNSTABLE
+    if found.square.error:
+        return None, f"not run: {found.square.error}"
     return not surprising([found.square]), counts([found.square])
 
 

@@ -23,12 +23,19 @@ MOST_NETWORKS = 3  # inside one model
 def fresh(model: Model) -> Model:
     """A copy of a model that shares no state with it: its modules, attributes, closure and bound object are copied.
 
+    Modules that a function finds by their global name are copied too.
+
     Raises an error of any kind if something inside cannot be copied.
     """
     if isinstance(model, functools.partial):
         return functools.partial(fresh(model.func), *copy.deepcopy(model.args), **copy.deepcopy(model.keywords))
     if not isinstance(model, types.FunctionType):
-        return copy.deepcopy(model)
+        copied_model = copy.deepcopy(model)
+        for part in copied_model.modules() if isinstance(copied_model, nn.Module) else ():
+            for name, value in vars(part).items():
+                if isinstance(value, types.FunctionType):  # deepcopy shares functions, and what they enclose
+                    setattr(part, name, fresh(value))
+        return copied_model
     memo: dict[int, Any] = {}  # what two cells share stays shared
 
     def copied(value: Any) -> Any:
@@ -36,7 +43,9 @@ def fresh(model: Model) -> Model:
 
     cells = tuple(types.CellType(copied(cell.cell_contents)) for cell in model.__closure__ or ())
     defaults = tuple(map(copied, model.__defaults__ or ())) or None
-    return types.FunctionType(model.__code__, model.__globals__, model.__name__, defaults, cells)
+    networks = {name: model.__globals__.get(name) for name in model.__code__.co_names}
+    own = {name: copied(value) for name, value in networks.items() if isinstance(value, nn.Module)}
+    return types.FunctionType(model.__code__, model.__globals__ | own, model.__name__, defaults, cells)
 
 
 def freeze(model: Model) -> None:
@@ -147,7 +156,7 @@ class StraightThrough:
             own_leaf = received.is_leaf and received.requires_grad
             if received.shape != images.shape or own_leaf:
                 return None
-            return images + (received - images).detach(), *inputs[1:]
+            return (images + (received - images).detach()).to(received.dtype), *inputs[1:]
 
         def leave(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             caught.append(output)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from attacks.core import AttackError, Model, logits_of
+from attacks.modules import modules_of
 from attacks.progress import in_turn
 from utils import distributed
 from utils.data import Split, tensor_digest
@@ -54,7 +55,10 @@ class Subject:
         self.network, self.split, self.batch_size, self.notes = network, split, batch_size, notes
         try:
             self.original, self.uncopied = fresh(network), ""
-            freeze(self.original)
+            if {*map(id, modules_of(network))} & {*map(id, modules_of(self.original))}:
+                self.original, self.uncopied = network, "its copies share modules with it"
+            else:
+                freeze(self.original)
         except Exception as error:  # whatever a class raises that cannot be copied
             self.original, self.uncopied = network, f"it cannot be copied ({type(error).__name__})"
         self.working = self.new()
@@ -85,8 +89,13 @@ class Subject:
         return torch.stack(votes).float().mean(0) > 0.5
 
     def some(self, count: int) -> tuple[Tensor, Tensor]:
-        """The first `count` images that still withstand, and their labels; fewer if there are fewer."""
-        return self.split.take(self.withstands.nonzero().flatten()[:count].to(self.split.device))
+        """`count` images that still withstand, and their labels; fewer if there are fewer.
+
+        They are spread over the split, because images often come in the order of their classes.
+        """
+        left = self.withstands.nonzero().flatten()
+        places = torch.arange(min(count, len(left))) * len(left) // max(1, min(count, len(left)))
+        return self.split.take(left[places].to(self.split.device))
 
     def attack(
         self, name: str, craft: Craft, *, among: Tensor | None = None, most: int | None = None, **about: Any

@@ -56,7 +56,7 @@ class _AnySize(nn.Module):
             images = images.mean(1, keepdim=True).expand(-1, 3, -1, -1)
         if images.shape[2:] != (32, 32):
             images = F.interpolate(images, (32, 32), mode="bilinear", antialias=True).clamp(0, 1)
-        return self.network(images)
+        return self.network(images.float())
 
 
 def _changed(images: Tensor) -> Tensor:
