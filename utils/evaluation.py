@@ -6,11 +6,12 @@ process with the same batches.
 """
 
 import contextlib
+import hashlib
 import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -429,7 +430,7 @@ def evaluation_key(
     """What notes call an evaluation: another name as soon as anything differs that its results depend on."""
     return Notes.key(
         {
-            "networks": [_described(network), None if source is None else _described(source)],
+            "networks": [described(network), None if source is None else described(source)],
             "split": split.digest(),
             "attack": {"name": attack, "version": ATTACK_VERSIONS[attack], "epsilon": float(epsilon), **options},
             "batch_size": batch_size,
@@ -439,16 +440,28 @@ def evaluation_key(
     )
 
 
-def _described(network: Model) -> list[Any]:
+def described(network: Model) -> list[Any]:
     """What tells a network from others, JSON-serialisable."""
     if not isinstance(network, nn.Module):
         raise TypeError("notes tell networks apart by their weights: the network must be an nn.Module")
     settings, tensors = [], []
     for module in modules_of(network):
         plain = {name: value for name, value in vars(module).items() if isinstance(value, (bool, int, float, str))}
-        settings.append([type(module).__name__, plain | {"training": False}])
+        code = _code_of(type(module))  # type: ignore[arg-type]  # mypy does not see that a class can be hashed
+        settings.append([type(module).__name__, code, plain | {"training": False}])
         tensors += [tensor.detach() for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False))]
     return [settings, tensor_digest(*tensors)]
+
+
+@lru_cache
+def _code_of(kind: type) -> str:
+    """The digest of a class's source. It is empty for torch, whose version is noted, and where there is no source."""
+    if kind.__module__.startswith("torch."):
+        return ""
+    try:
+        return hashlib.sha256(inspect.getsource(kind).encode()).hexdigest()
+    except (OSError, TypeError):  # a class that was typed in, say
+        return ""
 
 
 def _rounds(

@@ -1,5 +1,6 @@
 """Accuracy: what is counted, against whom, and what an interrupted evaluation keeps."""
 
+import importlib.util
 import json
 import sys
 import time
@@ -589,3 +590,19 @@ def test_zero_gradients_are_remembered_by_notes_and_by_fgsm(digits, tmp_path):
     assert first.correct == (split.labels == 0).sum() > 0
     clean, attacked = evaluate_fgsm(Flat(), split, [0.1])
     assert (ZERO_GRADIENT in clean.unusual, ZERO_GRADIENT in attacked.unusual) == (False, True)
+
+
+def test_notes_tell_two_classes_of_one_name_apart_by_their_code(tmp_path, monkeypatch):
+    code = (
+        "from torch import nn\nclass Net(nn.Linear):\n    def forward(self, x):\n        return super().forward({})\n"
+    )
+    found = []
+    for number, what in enumerate(("x.flatten(1)", "1 - x.flatten(1)", "x.flatten(1)")):
+        (tmp_path / f"net{number}.py").write_text(code.format(what))
+        spec = importlib.util.spec_from_file_location(f"net{number}", tmp_path / f"net{number}.py")
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, f"net{number}", module)
+        spec.loader.exec_module(module)
+        torch.manual_seed(0)
+        found.append(evaluation.described(module.Net(12, 3)))
+    assert found[0] == found[2] != found[1]

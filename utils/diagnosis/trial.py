@@ -26,6 +26,7 @@ from utils.diagnosis.probes import (
     stability,
 )
 from utils.diagnosis.surrogates import train_surrogate
+from utils.evaluation import described
 from utils.progress import moving, progress_bar
 
 STEPS, MANY_STEPS, INSIDE_STEPS = 20, 100, 50
@@ -33,6 +34,7 @@ SAMPLE, PLANTED, PROBES = 100, 50, 32  # images for experiments that need no mor
 SQUARED = 50  # images, of those that withstand all other attacks, on which Square may spend its queries
 LEAK_RADII = (0.02, 0.1, 0.2, 0.3)  # where transferred FGSM examples may be easier than clean images, in pixel units
 MANY = f"PGD-{MANY_STEPS}"
+VERSION = 1  # of the whole diagnosis: raise it when its attacks find other examples, so that notes are not used
 FIRST_LOOK = 20  # units of a Step: what it costs to find out how the subject answers
 
 Step: TypeAlias = tuple[int, str, Callable[[], None]]  # roughly how often an image passes the network, name, action
@@ -230,7 +232,10 @@ class Trial:
     # ---- what the attacks need ----
 
     def _attack(self, name: str, craft: Craft, **options: Any) -> Attacked:
-        about = {"epsilon": self.epsilon, "seed": self.seed, "queries": self.queries}
+        about: dict[str, Any] = {"epsilon": self.epsilon, "seed": self.seed, "queries": self.queries}
+        if self.subject.notes:
+            about |= {"version": VERSION, "sources": list(map(described, self.sources))}
+            about["whole"] = self.whole and self.whole.digest()
         return self.subject.attack(name, craft, **{**about, **options})
 
     def _with(self, attack: Callable[..., Tensor], **options: Any) -> Craft:

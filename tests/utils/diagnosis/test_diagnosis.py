@@ -19,6 +19,7 @@ from utils.diagnosis.judging import Attacked
 from utils.diagnosis.probes import Gradient, Stability
 from utils.diagnosis.trial import Evidence
 from utils.formats import DiagnosisReport, decode, encode
+from utils.notes import Notes
 from utils.progress import Lines
 from utils.recipes import RECIPES
 from utils.training import train
@@ -440,7 +441,17 @@ def test_a_model_that_computes_in_another_dtype(baseline, other, digits, short):
 
 
 def test_a_source_without_a_gradient_is_not_a_passed_check(baseline, other, digits, short):
-    diagnosis = diagnosed(baseline, digits, lambda images: other(images).detach(), examples=8, epsilon=0.001, queries=20)
+    options = {"examples": 8, "epsilon": 0.001, "queries": 20}
+    diagnosis = diagnosed(baseline, digits, lambda images: other(images).detach(), **options)
     passed = {check.name: check.passed for check in diagnosis.checks}
     assert passed["white-box is at least as strong as transfer"] is None
     assert diagnosis.verdict.startswith("cannot say")
+
+
+def test_notes_of_a_diagnosis_with_another_source_are_not_used(baseline, other, digits, tmp_path, short):
+    keys = []
+    for source in (other, baseline, other):
+        notes = Notes(tmp_path / "out.json.attacks.partial.jsonl")
+        diagnosed(baseline, digits, source, examples=4, epsilon=0.001, queries=20, notes=notes)
+        keys.append(set(notes.rows))
+    assert keys[0] < keys[1] == keys[2]
