@@ -118,11 +118,12 @@ def prepare_model(args: Namespace) -> tuple[Prepared, int]:
     torch.manual_seed(args.seed)  # of weights that are random
     options = {"mean": args.mean, "std": args.std, "num_classes": len(names) if names else None}
     network = load_model(args.model, weights=args.weights, **options).float()
-    split = as_split(read_data(args, names), network)
-    classes = count_classes(network, split)
+    whole = as_split(read_data(args, names), network)
+    classes = count_classes(network, whole)
     if classes < FEWEST_CLASSES and "autoattack" in args.attack:
         raise UserError(f"AutoAttack needs a network with {FEWEST_CLASSES} classes; this one has {classes}")
-    split = named(split, classes, args)
+    whole = named(whole, classes, args)
+    split = whole.first(args.examples)
     source_path = args.source
     if args.diagnose and not args.source and split.dataset in DATASETS:
         baseline = checkpoints.default_baseline("cnn", split.dataset)
@@ -141,18 +142,19 @@ def prepare_model(args: Namespace) -> tuple[Prepared, int]:
             diagnosis_source=source,
             notes=notes_beside(output) if output else None,
             save=args.save,
+            whole=whole,
         ),
         classes,
     )
 
 
 def read_data(args: Namespace, names: list[str] | None) -> Split:
-    """The images that --data names."""
+    """The images that --data names; of a built-in data set all, of a folder or a file at most --examples."""
     from utils.data import load_split
     from utils.images import read_images
 
     if str(args.data) in DATASETS:
-        return load_split(str(args.data), args.split, args.data_dir).first(args.examples)
+        return load_split(str(args.data), args.split, args.data_dir)
     options = {"examples": args.examples, "resize": args.resize, "channels": int(args.channels)}
     return read_images(args.data, classes=names, **options)
 
