@@ -14,6 +14,13 @@ DIGESTS = {
     ("fgsm", 1): "fbc1fa89f17eba57",
     ("pgd", 1): "d28990c885409393",
     ("autoattack", 1): "de2f89b85ee77214",
+    ("pgd in l2", 1): "18085be745b357ca",
+    ("pgd with momentum", 1): "4cf312a910cc2437",
+    ("fgsm in l2", 1): "1bcbaf3c31d5cef6",
+}
+MORE_OPTIONS = {
+    "pgd in l2": ({"norm": "l2"}, {"norm": "l2", "steps": 4, "restarts": 2, "loss": "margin", "early_stop": False}),
+    "pgd with momentum": ({"momentum": 1}, {"momentum": 0.5, "norm": "l2", "steps": 5, "targeted": True}),
 }
 PGD_OPTIONS = (
     {},
@@ -53,6 +60,10 @@ def examples(name, images, labels):
     model = Exact()
     if name == "fgsm":
         found = [fgsm(model, images, labels, epsilon=e, targeted=t) for e in (1 / 64, 1 / 8) for t in (False, True)]
+    elif name == "fgsm in l2":
+        found = [fgsm(model, images, labels, epsilon=e, norm="l2", targeted=t) for e in (0.1, 1) for t in (False, True)]
+    elif name in MORE_OPTIONS:
+        found = [pgd(model, images, labels, epsilon=e, **o) for e in (1 / 16, 1 / 2) for o in MORE_OPTIONS[name]]
     elif name == "pgd":
         found = [pgd(model, images, labels, epsilon=e, **options) for e in (1 / 64, 1 / 8) for options in PGD_OPTIONS]
     else:  # its steps are many and in float32, so only what it breaks is compared
@@ -62,13 +73,13 @@ def examples(name, images, labels):
     return torch.cat(found)
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", [*ATTACKS, *MORE_OPTIONS, "fgsm in l2"])
 def test_an_attack_that_finds_other_examples_has_another_version(name, batch):
     if name == "autoattack":
         pytest.importorskip("pyautoattack", reason="pyautoattack is not installed")
     rounded = (examples(name, *batch) * 2**20).round().to(torch.int32)
     digest = hashlib.sha256(rounded.numpy().tobytes()).hexdigest()[:16]
-    assert DIGESTS.get((name, ATTACK_VERSIONS[name])) == digest, (
+    assert DIGESTS.get((name, ATTACK_VERSIONS[name.split()[0]])) == digest, (
         f"{name} finds other examples than before: raise its version in utils.evaluation.ATTACK_VERSIONS, and record "
         f"{digest} for it here"
     )
