@@ -51,8 +51,8 @@ def model_parser() -> Parser:
         "Test your own network on your own images, clean and under attack. --model names your code, which is executed; "
         "the files of --weights and --data are only read.",
         [
-            "--model resnet18 --data pictures/ --resize 224 --save adversarial/",
-            "--model nets.py:build --weights net.pth --mean 0.5 0.5 0.5 --std 0.3 0.3 0.3 --data cifar10",
+            "--model models/cnn-robust.safetensors --data cifar10 --attack pgd --examples 100 --save runs/adversarial",
+            "--model resnet18 --data cifar10 --examples 20",
         ],
     )
     add = partial(parser.add, "data")
