@@ -266,7 +266,7 @@ def evaluation_mode(model: Model, modules: list[nn.Module] | None = None) -> Ite
 
 # By id and attribute: the object, how many contexts hold it, and the value that the last one to end restores.
 _held: dict[tuple[int, str], list[Any]] = {}
-_lock = threading.RLock()  # of _held; it is never held while a model runs, so there is no deadlock
+_lock = threading.RLock()  # guards _held; a thread gives it back before a model runs, so threads do not block
 
 
 @contextlib.contextmanager

@@ -11,6 +11,8 @@ from attacks.progress import report_progress
 from attacks.search import Search
 from attacks.state import examined
 
+DEFAULT_STEPS = 20
+
 
 def pgd(
     model: Model,
@@ -19,7 +21,7 @@ def pgd(
     *,
     epsilon: Radius,
     norm: str = "linf",
-    steps: int = 20,
+    steps: int = DEFAULT_STEPS,
     step_size: float | None = None,
     restarts: int = 1,
     random_start: bool = True,

@@ -179,7 +179,7 @@ def read_tensors(
 
 
 def _identity(path: str | Path) -> tuple[int, ...] | None:
-    """What differs when another file comes to lie at a path; None if there is none."""
+    """Numbers that change when the file at a path is replaced; None if the file is missing."""
     with contextlib.suppress(OSError):
         status = os.stat(path)
         return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

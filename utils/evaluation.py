@@ -358,7 +358,9 @@ def evaluate(
     return Result(epsilon, int(mask.sum()), len(noted) - noted.count("-"), seconds, attack, mask=mask, **about)
 
 
-def targets_of(network: Model, split: Split, target: int | str, seed: int = 0, batch_size: int = 250) -> Tensor:
+def targets_of(
+    network: Model, split: Split, target: int | str, seed: int = 0, batch_size: int = EVALUATION_BATCH
+) -> Tensor:
     """The class that an attack with this target wants for each image: int64 (N,).
 
     target: the number of a class; "least-likely", the class to which the network gives its smallest logit (Kurakin et
@@ -455,7 +457,7 @@ def described(network: Model) -> list[Any]:
 
 @lru_cache
 def _code_of(kind: type) -> str:
-    """The digest of a class's source. It is empty for torch, whose version is noted, and where there is no source."""
+    """The digest of a class's source code; empty if the class is torch's, whose version is noted, or has no file."""
     if kind.__module__.startswith("torch."):
         return ""
     try:

@@ -329,6 +329,7 @@ def minimal_epsilons(subject: Prepared, args: Namespace) -> MinimalEpsilons:
     import torch
 
     from attacks import minimal_epsilon
+    from attacks.pgd import DEFAULT_STEPS
     from utils.data import batches
     from utils.distributed import rank
     from utils.models import explaining
@@ -348,7 +349,7 @@ def minimal_epsilons(subject: Prepared, args: Namespace) -> MinimalEpsilons:
     print(f"\nsmallest radius at which half of the images fall: {text}; for {each.count(None):,} no example was found")
     return MinimalEpsilons(
         norm=args.norm,
-        steps=args.pgd.get("steps", 20),
+        steps=args.pgd.get("steps", DEFAULT_STEPS),
         examples=len(each),
         median=median if isfinite(median) else None,
         epsilons=each,
@@ -357,11 +358,12 @@ def minimal_epsilons(subject: Prepared, args: Namespace) -> MinimalEpsilons:
 
 def save_examples(subject: Prepared, result: Result, crafted: list[Tensor], batch_size: int) -> None:
     """Save the adversarial examples of a result into a folder of their own, and print how many survive rounding."""
+    from attacks.pgd import DEFAULT_STEPS
     from utils.saving import save_images
 
     assert subject.save is not None
     folder = subject.save / f"{result.attack}-{result.epsilon:.4g}"
-    allowed = {"fgsm": 1, "pgd": result.options.get("steps", 20) * result.options.get("restarts", 1)}
+    allowed = {"fgsm": 1, "pgd": result.options.get("steps", DEFAULT_STEPS) * result.options.get("restarts", 1)}
     about: dict[str, Any] = {"attack": result.attack, "epsilon": result.epsilon, "batch_size": batch_size}
     about |= {"iterations": allowed.get(result.attack), "norm": result.options.get("norm", "linf")}
     saved = save_images(folder, subject.network, subject.split, crafted, **about).header

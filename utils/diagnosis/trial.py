@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeAlias
 
 import torch
@@ -232,11 +232,16 @@ class Trial:
     # ---- what the attacks need ----
 
     def _attack(self, name: str, craft: Craft, **options: Any) -> Attacked:
+        return self.subject.attack(name, craft, **{**self._about, **options})
+
+    @cached_property
+    def _about(self) -> dict[str, Any]:
+        """What every attack depends on, for the notes; once, because a digest reads all weights or images."""
         about: dict[str, Any] = {"epsilon": self.epsilon, "seed": self.seed, "queries": self.queries}
         if self.subject.notes:
             about |= {"version": VERSION, "sources": list(map(described, self.sources))}
             about["whole"] = self.whole and self.whole.digest()
-        return self.subject.attack(name, craft, **{**about, **options})
+        return about
 
     def _with(self, attack: Callable[..., Tensor], **options: Any) -> Craft:
         return partial(attack, self.subject.target, epsilon=self.epsilon, **options)
