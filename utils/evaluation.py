@@ -240,8 +240,8 @@ def evaluate_fgsm(
     masks = torch.zeros(len(radii), len(split), dtype=torch.bool)  # which images are correct
     rank, ranks, seen = distributed.rank(), distributed.world_size(), 0
     signs: Tensor = torch.zeros(())  # the clean images need none
-    bar = progress_bar(title="evaluating", total=len(split), unit="image", visible=progress and rank == 0)
     unusual = _examined(network, split, source)
+    bar = progress_bar(title="evaluating", total=len(split), unit="image", visible=progress and rank == 0)
     contexts = (evaluating(network, split.device), explaining(split, *_those_of(network, source)))
     with bar, contexts[0], contexts[1], _noticing_zero_gradients() as zeros:
         crafted = iter(() if direction is None else direction.split(batch_size)[rank::ranks])
@@ -336,8 +336,8 @@ def evaluate(
     rows = distributed.from_main(partial(notes.kept, key, sizes)) if notes else []
     visible = progress and distributed.rank() == 0
     title, done = f"{attack} at {epsilon_text(epsilon)}", sum(sizes[: len(rows)])
-    bar = progress_bar(title=title, total=len(split), unit="image", initial=done, visible=visible)
     unusual, those = _examined(network, split, source), _those_of(network, source)
+    bar = progress_bar(title=title, total=len(split), unit="image", initial=done, visible=visible)
     with bar, evaluating(network, split.device), remembering(network, unusual), explaining(split, *those):
         for new in _rounds(split, batch_size, len(rows), attacked, bar):
             if notes:

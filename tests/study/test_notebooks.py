@@ -100,7 +100,7 @@ def test_stored_pictures_keep_their_colours():
     figure, axes = plt.subplots(figsize=(4, 3))
     axes.imshow(np.random.default_rng(0).random((32, 32, 3)))  # more than 256 colours
     png = plotting.png(figure, dpi=100)
-    packed = notebooks._packed(png)
+    packed = notebooks._smaller(png)
     assert len(packed) <= len(png)
     before, after = (np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in (png, packed))
     assert (before == after).all()
@@ -160,7 +160,8 @@ def test_runs_on_digits(name, made):
 
 def test_retrain_trains(tmp_path):
     notebook = execute("cnn", tmp_path, dataset="digits", retrain=True)
-    assert_ran(notebook)
+    # A network that learnt digits for one epoch may be flat on an image, which is worth a warning.
+    assert_ran(notebook, expected="zero in every pixel")
     folder = tmp_path / "runs" / "notebooks" / "digits-quick"
     assert {"cnn.safetensors", "cnn-robust.safetensors", "study.json"} <= {path.name for path in folder.iterdir()}
     assert not (tmp_path / "results").exists()
