@@ -88,7 +88,8 @@ DOCUMENTS = {
 
 
 def json_lines(folder):
-    return sorted((ROOT / folder).rglob("*.jsonl"))
+    """The project's own, without those that a user's `make demo` or study of digits has made."""
+    return sorted(path for path in (ROOT / folder).rglob("*.jsonl") if not {"demo", "digits"} & set(path.parts))
 
 
 # ---- what is written can be read ----
