@@ -45,7 +45,7 @@ diagnosis: $(VENV)/installed  ## check whether the figures of the six networks c
 	    --examples 500 --diagnose --json results/diagnosis/$$name$$defense.json || exit; done; done
 
 agreement: .venv-peers/installed  ## compare our attacks with torchattacks', in a separate environment
-	.venv-peers/bin/python benchmarks/agreement.py
+	.venv-peers/bin/python -m benchmarks.agreement
 
 benchmark: .venv-peers/installed  ## compare our speed with that of other libraries: hours on two cores
 	.venv-peers/bin/python -m benchmarks.run

@@ -18,13 +18,11 @@ import torch  # noqa: E402
 import torchattacks  # noqa: E402
 from torch import nn  # noqa: E402
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
 from attacks import fgsm, pgd  # noqa: E402
 from benchmarks.formats import AgreementEntry, AgreementReport  # noqa: E402
 from study.robustness import checkpoint_paths  # noqa: E402
 from utils.checkpoints import file_digest, load_checkpoint  # noqa: E402
-from utils.constants import L2_RADIUS  # noqa: E402
+from utils.constants import L2_RADIUS, ROOT  # noqa: E402
 from utils.data import Split, batches, load_split  # noqa: E402
 from utils.evaluation import correctly_classified  # noqa: E402
 from utils.formats import write_document  # noqa: E402

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from attacks import fgsm, pgd
 from benchmarks.attacks import EPSILON, robust_images
 from benchmarks.formats import MemoryGrowth, SpeedGrowth, TimedTraining
-from benchmarks.timing import ROOT, Setting, compared, rounds_in_turn, say, timed
+from benchmarks.timing import Setting, compared, rounds_in_turn, say, timed
 from benchmarks.training import SHORT, faster_precision, our_epoch
 from networks import NETWORKS
 from utils.allocator import keep_freed_memory
+from utils.constants import ROOT
 from utils.evaluation import evaluate_fgsm
 from utils.recipes import RECIPES
 from utils.runs import read_log

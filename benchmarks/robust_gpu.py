@@ -15,11 +15,11 @@ import torch
 from msgspec.structs import replace
 
 from benchmarks.formats import RobustGPUReport, TrainedOnGPU
-from benchmarks.timing import ROOT, cpu_name
+from benchmarks.timing import cpu_name
 from defenses.losses import NFGSM
 from utils.checkpoints import file_digest, load_checkpoint, read_metadata, versions
 from utils.commands.parser import pick_device
-from utils.constants import ARCHITECTURES, DATASETS, PGD_20, RADIUS, SPLITS, UserError
+from utils.constants import ARCHITECTURES, DATASETS, PGD_20, RADIUS, ROOT, SPLITS, UserError
 from utils.data import Split, load_split
 from utils.evaluation import evaluate, evaluate_fgsm, report_row
 from utils.files import beside

@@ -19,10 +19,10 @@ from msgspec.structs import asdict, replace
 from benchmarks import adversarial_sets, attacks, growth, startup, training
 from benchmarks.formats import BenchmarkReport
 from benchmarks.tables import benchmarks_document
-from benchmarks.timing import ROOT, Setting, cpu_name
+from benchmarks.timing import Setting, cpu_name
 from study.__main__ import DIGITS
 from utils.checkpoints import versions
-from utils.constants import DATASETS, SPLITS, UserError
+from utils.constants import DATASETS, ROOT, SPLITS, UserError
 from utils.data import DataError, Split, load_split
 from utils.files import write_atomically
 from utils.formats import read_document, write_document

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.formats import Contender
-from benchmarks.timing import ROOT, Setting, compared, interleaved, say
+from benchmarks.timing import Setting, compared, interleaved, say
+from utils.constants import ROOT
 
 COMMANDS = {
     "--help": {

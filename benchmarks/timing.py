@@ -15,7 +15,6 @@ from benchmarks.formats import Contender
 from utils.checkpoints import load_checkpoint
 from utils.data import Split
 
-ROOT = Path(__file__).parent.parent
 LONGEST = 120  # seconds of a comparison, unless three rounds take longer
 
 Choice = TypeVar("Choice")

@@ -3,6 +3,10 @@
 `--help` and mistakes are answered at once, because this file imports nothing of the project.
 """
 
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]  # of the project
+
 DATASETS = ("cifar10", "digits")
 ARCHITECTURES = ("cnn", "cnn-lstm")  # the study's two, by their names in networks.NETWORKS
 SPLITS = ("train", "validation", "test")

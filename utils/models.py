@@ -23,12 +23,11 @@ from torch import Tensor, nn
 from attacks.core import AttackError, Model, evaluating, logits_of
 from networks.folding import Normalize
 from utils.checkpoints import load_checkpoint
-from utils.constants import UserError
+from utils.constants import ROOT, UserError
 from utils.data import Split, batches
 from utils.files import open_file, resolved
 from utils.quoting import one_line, shown
 
-ROOT = Path(__file__).resolve().parents[1]
 OUR_PACKAGES = ("attacks", "networks", "defenses", "utils", "study", "benchmarks")
 CONTAINERS = ("state_dict", "model_state_dict", "model", "net")  # under which training scripts save weights
 PREFIXES = ("module.", "_orig_mod.")  # of names that DataParallel and torch.compile have made longer

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.constants import ARCHITECTURES, UserError, checkpoint_stem
+from utils.constants import ARCHITECTURES, ROOT, UserError, checkpoint_stem
 from utils.files import resolved
 from utils.quoting import shown
 
@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from utils.data import Split
-
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def default_output(network: str, dataset: str, epsilon: float | None = None, defense: str = "none") -> Path:
