@@ -54,7 +54,8 @@ class Search:
     """Keeps the best iterate of each image so far, and which images still withstand the attack.
 
     `best`: (N, C, H, W), the first iterate of each image that succeeds or, if none does, its iterate of highest value.
-    `towards`: the loss whose gradient is followed. `among`: bool (N,), the images that are moved.
+    `towards`: the loss whose gradient is followed. `aims`: what it gets beside the logits, a row for each image; the
+    labels (N,), until an attack changes both.
     Without `early_stop`, `best` holds each image's iterate of highest value, whether or not one succeeds.
     """
 
@@ -63,7 +64,7 @@ class Search:
         model: Model,
         images: Tensor,
         labels: Tensor,
-        value: Loss,  # iterates of an image are compared by it; `towards` is the same, until an attack changes it
+        value: Loss,  # iterates of an image are compared by it; `towards` is the same at first
         unusual: tuple[str, ...],  # about the model: what attacks.state.examined returns
         *,
         epsilon: Radius,
@@ -73,7 +74,8 @@ class Search:
         early_stop: bool = True,
         eot: int = 1,
     ) -> None:
-        self.model, self.images, self.labels = model, images.detach().clone(), labels.clone()
+        self.model, self.images = model, images.detach().clone()
+        self.labels = self.aims = labels.clone()
         self.value = self.towards = (lambda logits, labels: -value(logits, labels)) if targeted else value
         self.targeted, self.eot = targeted, eot
         self.iterates = partial(pgd_iterates, self.images, epsilon=epsilon, norm=norm, momentum=momentum)
@@ -83,9 +85,8 @@ class Search:
         self.best = self.images.clone()
         dtype = torch.promote_types(images.dtype, torch.float32)
         self.best_values = torch.full(labels.shape, -math.inf, dtype=dtype, device=images.device)
-        self.among = torch.ones_like(labels, dtype=torch.bool)
-        self.withstands = torch.ones_like(self.among)  # no iterate has succeeded
-        self.flat = torch.ones_like(self.among)  # every gradient has been zero in every pixel
+        self.withstands = torch.ones_like(labels, dtype=torch.bool)  # no iterate has succeeded
+        self.flat = torch.ones_like(self.withstands)  # every gradient has been zero in every pixel
 
     def climb(self, noise: Tensor | None, sizes: Sequence[Radius]) -> Iterator[int]:
         """Look at the iterates from images + noise on. Yields the number of each, before it looks at it.
@@ -103,7 +104,7 @@ class Search:
                 self.look_at(iterate)
 
     def look_at(self, iterate: Tensor) -> Tensor:
-        """Keep this iterate of each moving image on which it is the best so far. Returns their logits."""
+        """Keep this iterate of each running image on which it is the best so far. Returns their logits."""
         running = self._running()
         logits, values = self._judged(iterate[running], self.labels[running])
         self._keep(iterate, running, logits, values)
@@ -118,7 +119,7 @@ class Search:
         """Do as `look_at`. Return the gradient to follow, (N, C, H, W), with zeros for images that have stopped."""
         running = self._running()
         images, labels = iterate[running], self.labels[running]
-        logits, values, found = input_gradient(self.model, images, labels, self.towards, self.eot)
+        logits, values, found = input_gradient(self.model, images, self.aims[running], self.towards, self.eot)
         if self.judges > 1:
             logits, values = self._judged(images, labels)
         elif self.towards is not self.value:
@@ -138,9 +139,8 @@ class Search:
         return logits, values
 
     def _running(self) -> Tensor:
-        """The indices of the images that are moved and have not stopped."""
-        moved = torch.ones_like(self.among) if self.whole_batch else self.among
-        return (moved & self.withstands if self.early_stop else moved).nonzero().flatten()
+        """The indices of the images that have not stopped."""
+        return (self.withstands if self.early_stop else torch.ones_like(self.withstands)).nonzero().flatten()
 
     def _keep(self, iterate: Tensor, running: Tensor, logits: Tensor, values: Tensor) -> None:
         success = (logits.argmax(1) == self.labels[running]) == self.targeted

@@ -1,17 +1,17 @@
-"""The multi-targeted attack: PGD towards each other class in turn, for a final judgement of a robust network."""
+"""The multi-targeted attack: PGD towards other classes in turn, for a final judgement of a robust network."""
 
 import math
 
 import torch
 from torch import Tensor
 
-from attacks.core import Loss, Model, attacking, checked_batch, faster_equivalent, margin
+from attacks.core import Model, attacking, checked_batch, faster_equivalent, margin
 from attacks.norms import check_epsilon, noise_source
 from attacks.progress import report_progress
 from attacks.search import Search
 from attacks.state import examined
 
-MOST_TARGETS = 9  # as in AutoAttack: of more classes, an image is moved towards the nine most likely ones
+MOST_TARGETS = 9  # of an image, as in AutoAttack
 
 
 def multi_targeted(
@@ -27,13 +27,13 @@ def multi_targeted(
 ) -> Tensor:
     """Multi-targeted PGD on the difference of two logits (Gowal et al., 2019, arXiv:1910.09338, section 3).
 
-    For each other class t, PGD increases z_t - z_label, the target's logit minus the label's. Cross-entropy and the
-    margin follow the class that is nearest at the moment; on a robust network they often stay there, although another
-    class is within reach. An image stops at the first iterate that the model misclassifies, whatever its class then is.
-    Only images that have withstood a target go on to the next one.
+    For each target t, PGD increases z_t - z_label, the target's logit minus the label's. Cross-entropy and the margin
+    follow the class that is nearest at the moment; on a robust network they often stay there, although another class
+    is within reach. Each image's targets are the other classes, of more than nine the nine most likely ones; the one
+    that the model finds most likely comes first. An image stops at the first iterate that the model misclassifies,
+    whatever its class then is. Only images that have withstood a target go on to the next one.
 
-    model, images, labels, epsilon, norm: as for `fgsm`. With more than ten classes, each image has the nine targets
-        that the model finds most likely.
+    model, images, labels, epsilon, norm: as for `fgsm`.
     steps, restarts: at least 1. Each target has `restarts` random starts, and each start `steps` steps. The steps
         shrink from epsilon / 2 to nothing as half a cosine, so that the first ones cross the ball and the last ones
         refine.
@@ -56,28 +56,24 @@ def multi_targeted(
     model = faster_equivalent(model)
     with attacking(model, images.device):
         search = Search(model, images, labels, margin, unusual, epsilon=epsilon, norm=norm)
-        wanted = _targets(search.look_at(search.images), labels)
-        rounds = [(target, of) for target, of in enumerate(wanted.T) if of.any()]
-        for number, (target, of) in enumerate(rounds):
-            search.towards, search.among = _difference(target), of
+        targets = _targets(search.look_at(search.images), labels).T
+        search.towards = _difference
+        for number, target in enumerate(targets):
+            search.aims = torch.stack([labels, target], 1)
             for restart in range(restarts):
                 for index in search.climb(next(noise), sizes):
-                    report_progress((number + (restart + index / steps) / restarts) / len(rounds))
+                    report_progress((number + (restart + index / steps) / restarts) / len(targets))
     search.warn_if_flat()
     return search.best
 
 
 def _targets(logits: Tensor, labels: Tensor) -> Tensor:
-    """Which classes are targets of each image, bool (N, K): the most likely ones, except the label."""
+    """The classes that each image is moved towards, the most likely first: int64 (N, number of targets)."""
     others = logits.scatter(1, labels[:, None], -math.inf)
-    likely = others.topk(min(MOST_TARGETS, logits.shape[1] - 1), dim=1).indices
-    return torch.zeros_like(logits, dtype=torch.bool).scatter_(1, likely, True)
+    return others.topk(min(MOST_TARGETS, logits.shape[1] - 1), dim=1).indices
 
 
-def _difference(target: int) -> Loss:
-    """The loss z_target - z_label of each image."""
-
-    def difference(logits: Tensor, labels: Tensor) -> Tensor:
-        return logits[:, target] - logits.gather(1, labels[:, None])[:, 0]
-
-    return difference
+def _difference(logits: Tensor, aims: Tensor) -> Tensor:
+    """The logit of each image's target minus that of its label: (N,). aims: int64 (N, 2), label and target."""
+    label, target = logits.gather(1, aims).T
+    return target - label

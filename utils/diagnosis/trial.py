@@ -34,7 +34,7 @@ SAMPLE, PLANTED, PROBES = 100, 50, 32  # images for experiments that need no mor
 SQUARED = 50  # images, of those that withstand all other attacks, on which Square may spend its queries
 LEAK_RADII = (0.02, 0.1, 0.2, 0.3)  # where transferred FGSM examples may be easier than clean images, in pixel units
 MANY = f"PGD-{MANY_STEPS}"
-VERSION = 1  # of the whole diagnosis: raise it when its attacks find other examples, so that notes are not used
+VERSION = 2  # of the whole diagnosis: raise it when its attacks find other examples, so that notes are not used
 FIRST_LOOK = 20  # units of a Step: what it costs to find out how the subject answers
 
 Step: TypeAlias = tuple[int, str, Callable[[], None]]  # roughly how often an image passes the network, name, action
@@ -56,7 +56,7 @@ class Evidence:
     fgsm: Attacked | None = None
     standard: Attacked | None = None  # PGD with STEPS steps on cross-entropy
     longer: Attacked | None = None  # MANY on cross-entropy
-    margins: list[Attacked] = field(default_factory=list)  # PGD on the margin, and towards each class
+    margins: list[Attacked] = field(default_factory=list)  # PGD on the margin, and multi-targeted
     inside: list[Attacked] = field(default_factory=list)  # on the network inside, or past its preprocessing
     transferred: list[Attacked] = field(default_factory=list)
     square: Attacked | None = None
@@ -176,7 +176,7 @@ class Trial:
             name = f"PGD-{INSIDE_STEPS} on the margin"
             found.margins.append(self._attack(name, self._pgd(steps=INSIDE_STEPS, loss="margin")))
 
-        def towards_each_class() -> None:
+        def towards_other_classes() -> None:
             craft = self._with(multi_targeted, steps=INSIDE_STEPS, seed=self.seed)
             found.margins.append(self._attack("multi-targeted PGD", craft))
 
@@ -187,7 +187,7 @@ class Trial:
             (INSIDE_STEPS, "planted examples", planted),
             (MANY_STEPS, MANY, longer),
             (INSIDE_STEPS, "margin", margin),
-            (MOST_TARGETS * INSIDE_STEPS, "each class", towards_each_class),
+            (MOST_TARGETS * INSIDE_STEPS, "other classes", towards_other_classes),
         ]
 
     def _past_the_defence(self, found: Evidence, inner: dict[str, Model]) -> list[Step]:
