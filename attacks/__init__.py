@@ -10,7 +10,7 @@ from attacks.minimal import minimal_epsilon
 from attacks.norms import step
 from attacks.pgd import default_step_size, pgd
 from attacks.search import pgd_iterates
-from attacks.strong import multi_targeted
+from attacks.strong import multi_targeted, strong
 
 __all__ = [
     "AttackError",

@@ -42,7 +42,7 @@ def minimal_epsilon(
     judges = JUDGES if RANDOM in unusual else 1
     failed = torch.zeros(len(images), dtype=torch.float64, device=images.device)
     nearest = torch.full_like(failed, math.inf)
-    for _ in in_turn(range(rounds), rounds):
+    for _ in in_turn(range(rounds), [1] * rounds):
         grown = (2 * failed).clamp(largest / 2**DOUBLINGS, largest)
         radii = torch.where(nearest.isinf(), grown, (failed + nearest) / 2)
         tried = ((failed < nearest) & (failed < largest)).nonzero().flatten()

@@ -1,7 +1,8 @@
 """How far an attack is: it reports the fraction of its work that is done, and a caller may listen."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
+from itertools import accumulate
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -15,13 +16,17 @@ def report_progress(fraction: float) -> None:
     listener.get()(fraction)
 
 
-def in_turn(items: Iterable[Item], count: int) -> Iterator[Item]:
-    """Each of `count` items in turn; what is reported during an item's turn counts as a part of its share."""
-    report = listener.get()
-    for number, item in enumerate(items):
-        token = listener.set(lambda fraction, before=number: report((before + fraction) / count))  # type: ignore[misc]
+def in_turn(items: Iterable[Item], sizes: Sequence[float]) -> Iterator[Item]:
+    """Each item in turn; what is reported during its turn counts as a part of its share.
+
+    sizes: how much work each item is, in any unit, each above 0. Items without a size are left out.
+    """
+    report, total = listener.get(), sum(sizes)
+    ends = [end / total for end in accumulate(sizes)]
+    for start, end, item in zip([0.0, *ends], ends, items):  # noqa: B905, as documented
+        token = listener.set(lambda fraction, a=start, b=end: report(a + (b - a) * fraction))  # type: ignore[misc]
         try:
             yield item
         finally:
             listener.reset(token)
-        report((number + 1) / count)
+        report(end)

@@ -30,6 +30,7 @@ TITLES = {
     "n-fgsm": "N-FGSM",
     "pgd": "PGD",
     "trades": "TRADES",
+    "strong": "strong attack",
     "autoattack": "AutoAttack",
 }
 

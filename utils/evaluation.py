@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attacks import autoattack, default_step_size, fgsm, fgsm_direction, pgd, step
+from attacks import autoattack, default_step_size, fgsm, fgsm_direction, pgd, step, strong
 from attacks.autoattack import QUERIES, STANDARD
 from attacks.core import (
     ZERO_GRADIENT,
@@ -45,11 +45,11 @@ from utils.statistics import wilson_interval
 from utils.tables import epsilon_text
 
 # The names that the command line and reports use.
-ATTACKS: dict[str, Callable[..., Tensor]] = {"fgsm": fgsm, "pgd": pgd, "autoattack": autoattack}
+ATTACKS: dict[str, Callable[..., Tensor]] = {"fgsm": fgsm, "pgd": pgd, "strong": strong, "autoattack": autoattack}
 
 # Raise an attack's version when it finds other examples for the same network, images and options: stored results of
 # another version are not used any more. tests/utils/test_attack_versions.py notices such a change.
-ATTACK_VERSIONS = {"fgsm": 1, "pgd": 1, "autoattack": 1}
+ATTACK_VERSIONS = {"fgsm": 1, "pgd": 1, "strong": 1, "autoattack": 1}
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def transfer_matrix(
     with bar, explaining(split, *networks):
         for source in networks:
             with moving(bar, 1):
-                crafted_on = in_turn(batches(split, batch_size), -(-len(split) // batch_size))
+                crafted_on = in_turn(batches(split, batch_size), [1] * -(-len(split) // batch_size))
                 signs = torch.cat([fgsm_direction(source, *batch).to(torch.int8) for batch in crafted_on])
             row = []
             for tested in networks:

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from attacks import fgsm, multi_targeted, pgd
+from attacks import fgsm, multi_targeted, pgd, strong
 from attacks.core import attacking
 from networks import CNN, CNNLSTM, SmallCNN
 from tests.helpers.attacked import TinyLSTM, model_and_images
@@ -29,7 +29,7 @@ ATTACKS = {
     "pgd, l2": functools.partial(pgd, norm="l2", steps=3),
     "pgd, momentum": functools.partial(pgd, momentum=1, steps=3),
     "targeted pgd, l2, momentum": functools.partial(pgd, norm="l2", momentum=1, steps=2, targeted=True),
-    "multi-targeted pgd, l2": functools.partial(multi_targeted, norm="l2", steps=2),
+    "strong, l2": functools.partial(strong, norm="l2", steps=2),
 }
 
 

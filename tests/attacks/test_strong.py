@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from attacks import multi_targeted, pgd
+from attacks import multi_targeted, pgd, strong
 from attacks.core import margin
 from attacks.state import remembering
 from tests.helpers.attacked import model_and_images
@@ -70,6 +70,28 @@ def test_only_images_that_withstand_a_target_go_on_to_the_next():
     assert asked[:2] == [3, 3]  # the images themselves, then each goes for its most likely class
     assert asked[-10:] == [1] * 10  # only the third image goes for its second target
     assert asked == sorted(asked, reverse=True)
+
+
+def test_each_attack_of_the_cascade_gets_what_withstood_the_one_before():
+    model, images, labels = model_and_images("cnn", count=60)
+    labels = model.eval()(images).argmax(1)
+    seen = []
+
+    def counted(batch):
+        seen.append(len(batch))
+        return model(batch)
+
+    options = {"epsilon": 0.008, "seed": 1}
+    with remembering(counted, ()):
+        adversarial = strong(counted, images, labels, steps=20, **options)
+    assert seen == sorted(seen, reverse=True)
+    left = (model(adversarial).argmax(1) == labels).sum()
+    # The images twice and one step; ten steps from noise; then nine targets, with 21 iterates each.
+    assert seen[:3] == [60, 60, 60]
+    assert len(seen) == 3 + 11 + 9 * 21
+    assert seen[-1] == left
+    by_margin = pgd(model, images, labels, loss="margin", steps=10, **options)
+    assert 0 < left <= (model(by_margin).argmax(1) == labels).sum() <= seen[3] < 60
 
 
 def test_of_many_classes_the_nine_most_likely_are_targets():

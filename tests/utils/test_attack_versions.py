@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from attacks import autoattack, fgsm, pgd
+from attacks import autoattack, fgsm, pgd, strong
 from utils.evaluation import ATTACK_VERSIONS, ATTACKS
 
 # Of the examples below. A change of an attack that changes its digest needs a new version, and a new line here.
 DIGESTS = {
     ("fgsm", 1): "fbc1fa89f17eba57",
     ("pgd", 1): "d28990c885409393",
+    ("strong", 1): "9e2c0d1e8dd00c02",
     ("autoattack", 1): "de2f89b85ee77214",
     ("pgd in l2", 1): "18085be745b357ca",
     ("pgd with momentum", 1): "4cf312a910cc2437",
@@ -64,6 +65,8 @@ def examples(name, images, labels):
         found = [fgsm(model, images, labels, epsilon=e, norm="l2", targeted=t) for e in (0.1, 1) for t in (False, True)]
     elif name in MORE_OPTIONS:
         found = [pgd(model, images, labels, epsilon=e, **o) for e in (1 / 16, 1 / 2) for o in MORE_OPTIONS[name]]
+    elif name == "strong":
+        found = [strong(model, images, labels, epsilon=e, steps=4, seed=s) for e in (1 / 64, 1 / 8) for s in (0, 3)]
     elif name == "pgd":
         found = [pgd(model, images, labels, epsilon=e, **options) for e in (1 / 64, 1 / 8) for options in PGD_OPTIONS]
     else:  # its steps are many and in float32, so only what it breaks is compared

@@ -94,7 +94,8 @@ def test_the_networks_of_these_tests_cannot_stand_for_each_other(digits, network
 @pytest.mark.parametrize("attack", ATTACKS)
 @pytest.mark.parametrize("transfer", [False, True])
 def test_each_attack_is_evaluated_batch_by_batch(attack, transfer, digits, network, other):
-    options = {"fgsm": {}, "pgd": {"steps": 3, "seed": 1}, "autoattack": {"attacks": ["square"], "queries": 50}}[attack]
+    of = {"fgsm": {}, "pgd": {"steps": 3, "seed": 1}, "strong": {"steps": 3}}
+    options = {**of, "autoattack": {"attacks": ["square"], "queries": 50}}[attack]
     source = other if transfer else None
     split = digits["test"].first(50)
     result = evaluate(network, split, attack, 0.05, options=options, source=source, batch_size=20)

@@ -108,9 +108,9 @@ def test_what_is_reported_in_turn_counts_as_a_share_of_the_whole(clock):
     bar = progress.progress_bar(title="diagnosis", total=100, unit="step", visible=False)
     places = []
     with moving(bar, 80):
-        for _ in in_turn("ab", 2):
-            for _ in in_turn([1, 2, 3, 4], 4):
+        for _ in in_turn("abc", [1, 3]):
+            for _ in in_turn([1, 2, 3, 4], [1] * 4):
                 report_progress(0.5)
                 places.append(bar.n)
-    assert places == [5, 15, 25, 35, 45, 55, 65, 75]
+    assert places == [2.5, 7.5, 12.5, 17.5, 27.5, 42.5, 57.5, 72.5]
     assert bar.n == 80

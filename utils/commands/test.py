@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from utils.evaluation import Result
     from utils.notes import Notes
 
+ATTACKS = ("fgsm", "pgd", "strong", "autoattack")  # the keys of utils.evaluation.ATTACKS
 PGD_OPTIONS = ("steps", "step_size", "restarts", "loss", "momentum")
 
 
@@ -58,9 +59,10 @@ def check_attack_flags(parser: Parser, args: Namespace) -> None:
     args.pgd = {name: getattr(args, name) for name in PGD_OPTIONS if getattr(args, name) is not None}
     if args.pgd and "pgd" not in args.attack and not args.minimal_epsilon:
         parser.error(f"--{next(iter(args.pgd)).replace('_', '-')} belongs to --attack pgd")
-    if args.eot > 1 and set(args.attack) == {"autoattack"}:
+    alone = set(args.attack) - {"fgsm", "pgd"}  # which take neither targets nor expectation over transformation
+    if args.eot > 1 and alone == set(args.attack):
         parser.error("--eot belongs to --attack fgsm and pgd")
-    if args.target and "autoattack" in args.attack:
+    if args.target and alone:
         parser.error("--target belongs to --attack fgsm and pgd")
     if args.minimal_epsilon and (args.source or args.target):
         parser.error("--minimal-epsilon goes without --source and --target")
@@ -101,7 +103,7 @@ def add_test_flags(parser: Parser) -> None:
     parser.add_switch("--per-image", "list in the report which images each attack leaves correct")
     parser.add("output", "--figures", types.file_path, "draw the figures into this folder")
     add = partial(parser.add, "attack")
-    add("--attack", ("fgsm", "pgd", "autoattack"), "fgsm (default), pgd, autoattack", nargs="+", default=["fgsm"])
+    add("--attack", ATTACKS, f"{', '.join(ATTACKS)} (default fgsm)", nargs="+", default=["fgsm"])
     text = "radii in pixel units, such as 0.02 or 8/255 (default for fgsm 0.02 to 0.1, else 8/255; l2: 0.5)"
     add("--epsilon", types.as_written, text, nargs="+")
     add("--norm", ("linf", "l2"), "of the radii: linf (default), l2", default="linf")
@@ -256,7 +258,8 @@ def attack_table(subject: Prepared, args: Namespace) -> tuple[Result, list[Attac
     }
     norm = {} if args.norm == "linf" else {"norm": args.norm}
     options = {"pgd": {**args.pgd, **norm, "eot": args.eot, "seed": args.seed}}
-    options |= {"autoattack": {**norm, "seed": args.seed}, "fgsm": norm | ({"eot": args.eot} if args.eot > 1 else {})}
+    options |= dict.fromkeys(("strong", "autoattack"), {**norm, "seed": args.seed})
+    options["fgsm"] = norm | ({"eot": args.eot} if args.eot > 1 else {})
     print(
         f"\n{'attack':12}{'setting':11}{'epsilon':>8}{'accuracy':>10}{'95 % interval':>17}{'success':>10}{'seconds':>9}"
     )

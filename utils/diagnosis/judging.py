@@ -131,7 +131,7 @@ class Subject:
         batches = chosen.to(self.split.device).split(self.batch_size) if len(chosen) else ()
         mine = []
         share = batches[distributed.rank() :: distributed.world_size()]
-        for batch in in_turn(share, len(share)):
+        for batch in in_turn(share, [len(batch) for batch in share]):
             images, labels = self.split.take(batch)
             mine.append(self.right(craft(images, labels), labels).cpu())
         shares = distributed.gather(mine)

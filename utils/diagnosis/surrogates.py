@@ -35,7 +35,7 @@ def train_surrogate(model: Model, images: Tensor, *, batch_size: int, seed: int 
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
     with torch.enable_grad():
         order = torch.cat([torch.randperm(len(asked)) for _ in range(1 + steps * BATCH // len(asked))])
-        for chosen in in_turn(order.to(images.device).split(BATCH)[:steps], steps):
+        for chosen in in_turn(order.to(images.device).split(BATCH)[:steps], [1] * steps):
             loss = F.cross_entropy(network(to_unit_range(_changed(asked[chosen]))), answers[chosen])
             optimizer.zero_grad()
             loss.backward()

@@ -160,7 +160,7 @@ class Trial:
 
         def radii() -> None:
             larger = min(2 * self.epsilon, 1.0)
-            three = in_turn((self.epsilon / 2, self.epsilon, larger), 3)
+            three = in_turn((self.epsilon / 2, self.epsilon, larger), [1] * 3)
             found.radii = [(radius, left(radius, steps=STEPS), len(labels)) for radius in three]
 
         def unbounded() -> None:
@@ -206,7 +206,7 @@ class Trial:
 
         def transferred() -> None:
             kind = "a source" if self.sources else "a surrogate"
-            for number, (source, part) in in_turn(enumerate(sources), len(sources)):
+            for number, (source, part) in in_turn(enumerate(sources), [1] * len(sources)):
                 crafts: dict[str, Craft] = {
                     "FGSM": partial(fgsm, source, epsilon=self.epsilon),
                     "PGD": self._to_the_end(source),
@@ -301,7 +301,7 @@ class Trial:
         if len(split) < 2:
             return []
         half = torch.arange(len(split)) % 2 == 0
-        return [(learn(split.images[taught.to(split.device)]), ~taught) for taught in in_turn((half, ~half), 2)]
+        return [(learn(split.images[taught.to(split.device)]), ~taught) for taught in in_turn((half, ~half), [1, 1])]
 
     def _leaking(self, sources: Sequence[Source]) -> list[tuple[float, int, int]]:
         """For each of LEAK_RADII: how many images FGSM's step through a source makes right, and how many wrong."""
@@ -310,7 +310,7 @@ class Trial:
         split, model, source = self.judged_for_leaking, self.subject.new(), sources[0][0]
         counts = torch.zeros(len(LEAK_RADII), 2, dtype=torch.int64)
         count = -(-len(split) // self.subject.batch_size)
-        for images, labels in in_turn(batches(split, self.subject.batch_size), count):
+        for images, labels in in_turn(batches(split, self.subject.batch_size), [1] * count):
             try:
                 direction = fgsm(source, images, labels, epsilon=1) - images
             except AttackError:  # the check of transferred examples says so
