@@ -24,4 +24,5 @@ __all__ = [
     "pgd",
     "pgd_iterates",
     "step",
+    "strong",
 ]

@@ -23,6 +23,9 @@ Model = Callable[[Tensor], Any]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
+PRECISIONS = ("float32", "bfloat16")  # of the passes whose gradients an attack follows
+
+
 class AttackError(ValueError):
     """The model's gradient is missing or not finite, or its logits are NaN, so a gradient attack cannot follow it."""
 
@@ -95,14 +98,14 @@ def input_gradient(
 
     Call it inside `attacking`. images: float (N, C, H, W); labels: int64 (N,). The gradient has the images' shape and
     dtype. eot: of how many passes all three are the mean (Athalye et al., 2018, arXiv:1802.00420, section 4.2.2).
-    On a CPU, a model whose class has an attribute `images_at_once` receives at most so many images at once.
+    On a CPU, a model that has an attribute `images_at_once` receives at most so many images at once.
     Raises ValueError if logits and labels do not fit each other, AttackError if the gradient is missing or not finite.
     """
     if eot > 1:
         passes = [input_gradient(model, images, labels, loss) for _ in range(eot)]
         logits, losses, gradient = (torch.stack(parts).mean(0) for parts in zip(*passes, strict=True))
         return logits, losses, gradient
-    at_once = getattr(type(model), "images_at_once", None) if images.device.type == "cpu" else None
+    at_once = getattr(model, "images_at_once", None) if images.device.type == "cpu" else None
     if at_once and len(images) > at_once:
         chunks = -(-len(images) // at_once)
         pairs = zip(images.chunk(chunks), labels.chunk(chunks), strict=True)
@@ -131,6 +134,23 @@ def forward(model: Model, images: Tensor, labels: Tensor, loss: Loss) -> tuple[T
     if not ((labels >= 0) & (labels < logits.shape[1])).all():
         raise ValueError(f"labels must be classes of the model, in 0..{logits.shape[1] - 1}")
     return logits, loss(logits, labels)
+
+
+def check_precision(precision: str) -> None:
+    """Raise ValueError unless gradients can be computed in this precision."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be {' or '.join(PRECISIONS)}, not {precision!r}")
+
+
+def in_bfloat16(model: Model) -> Model:
+    """The same model, whose passes compute in bfloat16 where autocast says so; its logits are float32."""
+
+    def reduced(images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, torch.bfloat16):
+            return logits_of(model, images).float()
+
+    reduced.images_at_once = getattr(model, "images_at_once", None)  # type: ignore[attr-defined]
+    return reduced
 
 
 def logits_of(model: Model, images: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from attacks.core import LOSSES, Model, attacking, check_eot, checked_batch, faster_equivalent
+from attacks.core import LOSSES, Model, attacking, check_eot, check_precision, checked_batch, faster_equivalent
 from attacks.norms import Radius, check_epsilon, noise_source
 from attacks.progress import report_progress
 from attacks.search import Search
@@ -30,6 +30,7 @@ def pgd(
     targeted: bool = False,
     early_stop: bool = True,
     eot: int = 1,
+    precision: str = "float32",
     seed: int = 0,
 ) -> Tensor:
     """Projected Gradient Descent (Madry et al., 2018, arXiv:1706.06083, section 2.1).
@@ -53,6 +54,8 @@ def pgd(
         is returned. Switch it off if the examples are for another network (utils.evaluation.evaluate does so): from
         our CNN to our CNN-LSTM at 8/255, examples that only just fool the first leave 81 %, and the others about 15 %.
     eot: as for `fgsm`, of every gradient.
+    precision: "bfloat16" takes the gradients from passes in bfloat16, which some CPUs and most GPUs compute faster, for
+        a model whose parameters are float32. Whether an iterate succeeds is always decided in float32.
     seed: of the noise. The noise is drawn on the CPU and so is the same on every device.
 
     Returns images of the same shape, dtype, device and memory format, within epsilon of the originals (to one rounding
@@ -71,6 +74,7 @@ def pgd(
     images = checked_batch(images, labels)
     check_epsilon(epsilon, norm)
     _check_options(steps, step_size, restarts, random_start, momentum, loss)
+    check_precision(precision)
     check_eot(eot)
     if len(images) == 0:
         return images.detach().clone()
@@ -80,7 +84,7 @@ def pgd(
     model = faster_equivalent(model)
     with attacking(model, images.device):
         options: dict[str, Any] = {"epsilon": epsilon, "norm": norm, "momentum": momentum}
-        options |= {"targeted": targeted, "early_stop": early_stop, "eot": eot}
+        options |= {"targeted": targeted, "early_stop": early_stop, "eot": eot, "precision": precision}
         search = Search(model, images, labels, LOSSES[loss], unusual, **options)
         if random_start:
             search.look_at(search.images)

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from attacks.core import Loss, Model, forward, input_gradient, warn_of_zero_gradient, zero_gradient
+from attacks.core import Loss, Model, forward, in_bfloat16, input_gradient, warn_of_zero_gradient, zero_gradient
 from attacks.norms import BALLS, Radius, check_epsilon, unit
 from attacks.state import BATCH_DEPENDENT, RANDOM
 
@@ -57,6 +57,8 @@ class Search:
     `towards`: the loss whose gradient is followed. `aims`: what it gets beside the logits, a row for each image; the
     labels (N,), until an attack changes both.
     Without `early_stop`, `best` holds each image's iterate of highest value, whether or not one succeeds.
+    With precision "bfloat16", gradients and the values of most iterates come from passes in bfloat16. An iterate that
+    seems to succeed is judged again in float32, and so is the last one of each climb.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Search:
         targeted: bool = False,
         early_stop: bool = True,
         eot: int = 1,
+        precision: str = "float32",
     ) -> None:
         self.model, self.images = model, images.detach().clone()
         self.labels = self.aims = labels.clone()
@@ -81,6 +84,8 @@ class Search:
         self.iterates = partial(pgd_iterates, self.images, epsilon=epsilon, norm=norm, momentum=momentum)
         self.judges = max(eot, JUDGES) if RANDOM in unusual else 1
         self.whole_batch = BATCH_DEPENDENT in unusual
+        reduced = precision == "bfloat16" and not self.whole_batch
+        self.guide = in_bfloat16(model) if reduced else model  # whose gradient is followed
         self.early_stop = early_stop and self.judges == 1 and not self.whole_batch
         self.best = self.images.clone()
         dtype = torch.promote_types(images.dtype, torch.float32)
@@ -119,11 +124,15 @@ class Search:
         """Do as `look_at`. Return the gradient to follow, (N, C, H, W), with zeros for images that have stopped."""
         running = self._running()
         images, labels = iterate[running], self.labels[running]
-        logits, values, found = input_gradient(self.model, images, self.aims[running], self.towards, self.eot)
+        logits, values, found = input_gradient(self.guide, images, self.aims[running], self.towards, self.eot)
         if self.judges > 1:
             logits, values = self._judged(images, labels)
         elif self.towards is not self.value:
             values = self.value(logits, labels)
+        if self.judges == 1 and self.guide is not self.model:
+            seem = self._succeed(logits, labels).nonzero().flatten()
+            if len(seem):
+                logits[seem], values[seem] = self._judged(images[seem], labels[seem])
         self._keep(iterate, running, logits, values)
         self.flat[running] &= zero_gradient(found)
         gradient = torch.zeros_like(iterate)
@@ -138,12 +147,16 @@ class Search:
         logits, values = (torch.stack(parts).mean(0) for parts in zip(*passes, strict=True))
         return logits, values
 
+    def _succeed(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Which images the attack has won, bool (N,)."""
+        return (logits.argmax(1) == labels) == self.targeted
+
     def _running(self) -> Tensor:
         """The indices of the images that have not stopped."""
         return (self.withstands if self.early_stop else torch.ones_like(self.withstands)).nonzero().flatten()
 
     def _keep(self, iterate: Tensor, running: Tensor, logits: Tensor, values: Tensor) -> None:
-        success = (logits.argmax(1) == self.labels[running]) == self.targeted
+        success = self._succeed(logits, self.labels[running])
         if self.whole_batch:
             values = values.mean().expand_as(values)
         better = values > self.best_values[running]

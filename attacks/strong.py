@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from attacks.core import Model, attacking, checked_batch, faster_equivalent, margin
+from attacks.core import Model, attacking, check_precision, checked_batch, faster_equivalent, margin
 from attacks.norms import check_epsilon, noise_source
 from attacks.progress import in_turn, report_progress
 from attacks.search import Search
@@ -23,6 +23,7 @@ def multi_targeted(
     norm: str = "linf",
     steps: int = 50,
     restarts: int = 1,
+    precision: str = "float32",
     seed: int = 0,
 ) -> Tensor:
     """Multi-targeted PGD on the difference of two logits (Gowal et al., 2019, arXiv:1910.09338, section 3).
@@ -37,6 +38,7 @@ def multi_targeted(
     steps, restarts: at least 1. Each target has `restarts` random starts, and each start `steps` steps. The steps
         shrink from epsilon / 2 to nothing as half a cosine, so that the first ones cross the ball and the last ones
         refine.
+    precision: as for `pgd`.
     seed: of the noise. The noise is drawn on the CPU and so is the same on every device.
 
     Returns images of the same shape, dtype, device and memory format, within epsilon of the originals (to one rounding
@@ -44,11 +46,19 @@ def multi_targeted(
     A random model, or one whose logits depend on the batch, is attacked to the end and judged as `pgd` documents.
     Raises what `fgsm` raises, and ValueError if steps or restarts is invalid. Warns as `pgd` does.
     """
-    return _searched(model, images, labels, epsilon, norm, steps, restarts, seed, cascade=False)
+    return _searched(model, images, labels, epsilon, norm, steps, restarts, precision, seed, cascade=False)
 
 
 def strong(
-    model: Model, images: Tensor, labels: Tensor, *, epsilon: float, norm: str = "linf", steps: int = 50, seed: int = 0
+    model: Model,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: float,
+    norm: str = "linf",
+    steps: int = 50,
+    precision: str = "float32",
+    seed: int = 0,
 ) -> Tensor:
     """A cascade of attacks that grow dearer: a figure to trust in a tenth of AutoAttack's time.
 
@@ -58,7 +68,7 @@ def strong(
 
     Arguments, result, errors and warnings are those of `multi_targeted`.
     """
-    return _searched(model, images, labels, epsilon, norm, steps, 1, seed, cascade=True)
+    return _searched(model, images, labels, epsilon, norm, steps, 1, precision, seed, cascade=True)
 
 
 def _searched(
@@ -69,11 +79,13 @@ def _searched(
     norm: str,
     steps: int,
     restarts: int,
+    precision: str,
     seed: int,
     *,
     cascade: bool,  # whether the margin is climbed first, as `strong` documents
 ) -> Tensor:
     check_epsilon(epsilon, norm)
+    check_precision(precision)
     images = checked_batch(images, labels)
     if not (steps >= 1 and restarts >= 1):
         raise ValueError(f"steps and restarts must be at least 1, not {steps} and {restarts}")
@@ -84,7 +96,7 @@ def _searched(
     unusual = examined(model, images)
     model = faster_equivalent(model)
     with attacking(model, images.device):
-        search = Search(model, images, labels, margin, unusual, epsilon=epsilon, norm=norm)
+        search = Search(model, images, labels, margin, unusual, epsilon=epsilon, norm=norm, precision=precision)
         targets = _targets(search.look_at(search.images), labels).T
         cheap = [(margin, labels, False, [epsilon]), (margin, labels, True, [epsilon / 4] * 10)]
         dear = [(_difference, torch.stack([labels, t], 1), True, cosine) for t in targets for _ in range(restarts)]

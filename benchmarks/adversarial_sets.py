@@ -26,7 +26,7 @@ EPSILONS = [k / 255 for k in range(1, 11)]
 def measure(setting: Setting) -> list[SetSpeed]:
     """The section "adversarial-sets" of the report."""
     split = setting.splits["train"].first(setting.pick(1000, 20))
-    network = setting.network(torch.contiguous_format).cpu()  # the transform's workers have no GPU
+    network = setting.network("cnn", torch.contiguous_format).cpu()  # the transform's workers have no GPU
     report = []
     for epsilons in (EPSILONS[:1], EPSILONS):
         contenders = {
@@ -45,7 +45,7 @@ def measure(setting: Setting) -> list[SetSpeed]:
 def our_sets(setting: Setting, split: Split, epsilons: Sequence[float]) -> None:
     """Compute an adversarial set, write it to the disk, and make all examples once."""
     with tempfile.TemporaryDirectory() as folder:
-        crafted = adversarial_set(setting.checkpoint, split, folder=folder, device=setting.device)
+        crafted = adversarial_set(setting.checkpoints["cnn"], split, folder=folder, device=setting.device)
     for epsilon in epsilons:
         directions = crafted.direction.split(EVALUATION_BATCH)
         for (images, _), direction in zip(batches(split, EVALUATION_BATCH), directions, strict=True):

@@ -3,6 +3,7 @@
 The peers are imported where they are called, so that the other sections run without them.
 """
 
+import itertools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from attacks import fgsm, pgd
 from benchmarks.formats import AttackSpeed
 from benchmarks.timing import Setting, compared, interleaved, say
+from utils.constants import ARCHITECTURES
 from utils.data import Split
 from utils.evaluation import correctly_classified
 
@@ -21,40 +23,50 @@ from utils.evaluation import correctly_classified
 EPSILON, STEPS = 0.5 / 255, 20
 STEP = 2.5 * EPSILON / STEPS
 
+FORMATS = ("contiguous_format", "channels_last")  # of the peers' networks and batches
+IN_BFLOAT16 = "ours, with gradients in bfloat16"  # it decides in float32 whether an image is fooled
+
 Attacks = dict[str, Callable[[], Tensor]]  # contender -> its attack on one batch
 
 
 def measure(setting: Setting) -> list[AttackSpeed]:
     """The section "attacks" of the report."""
-    network = setting.network()
-    images, labels = robust_images(network, setting.splits["train"].first(setting.pick(2500, 50)).to(setting.device))
-    report = []
-    for name, contenders_of in (("fgsm", fgsm_contenders), ("pgd-20", pgd_contenders)):
-        for batch in setting.pick((1, 32, 250, 1000), (1, 8)):
-            if batch > len(images):
-                continue
-            ours = images[:batch], labels[:batch]
-            # Once out of the box, when our networks and batches are channels_last and theirs are as torch makes them;
-            # and once channels_last for all.
-            for memory_format in (torch.contiguous_format, torch.channels_last):
-                theirs = ours[0].contiguous(memory_format=memory_format), ours[1]
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # the peers warn about new versions of Python and torch
-                    contenders = contenders_of(setting.network(memory_format), *theirs)
-                    contenders["ours"] = contenders_of(network, *ours)["ours"]
-                    check_equal(name, contenders, network, *ours)
-                    rows = compared(interleaved(contenders, setting), batch)
-                peers_format = str(memory_format).removeprefix("torch.")
-                say(f"{name}, batch {batch}, the peers' memory format {peers_format}", rows)
-                report.append(
-                    AttackSpeed(
-                        attack=name,
-                        batch=batch,
-                        peers_memory_format=peers_format,  # type: ignore[arg-type]  # the schema checks it
-                        rows=rows,
-                    )
-                )
+    report: list[AttackSpeed] = []
+    training = setting.splits["train"].first(setting.pick(2500, 50)).to(setting.device)
+    for architecture in ARCHITECTURES:
+        images, labels = robust_images(setting.network(architecture), training)
+        batches = [batch for batch in setting.pick((1, 250), (1, 8)) if batch <= len(images)]
+        for attack, batch, peers_format in itertools.product(CONTENDERS, batches, FORMATS):
+            times = seconds_of(setting, architecture, attack, images[:batch], labels[:batch], peers_format)
+            in_bfloat16 = times.pop(IN_BFLOAT16, None)
+            theirs = {name: seconds for name, seconds in times.items() if name != "ours"}
+            names = {attack: times["ours"], f"{attack} in bfloat16": in_bfloat16}
+            for name, ours in names.items():
+                if ours:
+                    rows = compared({"ours": ours, **theirs}, batch)
+                    say(f"{architecture}, {name}, batch {batch}, the peers' memory format {peers_format}", rows)
+                    about: dict[str, Any] = {"network": architecture, "attack": name, "batch": batch, "rows": rows}
+                    report.append(AttackSpeed(**about, peers_memory_format=peers_format))  # type: ignore[arg-type]
     return report
+
+
+def seconds_of(
+    setting: Setting, architecture: str, attack: str, images: Tensor, labels: Tensor, peers_format: str
+) -> dict[str, list[float]]:
+    """The seconds of one attack on one batch, by contender.
+
+    Our network and batch are channels_last. peers_format: of theirs. "contiguous_format" is how torch makes networks
+    and batches, so this is what people get out of the box.
+    """
+    network, memory_format = setting.network(architecture), getattr(torch, peers_format)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the peers warn about new versions of Python and torch
+        theirs = images.contiguous(memory_format=memory_format), labels
+        contenders = CONTENDERS[attack](setting.network(architecture, memory_format), *theirs)
+        ours = CONTENDERS[attack](network, images, labels)
+        contenders |= {name: ours[name] for name in ("ours", IN_BFLOAT16) if name in ours}
+        check_equal(attack, contenders, network, images, labels)
+        return interleaved(contenders, setting)
 
 
 def robust_images(network: nn.Module, split: Split) -> tuple[Tensor, Tensor]:
@@ -100,6 +112,7 @@ def pgd_contenders(network: nn.Module, images: Tensor, labels: Tensor) -> Attack
     arrays = as_arrays(images, labels)
     return {
         "ours": lambda: pgd(network, images, labels, **ours),
+        IN_BFLOAT16: lambda: pgd(network, images, labels, **ours, precision="bfloat16"),
         "torchattacks": lambda: theirs(images, labels),
         "foolbox": lambda: foolboxs(wrapped, images, labels, epsilons=EPSILON)[1],
         "adversarial-robustness-toolbox": lambda: torch.from_numpy(arts.generate(*arrays)),
@@ -129,10 +142,13 @@ def check_equal(name: str, contenders: Attacks, network: nn.Module, images: Tens
     """Raise AssertionError unless all find the same, up to rounding: FGSM's pixels, or the loss that PGD reaches."""
     crafted = {peer: attack().to(images) for peer, attack in contenders.items()}
     for peer, adversarial in crafted.items():
-        if name == "fgsm":
+        if name == "FGSM":
             differing = ((adversarial - crafted["ours"]).abs() > 1e-5).float().mean().item()
             assert differing < 0.01, f"{peer}: {differing:.2%} of FGSM's pixels differ from ours"
         else:
             with torch.no_grad():
                 loss, ours = (F.cross_entropy(network(x), labels).item() for x in (adversarial, crafted["ours"]))
             assert abs(loss - ours) < 0.01 * ours + 1e-3, f"{peer}: PGD reaches a loss of {loss}, ours {ours}"
+
+
+CONTENDERS = {"FGSM": fgsm_contenders, "PGD-20": pgd_contenders}

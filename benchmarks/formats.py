@@ -47,6 +47,7 @@ Contenders = Annotated[list[Contender], Meta(min_length=2)]  # ours first, then 
 class AttackSpeed(Record, frozen=True, kw_only=True):
     """One attack on batches of one size, ours and the peers'."""
 
+    network: Name = "cnn"
     attack: Name
     batch: Positive
     peers_memory_format: Literal["contiguous_format", "channels_last"]
@@ -129,6 +130,7 @@ class BenchmarkReport(Document, frozen=True, kw_only=True):
     adversarial_sets: list[SetSpeed] | None = msgspec.field(name="adversarial-sets", default=None)
     training: list[TrainingSpeed] | None = None
     time_to_accuracy: TimedTraining | None = msgspec.field(name="time-to-accuracy", default=None)
+    ablation: TimedTraining | None = None
     processes: TimedTraining | None = None
     growth: list[SpeedGrowth] | None = None
     memory: list[MemoryGrowth] | None = None

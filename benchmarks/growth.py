@@ -18,7 +18,7 @@ from attacks import fgsm, pgd
 from benchmarks.attacks import EPSILON, robust_images
 from benchmarks.formats import MemoryGrowth, SpeedGrowth, TimedTraining
 from benchmarks.timing import Setting, compared, rounds_in_turn, say, timed
-from benchmarks.training import SHORT, faster_precision, our_epoch
+from benchmarks.training import FAST, faster_precision, our_epoch
 from networks import NETWORKS
 from utils.allocator import keep_freed_memory
 from utils.constants import ROOT
@@ -96,7 +96,7 @@ def processes(setting: Setting) -> TimedTraining:
     cores = os.cpu_count() or 1
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(cores)]
     precision = faster_precision(setting)
-    arguments = [*setting.data, "--recipe", "short", "--batch-size", str(SHORT.batch_size), "--lr", str(SHORT.lr)]
+    arguments = [*setting.data, "--recipe", "fast"]
     arguments += ["--precision", precision, "--device", "cpu", "--quiet"]
     arguments += setting.pick([], ["--epochs", "1", "--width", "4"])
     many, one = f"{cores} processes", f"one process, {cores} threads"
@@ -115,7 +115,7 @@ def processes(setting: Setting) -> TimedTraining:
         return sum(epoch.seconds for epoch in epochs)
 
     contenders = {many: lambda: trained(many, torchrun, 1), one: lambda: trained(one, [], cores)}
-    epochs = setting.pick(SHORT.epochs, 1)
+    epochs = setting.pick(FAST.epochs, 1)
     rows = compared(rounds_in_turn(contenders, setting.pick(3, 1)), epochs * len(setting.splits["train"]))
     say("many processes", rows)
     return TimedTraining(precision=precision, epochs=epochs, accuracies=accuracies, rows=rows)
@@ -125,7 +125,7 @@ def memory(setting: Setting) -> list[MemoryGrowth]:
     """The section "memory": the peak of a process, testing under FGSM by batch and training on digits by width."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        tested = ["--checkpoint", setting.checkpoint, *setting.data, "--examples", "1000", "--epsilon", "0.02"]
+        tested = ["--checkpoint", setting.checkpoints["cnn"], *setting.data, "--examples", "1000", "--epsilon", "0.02"]
         for batch in setting.pick((32, 128, 250, 500, 1000), (8,)):
             used = peak("test-cnn.py", *tested, "--batch-size", batch)
             rows.append(MemoryGrowth(batch=batch, what="test-cnn.py", peak_mebibytes=used))

@@ -22,7 +22,7 @@ from benchmarks.tables import benchmarks_document
 from benchmarks.timing import Setting, cpu_name
 from study.__main__ import DIGITS
 from utils.checkpoints import versions
-from utils.constants import DATASETS, ROOT, SPLITS, UserError
+from utils.constants import ARCHITECTURES, DATASETS, ROOT, SPLITS, UserError
 from utils.data import DataError, Split, load_split
 from utils.files import write_atomically
 from utils.formats import read_document, write_document
@@ -33,6 +33,7 @@ SECTIONS: dict[str, Callable[[Setting], Any]] = {
     "adversarial-sets": adversarial_sets.measure,
     "training": training.images_a_second,
     "time-to-accuracy": training.to_the_studys_accuracy,
+    "ablation": training.ablation,
     "processes": growth.processes,
     "growth": growth.measure,
     "memory": growth.memory,
@@ -64,12 +65,15 @@ def main() -> None:
         data = ["--dataset", dataset]
         if args.data_dir:
             data += ["--data-dir", str(args.data_dir.resolve())]
-        checkpoint = checkpoint_of(dataset, data, Path(folder), quick=args.quick)
-        setting = Setting(checkpoint, splits, data, args.device, 1 if args.quick else args.rounds, args.quick)
+        checkpoints = {
+            name: checkpoint_of(name, dataset, data, Path(folder), quick=args.quick) for name in ARCHITECTURES
+        }
+        setting = Setting(checkpoints, splits, data, args.device, 1 if args.quick else args.rounds, args.quick)
         # In the order of SECTIONS, not of the arguments: a training changes its process's allocator, so attacks come
         # first.
         for section, measure in SECTIONS.items():
-            if section in args.sections or (not args.sections and getattr(report, field(section)) is None):
+            wanted = args.sections or [name for name in SECTIONS if name != "ablation"]
+            if section in args.sections or (section in wanted and getattr(report, field(section)) is None):
                 report = replace(report, **{field(section): measure(setting)})
                 write_document(path, report)
                 write_atomically(path.with_suffix(".md"), benchmarks_document(report).encode())
@@ -115,13 +119,13 @@ def report_to_continue(path: Path, about: BenchmarkReport, sections: list[str]) 
     return about
 
 
-def checkpoint_of(dataset: str, data: list[str], folder: Path, *, quick: bool) -> Path:
-    """The checkpoint to attack: the shipped CNN, or for digits one that is trained now."""
+def checkpoint_of(architecture: str, dataset: str, data: list[str], folder: Path, *, quick: bool) -> Path:
+    """The checkpoint to attack: the shipped baseline, or for digits one that is trained now."""
     if dataset != "digits":
-        return ROOT / "models" / "cnn.safetensors"
+        return ROOT / "models" / f"{architecture}.safetensors"
     # By a process of its own, because a training changes the allocator of its process.
-    checkpoint = folder / "cnn.safetensors"
-    command = [sys.executable, str(ROOT / "train-cnn.py"), *data, "--recipe", "short", "--quiet"]
+    checkpoint = folder / f"{architecture}.safetensors"
+    command = [sys.executable, str(ROOT / f"train-{architecture}.py"), *data, "--recipe", "short", "--quiet"]
     subprocess.run([*command, *(["--epochs", "1"] if quick else []), "--output", str(checkpoint)], check=True)
     return checkpoint
 

@@ -15,7 +15,7 @@ from benchmarks.formats import Contender
 from utils.checkpoints import load_checkpoint
 from utils.data import Split
 
-LONGEST = 120  # seconds of a comparison, unless three rounds take longer
+LONGEST = 60  # seconds of a comparison, unless three rounds take longer
 
 Choice = TypeVar("Choice")
 
@@ -24,7 +24,7 @@ Choice = TypeVar("Choice")
 class Setting:
     """What is measured, on which machine, and for how long."""
 
-    checkpoint: Path  # of a trained CNN of width 32
+    checkpoints: Mapping[str, Path]  # of trained networks of width 32, by architecture
     splits: Mapping[str, Split]  # "train", "validation" and "test", of CIFAR-10 or of the digits
     data: Sequence[str]  # the arguments with which a script finds the same splits
     device: torch.device
@@ -35,9 +35,9 @@ class Setting:
         """The first value, or the second if this is a quick run."""
         return quick if self.quick else usual
 
-    def network(self, memory_format: torch.memory_format = torch.channels_last) -> nn.Module:
-        """The network of the checkpoint, on the device."""
-        return load_checkpoint(self.checkpoint, self.device).to(memory_format=memory_format)
+    def network(self, name: str = "cnn", memory_format: torch.memory_format = torch.channels_last) -> nn.Module:
+        """The network of a checkpoint, on the device."""
+        return load_checkpoint(self.checkpoints[name], self.device).to(memory_format=memory_format)
 
 
 def interleaved(contenders: Mapping[str, Callable[[], Any]], setting: Setting) -> dict[str, list[float]]:

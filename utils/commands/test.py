@@ -258,7 +258,7 @@ def attack_table(subject: Prepared, args: Namespace) -> tuple[Result, list[Attac
     }
     norm = {} if args.norm == "linf" else {"norm": args.norm}
     options = {"pgd": {**args.pgd, **norm, "eot": args.eot, "seed": args.seed}}
-    options |= dict.fromkeys(("strong", "autoattack"), {**norm, "seed": args.seed})
+    options |= {attack: {**norm, "seed": args.seed} for attack in ("strong", "autoattack")}
     options["fgsm"] = norm | ({"eot": args.eot} if args.eot > 1 else {})
     print(
         f"\n{'attack':12}{'setting':11}{'epsilon':>8}{'accuracy':>10}{'95 % interval':>17}{'success':>10}{'seconds':>9}"
