@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo digits notebooks study defenses overfitting robustness diagnosis agreement benchmark robust-gpu test test-all coverage torture mutants zoo lint types audit format figures constraints clean
+.PHONY: help demo digits notebooks study defenses overfitting robustness diagnosis agreement benchmark benchmark-quick benchmark-gpu robust-gpu test test-all coverage torture mutants zoo lint types audit format figures constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -47,8 +47,14 @@ diagnosis: $(VENV)/installed  ## check whether the figures of the six networks c
 agreement: .venv-peers/installed  ## compare our attacks with torchattacks', in a separate environment
 	.venv-peers/bin/python -m benchmarks.agreement
 
-benchmark: .venv-peers/installed  ## compare our speed with that of other libraries: hours on two cores
+benchmark: .venv-peers/installed  ## compare our speed with that of other libraries: half an hour on two cores
 	.venv-peers/bin/python -m benchmarks.run
+
+benchmark-quick: .venv-peers/installed  ## the same for attacks and training alone: five minutes on two cores
+	.venv-peers/bin/python -m benchmarks.run --rounds 3 --results runs/benchmark-quick startup attacks training
+
+benchmark-gpu: .venv-peers/installed  ## the same on an NVIDIA GPU
+	.venv-peers/bin/python -m benchmarks.run --device cuda --results results/gpu attacks training time-to-accuracy
 
 robust-gpu: $(VENV)/installed  ## train two robust networks and test them, on an NVIDIA GPU
 	$(RUN) -m benchmarks.robust_gpu

@@ -1,6 +1,7 @@
 """Attacks for a final judgement of a robust network: the multi-targeted one, and a cascade that ends with it."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ def multi_targeted(
     norm: str = "linf",
     steps: int = 50,
     restarts: int = 1,
+    early_stop: bool = True,
     precision: str = "float32",
     seed: int = 0,
 ) -> Tensor:
@@ -38,7 +40,7 @@ def multi_targeted(
     steps, restarts: at least 1. Each target has `restarts` random starts, and each start `steps` steps. The steps
         shrink from epsilon / 2 to nothing as half a cosine, so that the first ones cross the ball and the last ones
         refine.
-    precision: as for `pgd`.
+    early_stop, precision: as for `pgd`. Without early_stop, every image is moved towards all its targets.
     seed: of the noise. The noise is drawn on the CPU and so is the same on every device.
 
     Returns images of the same shape, dtype, device and memory format, within epsilon of the originals (to one rounding
@@ -46,7 +48,7 @@ def multi_targeted(
     A random model, or one whose logits depend on the batch, is attacked to the end and judged as `pgd` documents.
     Raises what `fgsm` raises, and ValueError if steps or restarts is invalid. Warns as `pgd` does.
     """
-    return _searched(model, images, labels, epsilon, norm, steps, restarts, precision, seed, cascade=False)
+    return _searched(model, images, labels, epsilon, norm, steps, restarts, early_stop, precision, seed, cascade=False)
 
 
 def strong(
@@ -57,6 +59,7 @@ def strong(
     epsilon: float,
     norm: str = "linf",
     steps: int = 50,
+    early_stop: bool = True,
     precision: str = "float32",
     seed: int = 0,
 ) -> Tensor:
@@ -68,7 +71,7 @@ def strong(
 
     Arguments, result, errors and warnings are those of `multi_targeted`.
     """
-    return _searched(model, images, labels, epsilon, norm, steps, 1, precision, seed, cascade=True)
+    return _searched(model, images, labels, epsilon, norm, steps, 1, early_stop, precision, seed, cascade=True)
 
 
 def _searched(
@@ -79,6 +82,7 @@ def _searched(
     norm: str,
     steps: int,
     restarts: int,
+    early_stop: bool,
     precision: str,
     seed: int,
     *,
@@ -96,7 +100,8 @@ def _searched(
     unusual = examined(model, images)
     model = faster_equivalent(model)
     with attacking(model, images.device):
-        search = Search(model, images, labels, margin, unusual, epsilon=epsilon, norm=norm, precision=precision)
+        options: dict[str, Any] = {"epsilon": epsilon, "norm": norm, "early_stop": early_stop, "precision": precision}
+        search = Search(model, images, labels, margin, unusual, **options)
         targets = _targets(search.look_at(search.images), labels).T
         cheap = [(margin, labels, False, [epsilon]), (margin, labels, True, [epsilon / 4] * 10)]
         dear = [(_difference, torch.stack([labels, t], 1), True, cosine) for t in targets for _ in range(restarts)]

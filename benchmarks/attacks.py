@@ -142,7 +142,7 @@ def check_equal(name: str, contenders: Attacks, network: nn.Module, images: Tens
     """Raise AssertionError unless all find the same, up to rounding: FGSM's pixels, or the loss that PGD reaches."""
     crafted = {peer: attack().to(images) for peer, attack in contenders.items()}
     for peer, adversarial in crafted.items():
-        if name == "FGSM":
+        if name == "fgsm":
             differing = ((adversarial - crafted["ours"]).abs() > 1e-5).float().mean().item()
             assert differing < 0.01, f"{peer}: {differing:.2%} of FGSM's pixels differ from ours"
         else:
@@ -151,4 +151,4 @@ def check_equal(name: str, contenders: Attacks, network: nn.Module, images: Tens
             assert abs(loss - ours) < 0.01 * ours + 1e-3, f"{peer}: PGD reaches a loss of {loss}, ours {ours}"
 
 
-CONTENDERS = {"FGSM": fgsm_contenders, "PGD-20": pgd_contenders}
+CONTENDERS = {"fgsm": fgsm_contenders, "pgd-20": pgd_contenders}

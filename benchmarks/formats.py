@@ -35,7 +35,7 @@ class Contender(Record, frozen=True, kw_only=True):
 
     name: Name
     seconds: Seconds
-    seconds_iqr: Seconds | None  # None: the seconds are the mean of two
+    seconds_iqr: Seconds | None  # None: it ran once or twice, and the seconds are the mean
     images_per_second: Speed | None  # None: not a matter of images
     ratio: Ratio  # how many times faster ours was in the same round
     ratio_iqr: Ratio

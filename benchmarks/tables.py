@@ -42,7 +42,10 @@ def benchmarks_table(report: BenchmarkReport) -> str:
     compared: list[tuple[str, Sequence[Contender]]] = []
     for attack in report.attacks or []:
         if attack.batch in (1, 250):
-            what = f"{TITLES.get(attack.network, attack.network)}, {attack.attack}, batch {attack.batch}"
+            name, *how = attack.attack.split(" ", 1)
+            what = (
+                f"{TITLES.get(attack.network, attack.network)}, {' '.join([name.upper(), *how])}, batch {attack.batch}"
+            )
             compared.append((f"{what}, {PEERS_FORMATS[attack.peers_memory_format]}", attack.rows))
     for sets in report.adversarial_sets or []:
         ours, *others = sets.rows
@@ -84,7 +87,7 @@ def sections(report: BenchmarkReport) -> Mapping[str, str]:
         titled[f"Training: defence {training.defense}"] = contenders_table(training.rows)
     if timed := report.time_to_accuracy:
         titled[f"Time to the study's {STUDYS_ACCURACY}"] = (
-            f"Ours in {timed.epochs} epochs and {timed.precision}, against the plain loop, which ran once. "
+            f"Ours in {timed.epochs} epochs and {timed.precision}, against the plain loop. "
             f"{accuracies_by_seed(timed, 'Test')}"
         )
     if timed := report.ablation:
@@ -151,7 +154,7 @@ def contenders_table(rows: Sequence[Contender]) -> str:
     lines = [
         [
             row.name,
-            f"{row.seconds:.3g} " + ("(once)" if row.seconds_iqr is None else f"({row.seconds_iqr:.1g})"),
+            f"{row.seconds:.3g} " + ("(few runs)" if row.seconds_iqr is None else f"({row.seconds_iqr:.1g})"),
             f"{row.images_per_second:,.0f}" if row.images_per_second else "",
             ratio(row),
         ]

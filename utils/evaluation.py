@@ -110,7 +110,7 @@ def upper_bound(result: Result) -> list[UpperBound]:
         "changes": CHANGED in unusual,
         "probabilities": PROBABILITIES in unusual,
         "transferred": result.transferred,
-        "early stop": result.transferred and result.attack == "pgd" and options.get("early_stop", True),
+        "early stop": result.transferred and result.attack != "fgsm" and options.get("early_stop", True),
         "one target": result.target is not None,
         "part of AutoAttack": result.attack == "autoattack" and not whole,
     }
@@ -297,8 +297,9 @@ def evaluate(
     target: the number of a class, "least-likely" or "random" (see `targets_of`): the attack wants each image to be
         classified as its target. An image whose label is the target is not attacked and not counted. None: any wrong
         class will do. AutoAttack has no targets.
-    options: the other arguments of the attack. A seed among them is that of each batch. With a source, PGD runs without
-        early_stop unless they say otherwise: an example that only just fools the source seldom fools another network.
+    options: the other arguments of the attack. A seed among them is that of each batch. With a source, attacks run
+        without early_stop unless they say otherwise: an example that only just fools the source seldom fools another
+        network.
     source, progress: as for `evaluate_fgsm`.
     notes: where finished batches are noted. If the evaluation is interrupted, the same call with the same notes
         continues after the last finished batch. When several processes evaluate together, the first one makes the notes
@@ -314,7 +315,7 @@ def evaluate(
     options, split = dict(options or {}), as_split(split, *_those_of(network, source))
     crafter = network if source is None else source
     transferred = crafter is not network
-    if attack == "pgd" and transferred:
+    if transferred and "early_stop" in inspect.signature(ATTACKS[attack]).parameters:
         options.setdefault("early_stop", False)
     goals = torch.full_like(split.labels, -1)  # which is not a class
     if target is not None:
@@ -359,7 +360,7 @@ def evaluate(
 
 
 def targets_of(
-    network: Model, split: Split, target: int | str, seed: int = 0, batch_size: int = EVALUATION_BATCH
+    network: Model, split: Split, target: int | str, seed: int, batch_size: int = EVALUATION_BATCH
 ) -> Tensor:
     """The class that an attack with this target wants for each image: int64 (N,).
 

@@ -372,6 +372,7 @@ class AttackRow(Record, frozen=True, kw_only=True):
     loss: Name | None = None
     early_stop: bool | None = None
     eot: Positive | None = None
+    precision: Precision | None = None  # of the gradients
     seed: Seed | None = None
     attacks: list[Name] | None = None
     queries: Positive | None = None

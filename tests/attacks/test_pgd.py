@@ -1,11 +1,13 @@
 """PGD equals its definition, written out plainly, with every option. test_attacks.py checks its other promises."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from attacks import fgsm, pgd, pgd_iterates
+from attacks import fgsm, pgd, pgd_iterates, strong
 from attacks.core import margin
 from attacks.norms import noise_source
 from attacks.state import remembering
@@ -299,6 +301,34 @@ def test_seed_decides_the_noise_whatever_the_batch_loses():
 
 
 @pytest.mark.filterwarnings("ignore:the gradient of the model's loss is zero")
+@pytest.mark.parametrize("attack", [partial(pgd, steps=10, loss="margin"), partial(strong, steps=5)])
+def test_gradients_in_bfloat16_and_success_in_float32(attack):
+    """In bfloat16, this model seems to be wrong about every image, with the same gradient of the margin."""
+    model, images, _ = model_and_images("cnn", count=100)
+    labels = model.eval()(images).argmax(1)
+    label = int(labels.mode().values)
+    images, labels = images[labels == label], labels[labels == label]
+    precisions = []
+
+    def liar(batch):
+        logits = model(batch)
+        precisions.append(logits.dtype)
+        return logits - 100 * (torch.arange(10) == label) * torch.is_autocast_enabled("cpu")
+
+    def left(model, **options):
+        adversarial = attack(model, images, labels, epsilon=0.004, **options)
+        assert (adversarial - images).abs().max() <= 0.004 + 1e-6
+        return (model(adversarial).argmax(1) == labels).sum().item()
+
+    plain = left(model)
+    with remembering(liar, ()):
+        assert left(liar, precision="bfloat16") == pytest.approx(plain, abs=1)
+    assert set(precisions) == {torch.float32, torch.bfloat16}
+    assert 0 < plain < len(images)
+    with pytest.raises(ValueError, match="precision must be float32 or bfloat16, not 'float16'"):
+        left(model, precision="float16")
+
+
 def test_margin_climbs_where_cross_entropy_is_flat():
     """The logits are so large that the softmax rounds to 1 and the gradient of cross-entropy is exactly 0."""
     model, images, labels = model_and_images("cnn", count=20)

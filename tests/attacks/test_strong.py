@@ -94,6 +94,19 @@ def test_each_attack_of_the_cascade_gets_what_withstood_the_one_before():
     assert 0 < left <= (model(by_margin).argmax(1) == labels).sum() <= seen[3] < 60
 
 
+@pytest.mark.parametrize("attack", [multi_targeted, strong])
+def test_without_early_stop_all_images_go_through_to_the_largest_margin(attack):
+    model, images, labels = model_and_images("cnn", count=20)
+    labels = model.eval()(images).argmax(1)
+    margins = [
+        margin(model(attack(model, images, labels, epsilon=0.02, steps=5, early_stop=stop)), labels)
+        for stop in (True, False)
+    ]
+    assert (margins[0] > 0).any()
+    assert (margins[1] >= margins[0] - 1e-6).all()
+    assert margins[1].mean() > margins[0].mean()
+
+
 def test_of_many_classes_the_nine_most_likely_are_targets():
     asked = set()
 

@@ -45,7 +45,7 @@ REPORT = {
     "attacks": [
         {
             "network": "cnn-lstm",
-            "attack": "FGSM",
+            "attack": "fgsm",
             "batch": 250,
             "peers_memory_format": "contiguous_format",
             "rows": [*PAIR, row("slow", 3.0, 1000)],
@@ -85,12 +85,12 @@ def test_document_says_what_the_report_does():
     text = benchmark_tables.benchmarks_document(report_of())
     for part in (
         "a processor, 2 cores, 2 threads, Python 3.12, torch 2.9; digits",
-        "| cnn-lstm | FGSM | 250 | contiguous | 2,000 | 1,000 | 333 | **2.00** (0.02) |",
+        "| cnn-lstm | fgsm | 250 | contiguous | 2,000 | 1,000 | 333 | **2.00** (0.02) |",
         "## Adversarial sets: 10 epsilon",
         "## Training: defence n-fgsm",
-        "Ours in 4 epochs and bfloat16, against the plain loop, which ran once. "
+        "Ours in 4 epochs and bfloat16, against the plain loop. "
         "Test accuracy in percent, by seed: ours 81.00, 82.00; plain 80.00.",
-        "| theirs | 1 (once) | 1,000 | **2.00** (0.02) |",
+        "| theirs | 1 (few runs) | 1,000 | **2.00** (0.02) |",
         "| theirs | 79.50 | -1.50 | 79.00, 80.00 | 1 |",
         "The same training of 4 epochs in float32. Validation accuracy in percent, by seed: ours 40.00; theirs 50.00.",
         "| theirs | 1 (0.01) | 1,000 | **2.00** (0.02) |",
@@ -224,12 +224,12 @@ def test_attacks_find_what_the_peers_find(tmp_path):
     ours = [speed for speed in report.attacks if speed.peers_memory_format == "channels_last"]
     assert [speed.network for speed in ours] == ["cnn"] * 6 + ["cnn-lstm"] * 6
     assert [(speed.attack, speed.batch) for speed in ours[:6]] == [
-        ("FGSM", 1),
-        ("FGSM", 8),
-        ("PGD-20", 1),
-        ("PGD-20 in bfloat16", 1),
-        ("PGD-20", 8),
-        ("PGD-20 in bfloat16", 8),
+        ("fgsm", 1),
+        ("fgsm", 8),
+        ("pgd-20", 1),
+        ("pgd-20 in bfloat16", 1),
+        ("pgd-20", 8),
+        ("pgd-20 in bfloat16", 8),
     ]
     assert all(len(speed.rows) == 4 for speed in report.attacks)
 

@@ -80,6 +80,7 @@ def test_evaluation_equals_attacking_all_at_once(transfer, batch_size, digits, n
         assert (result.epsilon, result.examples) == (epsilon, 60)
         assert result.correct == (network(adversarial).argmax(1) == labels).sum()
         assert result.accuracy == result.correct / 60
+        assert result.transferred == transfer
     assert clean.accuracy == accuracy(network, split)
 
 
@@ -99,7 +100,7 @@ def test_each_attack_is_evaluated_batch_by_batch(attack, transfer, digits, netwo
     source = other if transfer else None
     split = digits["test"].first(50)
     result = evaluate(network, split, attack, 0.05, options=options, source=source, batch_size=20)
-    if attack == "pgd" and transfer:
+    if attack in ("pgd", "strong") and transfer:
         options = {**options, "early_stop": False}
     expected = []
     for images, labels in batches(split, 20):
@@ -108,7 +109,7 @@ def test_each_attack_is_evaluated_batch_by_batch(attack, transfer, digits, netwo
     assert result.mask.tolist() == expected
     assert 0 < sum(expected) < 50
     assert (result.epsilon, result.correct, result.examples) == (0.05, sum(expected), 50)
-    assert (result.attack, result.options) == (attack, options)
+    assert (result.attack, result.options, result.transferred) == (attack, options, transfer)
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "margin"])
@@ -563,6 +564,8 @@ class Flat(nn.Module):
         ("pgd", {"target": "random"}, ["one target"]),
         ("pgd", {"epsilon": 0.0}, []),
         ("autoattack", {"options": {"attacks": ["apgd-ce"]}}, ["part of AutoAttack"]),
+        ("strong", {"options": {"steps": 2}}, []),
+        ("strong", {"options": {"steps": 2}, "transfer": True}, ["transferred"]),
         ("pgd", {"network": Flat()}, ["zero gradient"]),
         ("fgsm", {"network": Flat()}, ["one step", "zero gradient"]),
         ("pgd", {"network": lambda x: Linear(0)(x + torch.rand_like(x) / 2)}, ["random"]),
@@ -577,6 +580,17 @@ def test_a_report_says_why_a_figure_is_only_an_upper_bound(attack, how, reasons,
     row = report_row(result, "white_box")
     assert row.upper_bound == reasons
     assert decode(encode(row), AttackRow) == row
+
+
+@pytest.mark.parametrize(("queries", "whole"), [(4999, False), (5000, True), (6000, True)])
+def test_autoattack_with_its_standard_queries_is_whole(queries, whole):
+    result = Result(
+        0.1, 1, 2, 0.0, "autoattack", {"queries": queries, "attacks": ["square", "fab-t", "apgd-t", "apgd-ce"]}
+    )
+    assert evaluation.upper_bound(result) == ([] if whole else ["part of AutoAttack"])
+    assert evaluation.upper_bound(Result(0.1, 1, 2, 0.0, "autoattack")) == []
+    transferred = Result(0.1, 1, 2, 0.0, "autoattack", transferred=True)  # it stops where the source is fooled
+    assert evaluation.upper_bound(transferred) == ["transferred", "early stop"]
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -751,3 +751,13 @@ def test_a_file_that_no_training_made_is_neither_replaced_nor_removed(name, digi
         with pytest.raises(TrainingError, match=f"{name} is not of a training, and this run would replace it"):
             train("cnn", *splits, RECIPES["paper"], output=tmp_path / "a.safetensors", width=1, resume=resume)
     assert (path.read_bytes(), [*tmp_path.iterdir()]) == (before, [path])
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_each_epoch_is_printed_unless_quiet(quiet, digits, tmp_path, capsys):
+    output = tmp_path / "a.safetensors"
+    training, validation = (digits[name].first(60) for name in ("train", "validation"))
+    train("cnn", training, validation, replace(RECIPE, epochs=2), output=output, width=1, quiet=quiet)
+    lines = [f"epoch {e.epoch}/2  loss {e.loss:.4f}  validation" for e in read_log(output.with_suffix(".jsonl")).epochs]
+    printed = [line.partition(" accuracy")[0] for line in capsys.readouterr().out.splitlines()]
+    assert printed == ([] if quiet else lines)

@@ -62,6 +62,8 @@ def check_attack_flags(parser: Parser, args: Namespace) -> None:
     alone = set(args.attack) - {"fgsm", "pgd"}  # which take neither targets nor expectation over transformation
     if args.eot > 1 and alone == set(args.attack):
         parser.error("--eot belongs to --attack fgsm and pgd")
+    if args.precision != "float32" and not {"pgd", "strong"} & set(args.attack):
+        parser.error("--precision belongs to --attack pgd and strong")
     if args.target and alone:
         parser.error("--target belongs to --attack fgsm and pgd")
     if args.minimal_epsilon and (args.source or args.target):
@@ -115,8 +117,10 @@ def add_test_flags(parser: Parser) -> None:
     number = types.number(Annotated[float, Meta(ge=0, le=2)])
     add("--momentum", number, "of pgd's gradients; 1 transfers better (default 0)")
     add("--loss", ("cross_entropy", "margin"), "of pgd: cross_entropy (default) or margin")
-    text = "follow the mean gradient over N passes in fgsm and pgd, for a network that is random (default 1)"
+    text = "passes of a random network for each gradient (default 1)"
     add("--eot", types.positive_int, text, default=1)
+    text = "of gradients of pgd and strong: float32 (default), bfloat16"
+    add("--precision", ("float32", "bfloat16"), text, default="float32")
     text = "craft the examples on this network and transfer them; pgd then takes all its steps (default: white-box)"
     add("--source", types.file_path, text)
     add("--seed", types.seed, "of the attacks' random numbers (default 0)", default=0)
@@ -257,8 +261,10 @@ def attack_table(subject: Prepared, args: Namespace) -> tuple[Result, list[Attac
         for attack in args.attack
     }
     norm = {} if args.norm == "linf" else {"norm": args.norm}
-    options = {"pgd": {**args.pgd, **norm, "eot": args.eot, "seed": args.seed}}
-    options |= {attack: {**norm, "seed": args.seed} for attack in ("strong", "autoattack")}
+    usual_options = {**norm, "seed": args.seed}
+    reduced = {} if args.precision == "float32" else {"precision": args.precision}
+    options = {"autoattack": usual_options, "strong": usual_options | reduced}
+    options["pgd"] = {**args.pgd, "eot": args.eot} | options["strong"]
     options["fgsm"] = norm | ({"eot": args.eot} if args.eot > 1 else {})
     print(
         f"\n{'attack':12}{'setting':11}{'epsilon':>8}{'accuracy':>10}{'95 % interval':>17}{'success':>10}{'seconds':>9}"
