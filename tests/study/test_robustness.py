@@ -112,6 +112,7 @@ def test_what_is_done_is_skipped_and_what_changed_is_not(measured, networks, dig
     assert runs.count("pgd") == (len(RADII) + 1) * 3  # other images, for both networks
 
 
+@pytest.mark.slow
 def test_figures_of_another_version_of_an_attack_are_measured_again(networks, digits, tmp_path, quick, monkeypatch):
     path, split = tmp_path / "robustness.json", digits["test"].first(8)
     measure(networks, split, path, examples=4, quiet=True)

@@ -267,6 +267,7 @@ def test_baseline_killed_between_its_last_writes_is_finished(finished, monkeypat
     assert (made / "cnn.safetensors").read_bytes() == (finished[0] / "results/digits/cnn.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_baseline_that_is_there_is_taken_as_it_is(digits, monkeypatch, tmp_path):
     made = tmp_path / "results" / "digits"
     made.mkdir(parents=True)

@@ -98,6 +98,7 @@ def test_half_a_download_is_fetched_again_and_not_opened(tmp_path, monkeypatch):
     assert asked[0].endswith("cifar-10-python.tar.gz")
 
 
+@pytest.mark.slow
 def test_download_starts_again_after_half_of_one(cifar10_dir, tmp_path, monkeypatch):
     """The archive here holds the same files as the published one, but is not compressed."""
     from torchvision.datasets import CIFAR10

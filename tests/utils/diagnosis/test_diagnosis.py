@@ -107,7 +107,6 @@ def test_papers_defence_leaks_the_label_and_is_about_zero(baseline, digits, tmp_
 
 
 QUICK = (
-    "logits times 1000",
     "JPEG-like, outside PyTorch",
     "noisy images",
     "anti-adversary, 2 steps",
