@@ -761,3 +761,16 @@ def test_each_epoch_is_printed_unless_quiet(quiet, digits, tmp_path, capsys):
     lines = [f"epoch {e.epoch}/2  loss {e.loss:.4f}  validation" for e in read_log(output.with_suffix(".jsonl")).epochs]
     printed = [line.partition(" accuracy")[0] for line in capsys.readouterr().out.splitlines()]
     assert printed == ([] if quiet else lines)
+
+
+def test_a_training_starts_from_the_weights_of_a_checkpoint(digits, tmp_path):
+    recipe = replace(RECIPE, epochs=1, lr=1e-9, weight_decay=0)
+    first = run(digits, tmp_path / "first.safetensors", seed=1, recipe=replace(recipe, lr=0.1))
+    second = run(digits, tmp_path / "second.safetensors", seed=2, recipe=recipe, init=tmp_path / "first.safetensors")
+    torch.testing.assert_close(dict(second.named_parameters()), dict(first.named_parameters()), rtol=0, atol=1e-6)
+
+
+def test_a_network_is_as_wide_as_the_studys_unless_told(digits, tmp_path):
+    training = digits["train"].first(20)
+    train("cnn", training, training, replace(RECIPE, epochs=1), output=tmp_path / "a.safetensors", quiet=True)
+    assert read_metadata(tmp_path / "a.safetensors").arguments.width == 32
