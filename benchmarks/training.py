@@ -54,7 +54,7 @@ def to_the_studys_accuracy(setting: Setting) -> TimedTraining:
     training, test = (setting.splits[name].first(examples) for name in ("train", "test"))
     few = setting.splits["validation"].first(10)
     recipe = replace(FAST, epochs=setting.pick(FAST.epochs, 1))
-    workers = best_workers(setting, training.first(2560), plain.FLIP, 64, plain.clean_loss)
+    workers = best_workers(setting, training.first(setting.pick(2560, 64)), plain.FLIP, 64, plain.clean_loss)
     precision = faster_precision(setting)
     name = f"DataLoader, {workers} workers, Adam"
     accuracies: dict[str, list[float]] = {"ours": [], "plain": []}
@@ -160,7 +160,8 @@ def plain_epoch(
 
 def faster_precision(setting: Setting) -> Precision:
     """The precision in which our training steps are faster on this machine."""
-    training, validation = (setting.splits[name].first(count) for name, count in (("train", 2560), ("validation", 10)))
+    training = setting.splits["train"].first(setting.pick(2560, 64))
+    validation = setting.splits["validation"].first(10)
 
     def seconds_in(precision: Precision) -> float:
         epochs = (our_epoch(training, validation, None, FAST, setting.device, precision=precision) for _ in range(2))
