@@ -1,5 +1,6 @@
 """The notebooks: they run from top to bottom, and what is stored in them is in order."""
 
+import ast
 import io
 import os
 import re
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import tokenize
 import urllib.request
 from pathlib import Path
 
@@ -19,14 +21,24 @@ import pytest
 from PIL import Image
 
 from study import notebooks, tables
+from study.notebooks import Notebook
 from study.formats import read_robustness, read_whole_study
 from tests.helpers.project import QUICK, ROOT
 from utils import plotting
+from utils.constants import UserError
 from utils.explorer import WIDGET
 
 pytestmark = pytest.mark.slow
 
 NAMES = ("main", "cnn", "rnn", "analysis")
+PROJECT = ("attacks", "networks", "defenses", "utils", "study")
+
+# What each notebook teaches, by the name that it defines, and the most lines that it may take.
+TAUGHT = {
+    "main": {"my_fgsm": 4, "my_pgd": 11},
+    "cnn": {"MyCNN": 16, "train": 11, "transfer_and_white_box": 11, "n_fgsm": 6},
+    "rnn": {"MyCNNLSTM": 12},
+}
 
 
 def stored(name: str) -> nbformat.NotebookNode:
@@ -58,16 +70,60 @@ def test_stored_outputs_are_in_order_and_complete(name):
     for cell in cells:
         assert all(output.output_type != "error" for output in cell.outputs)
         assert all(output.get("name") != "stderr" for output in cell.outputs), "a warning"
-        data = [output.get("data", {}) for output in cell.outputs]
-        if "plt.show()" in cell.source or cell.source.startswith("Explorer("):
-            assert any("image/png" in of_an_output for of_an_output in data), cell.source
+        pictures = [output for output in cell.outputs if "image/png" in output.get("data", {})]
+        assert bool(pictures) == bool(re.search(r"\b(show|Explorer)\(", cell.source)), cell.source
+        assert all(len(picture.metadata["image/png"]["alt"]) > 40 for picture in pictures), "no description"
         if "print(" in cell.source or "display(" in cell.source:
             assert cell.outputs, cell.source
-        assert not any(WIDGET in of_an_output for of_an_output in data), "a progress bar or a dead widget"
+        assert not any(WIDGET in output.get("data", {}) for output in cell.outputs), "a progress bar or a dead widget"
     assert (ROOT / f"{name}.ipynb").stat().st_size < 1.5 * 2**20
     written = text_of(notebook) + "".join(cell.source for cell in notebook.cells)
     assert not re.search(r"/(home|root|tmp|work|usr|Users)/", written)
     assert str(ROOT) not in written
+
+
+def code_lines(cell: nbformat.NotebookNode) -> dict[int, list[str]]:
+    """The lines of a cell that hold code, by number: the words of each."""
+    lines: dict[int, list[str]] = {}
+    skipped = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
+    for token in tokenize.generate_tokens(io.StringIO(cell.source).readline):
+        if token.type not in skipped:
+            for number in range(token.start[0], token.end[0] + 1):
+                lines.setdefault(number, []).append(token.string)
+    return lines
+
+
+def imported_from_the_project(notebook: nbformat.NotebookNode) -> set[str]:
+    nodes = [node for cell in code_cells(notebook) for node in ast.walk(ast.parse(cell.source))]
+    imports = [n for n in nodes if isinstance(n, ast.ImportFrom) and (n.module or "").split(".")[0] in PROJECT]
+    return {"notebook", "digits", *(alias.asname or alias.name for node in imports for alias in node.names)}
+
+
+@pytest.mark.parametrize("name", TAUGHT)
+def test_a_third_of_the_code_is_pytorch_that_teaches(name):
+    """A line counts if its cell is tagged and uses PyTorch, and if it neither prints nor uses this project."""
+    notebook = stored(name)
+    helpers = imported_from_the_project(notebook)
+    total = teaching = 0
+    for cell in code_cells(notebook):
+        lines = code_lines(cell)
+        total += len(lines)
+        if "teaches" in cell.metadata.get("tags", []):
+            assert {"torch", "nn", "F"} & {word for words in lines.values() for word in words}, cell.source
+            teaching += sum(words[0] != "print" and not helpers & set(words) for words in lines.values())
+    assert teaching >= total / 3, f"{teaching} of {total} lines"
+
+
+@pytest.mark.parametrize(("name", "taught", "most"), [(n, t, most) for n in TAUGHT for t, most in TAUGHT[n].items()])
+def test_what_is_taught_is_short_and_is_compared_with_the_library(name, taught, most):
+    cells = code_cells(stored(name))
+    (place,) = (i for i, c in enumerate(cells) if re.search(rf"^(def|class) {taught}\(", c.source, re.MULTILINE))
+    assert "teaches" in cells[place].metadata.tags
+    (node,) = (node for node in ast.parse(cells[place].source).body if getattr(node, "name", "") == taught)
+    assert sum(node.lineno <= number <= node.end_lineno for number in code_lines(cells[place])) <= most
+    check = next(cell.source for cell in cells[place + 1 :] if taught in cell.source)
+    assert "assert " in check
+    assert "teaches" not in check
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -79,7 +135,9 @@ def test_set_up_and_rhythm(name):
     assert "git clone" not in "".join(cell.source for cell in notebook.cells)  # it runs in a clone, and fetches no code
     for cell in code_cells(notebook):
         assert cell.source.count("\n") < 25
-        assert max(map(len, cell.source.splitlines())) <= 100
+        assert max(map(len, cell.source.splitlines())) <= 110
+    answers = "".join(cell.source for cell in notebook.cells[-1:])
+    assert answers.count("<details><summary>Answer</summary>") == answers.count("</details>") >= 2
 
 
 def test_headline_numbers_are_those_of_the_results():
@@ -110,14 +168,18 @@ def test_stored_pictures_keep_their_colours():
 
 
 def execute(name: str, folder: Path, **parameters: object) -> nbformat.NotebookNode:
-    """Run the notebook in that folder and return it."""
+    """Run the notebook, and the answers to its exercises after it, in that folder and return it."""
     output = folder / f"{name}-run.ipynb"
+    notebook = stored(name)
+    answers = re.findall(r"^```python\n(.*?)^```", notebook.cells[-1].source, re.MULTILINE | re.DOTALL)
+    notebook.cells += [nbformat.v4.new_code_cell(answer) for answer in answers]
+    nbformat.write(notebook, output)
     environment = {"PYTHONPATH": str(ROOT), "DATA_DIR": os.environ.get("DATA_DIR", ""), "MPLBACKEND": ""}
     with pytest.MonkeyPatch.context() as patch:
         for key, value in environment.items():
             patch.setenv(key, value) if value else patch.delenv(key, raising=False)
         papermill.execute_notebook(
-            ROOT / f"{name}.ipynb",
+            output,
             output,
             parameters={"quick": True, **parameters},
             cwd=folder,
@@ -165,6 +227,17 @@ def test_retrain_trains(tmp_path):
     folder = tmp_path / "runs" / "notebooks" / "digits-quick"
     assert {"cnn.safetensors", "cnn-robust.safetensors", "study.json"} <= {path.name for path in folder.iterdir()}
     assert not (tmp_path / "results").exists()
+
+
+def test_a_missing_file_is_named_with_its_remedy(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(notebooks, "ROOT", tmp_path)
+    for dataset, remedy in (("cifar10", "git checkout"), ("digits", "make digits")):
+        for missing in (lambda notebook: notebook.network("cnn"), lambda notebook: notebook.study()):
+            with pytest.raises(UserError, match=f"does not exist: .*{remedy}") as caught:
+                missing(Notebook(dataset))
+            assert caught.value._render_traceback_() == [f"UserError: {caught.value}"]  # a notebook shows no more
+            assert str(tmp_path) not in str(caught.value)
 
 
 # ---- in a browser ----
