@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from attacks import default_step_size, pgd_iterates
-from attacks.core import attacking, faster_equivalent, input_gradient, logits_of
+from attacks.core import attacking, evaluation_mode, faster_equivalent, input_gradient, logits_of
 from utils import plotting
 from utils.constants import UserError
 from utils.data import Split
@@ -69,7 +69,7 @@ class Explorer:
         examples. largest: the largest radius, in grey levels of 255; the slider starts in the middle.
         """
         self.split = split
-        self.networks = {name: faster_equivalent(network.eval()) for name, network in networks.items()}
+        self.networks = {name: faster_equivalent(network) for name, network in networks.items()}
         self.names = [printable(name) for name in split.class_names]
         self._upload: Tensor | None = None
         self._newest: Request | None = None
@@ -161,7 +161,7 @@ class Explorer:
         if request is None or request is not self._newest:
             return
         try:
-            for name, answer in self.answers(request):
+            for name, answer in self.answers(request, droppable=True):
                 self.rows[name].value = self._row(name, request, answer)
             if request is self._newest:
                 self._say(self._caption(request))
@@ -174,40 +174,20 @@ class Explorer:
 
     # ---- the attack ----
 
-    def answers(self, request: Request) -> Iterator[tuple[str, Answer]]:
-        """The name of each network and its Answer, one after the other. Ends early once a newer request has come."""
+    def answers(self, request: Request, *, droppable: bool = False) -> Iterator[tuple[str, Answer]]:
+        """The name of each network and its Answer, one after the other.
+
+        droppable: end early once the page has a newer request.
+        """
         source = next(iter(self.networks.values()))
         for name, network in self.networks.items():
-            with torch.no_grad():
-                before = logits_of(network, request.image).softmax(1)[0]
+            before = _probabilities(network, request.image)
             right = int(before.argmax()) if request.label is None else request.label
-            adversarial = self._attacked(source if request.transferred else network, request, right)
-            if adversarial is None:
-                return
-            with torch.no_grad():
-                after = logits_of(network, adversarial).softmax(1)[0]
-            yield name, Answer(adversarial, before, after, right)
-
-    def _attacked(self, network: nn.Module, request: Request, right: int) -> Tensor | None:
-        """The adversarial image, (1, 3, H, W); None once a newer request has come."""
-        image, epsilon = request.image, request.epsilon
-        if request.attack == "random noise":
-            signs = torch.randint(2, image.shape, generator=torch.Generator().manual_seed(0)).to(image) * 2 - 1
-            return (image + epsilon * signs).clamp(0, 1)
-        wanted, sign = (right, 1) if request.target is None else (request.target, -1)
-        labels = torch.tensor([wanted], device=image.device)
-        steps = request.steps if request.attack == "PGD" else 1
-        sizes = [default_step_size(epsilon, steps) if request.attack == "PGD" else epsilon] * steps
-
-        def gradient(iterate: Tensor) -> Tensor:
-            return sign * input_gradient(network, iterate, labels)[2]
-
-        iterate = image
-        with attacking(network, image.device):
-            for iterate in pgd_iterates(image, image, gradient, epsilon=epsilon, sizes=sizes):
-                if self._newest is not None and request is not self._newest:
-                    return None
-        return iterate
+            for iterate in _iterates(source if request.transferred else network, request, right):
+                adversarial = iterate
+                if droppable and request is not self._newest:
+                    return
+            yield name, Answer(adversarial, before, _probabilities(network, adversarial), right)
 
     # ---- what is shown ----
 
@@ -266,7 +246,7 @@ class Explorer:
 
     def figure(self) -> Figure:
         """The rows as a figure, for pages where widgets do not work. Raises UserError as `request` does."""
-        request = self._newest = self.request()
+        request = self.request()
         found = dict(self.answers(request))
         attack = f"{request.attack}, epsilon = {epsilon_text(request.epsilon)}"
         labels = torch.tensor([next(iter(found.values())).right], device=request.image.device)
@@ -280,8 +260,34 @@ class Explorer:
         picture = base64.b64encode(plotting.png(self.figure(), dpi=110)).decode()
         widget = {"version_major": 2, "version_minor": 0, "model_id": self.box.model_id}  # in ipywidgets 7 and 8
         names = ", ".join(self.networks)
-        alt = f"An image under attack, a row for each of: {names}. Image, perturbation, adversarial image, probabilities"
+        alt = (
+            f"An image under attack, a row for each of: {names}. Image, perturbation, adversarial image, probabilities"
+        )
         return {WIDGET: widget, "image/png": picture, "text/plain": "the explorer"}, {"image/png": {"alt": alt}}
+
+
+def _iterates(network: nn.Module, request: Request, right: int) -> Iterator[Tensor]:
+    """The images (1, 3, H, W) on the way of the attack through this network; the last one is the adversarial image."""
+    image, epsilon = request.image, request.epsilon
+    if request.attack == "random noise":
+        signs = torch.randint(2, image.shape, generator=torch.Generator().manual_seed(0)).to(image) * 2 - 1
+        yield (image + epsilon * signs).clamp(0, 1)
+        return
+    wanted, sign = (right, 1) if request.target is None else (request.target, -1)
+    labels = torch.tensor([wanted], device=image.device)
+    sizes = [default_step_size(epsilon, request.steps)] * request.steps if request.attack == "PGD" else [epsilon]
+
+    def gradient(iterate: Tensor) -> Tensor:
+        return sign * input_gradient(network, iterate, labels)[2]
+
+    with attacking(network, image.device):
+        yield from pgd_iterates(image, image, gradient, epsilon=epsilon, sizes=sizes)
+
+
+def _probabilities(network: nn.Module, image: Tensor) -> Tensor:
+    """The probability of each class, float (K,), for an image (1, 3, H, W)."""
+    with torch.no_grad(), evaluation_mode(network):
+        return logits_of(network, image).softmax(1)[0]
 
 
 def _picture(title: str, image: Tensor, name: str) -> str:

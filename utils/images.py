@@ -160,7 +160,9 @@ def read_upload(data: bytes, size: int) -> Tensor:
     line, if the data are longer than LARGEST_UPLOAD, damaged or something else, or if the picture is too large.
     """
     if len(data) > LARGEST_UPLOAD:
-        raise UserError(f"the picture has {len(data) / 2**20:.0f} MiB: choose one of at most {LARGEST_UPLOAD >> 20} MiB")
+        raise UserError(
+            f"the picture has {len(data) / 2**20:.0f} MiB: choose one of at most {LARGEST_UPLOAD >> 20} MiB"
+        )
     pixels = _pixels(lambda: io.BytesIO(data), "the picture", 3, size, upright=True)
     return pixels[None].float() / 255
 
@@ -179,7 +181,9 @@ def _pixels(
             picture: Any = Image.open(file, formats=FORMATS)
             if picture.mode not in MODES:
                 raise ValueError(f"its pixels are of mode {picture.mode}; save it with 8 bits a channel")
-            picture = (ImageOps.exif_transpose(picture) if upright else picture).convert("L" if channels == 1 else "RGB")
+            picture = (ImageOps.exif_transpose(picture) if upright else picture).convert(
+                "L" if channels == 1 else "RGB"
+            )
             if resize is not None:
                 picture = _resized(picture, resize)
             if picture.width * picture.height > LARGEST_PICTURE:

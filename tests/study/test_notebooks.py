@@ -1,17 +1,20 @@
 """The notebooks: they run from top to bottom, and what is stored in them is in order."""
 
 import ast
+import contextlib
 import io
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 import tokenize
-import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import nbformat
@@ -21,8 +24,8 @@ import pytest
 from PIL import Image
 
 from study import notebooks, tables
-from study.notebooks import Notebook
 from study.formats import read_robustness, read_whole_study
+from study.notebooks import Notebook
 from tests.helpers.project import QUICK, ROOT
 from utils import plotting
 from utils.constants import UserError
@@ -71,7 +74,7 @@ def test_stored_outputs_are_in_order_and_complete(name):
         assert all(output.output_type != "error" for output in cell.outputs)
         assert all(output.get("name") != "stderr" for output in cell.outputs), "a warning"
         pictures = [output for output in cell.outputs if "image/png" in output.get("data", {})]
-        assert bool(pictures) == bool(re.search(r"\b(show|Explorer)\(", cell.source)), cell.source
+        assert bool(pictures) == bool(re.search(r"\b(show|explorer)\(", cell.source)), cell.source
         assert all(len(picture.metadata["image/png"]["alt"]) > 40 for picture in pictures), "no description"
         if "print(" in cell.source or "display(" in cell.source:
             assert cell.outputs, cell.source
@@ -245,70 +248,116 @@ def test_a_missing_file_is_named_with_its_remedy(tmp_path, monkeypatch):
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine's PATH")
-def test_explorer_in_a_browser(made, tmp_path):
-    """JupyterLab on loopback: run all cells of main.ipynb, move the slider, and the picture changes."""
+needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine's PATH")
+
+
+@contextlib.contextmanager
+def in_browser(command: list[str], path: str, folder: Path, log: Path, **environment: str) -> Iterator[Any]:
+    """A page of Chromium that shows what a server shows at this path. {port} in the command is a free port."""
     sync_api = pytest.importorskip("playwright.sync_api")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(log.parent), **environment}
+    command = [sys.executable, "-m", *(part.format(port=port) for part in command)]
+    with open(log, "w") as file:
+        server = subprocess.Popen(
+            command, env=environment, stdout=file, stderr=file, cwd=folder, start_new_session=True
+        )
+    try:
+        for _ in range(240):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 5):
+                break
+            assert server.poll() is None, log.read_text()
+            time.sleep(0.5)
+        with sync_api.sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+            page = browser.new_page(viewport={"width": 1060, "height": 1000})
+            page.goto(f"http://127.0.0.1:{port}{path}", timeout=240_000)
+            yield page
+            browser.close()
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        try:
+            server.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+
+
+def use_the_explorer(page: Any) -> None:
+    """Move the slider, upload a picture and then something else, and see the rows change."""
+    first = page.locator("figure img").nth(2)
+    first.wait_for(state="attached", timeout=240_000)
+    first.scroll_into_view_if_needed()
+
+    def changes(act: Callable[[], None]) -> None:
+        before = page.locator(".widget-html").all_inner_texts()
+        act()
+        page.wait_for_function(
+            "old => [...document.querySelectorAll('.widget-html')].slice(1).every((row, i) => row.innerText != old[i])",
+            arg=before[1:],
+            timeout=60_000,
+        )
+
+    def upload(content: bytes) -> None:
+        with page.expect_file_chooser() as chooser:
+            page.get_by_text("upload a picture").click()
+        chooser.value.set_files([{"name": "mine.png", "mimeType": "image/png", "buffer": content}])
+
+    handle = page.locator(".widget-slider .noUi-handle").first
+    handle.click()
+    changes(lambda: page.keyboard.press("ArrowRight"))
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 60, 3), dtype=np.uint8)).save(file, "png")
+    changes(lambda: upload(file.getvalue()))
+    page.get_by_text("Your picture, as the networks see it: 32 × 32 pixels").wait_for(timeout=60_000)
+    upload(b"not a picture")
+    page.get_by_text("the picture cannot be read as a picture").wait_for(timeout=60_000)
+
+
+@needs_chromium
+def test_explorer_in_a_browser(made, tmp_path):
+    """JupyterLab on loopback: run all cells of main.ipynb, and use the explorer."""
     notebook = stored("main")
     for cell in notebook.cells:
         if "parameters" in cell.metadata.get("tags", []):
             cell.source = 'dataset, data_dir, quick, retrain = "digits", None, True, False'
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-    notebook.metadata.pop("widgets", None)
     nbformat.write(notebook, made / "main.ipynb")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    arguments = [f"--ServerApp.port={port}", "--ServerApp.ip=127.0.0.1", "--IdentityProvider.token="]
-    arguments += ["--no-browser", "--allow-root", "--LabApp.expose_app_in_browser=True", f"--ServerApp.root_dir={made}"]
     # All cells are to be in the page, not only those in view.
     settings = tmp_path / "settings" / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
     settings.parent.mkdir(parents=True)
     settings.write_text('{"windowingMode": "none"}', encoding="utf-8")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path), "JUPYTER_CONFIG_DIR": str(tmp_path)}
-    environment["JUPYTERLAB_SETTINGS_DIR"] = str(tmp_path / "settings")
-    with open(tmp_path / "lab.log", "w") as log:
-        lab = subprocess.Popen(
-            [sys.executable, "-m", "jupyterlab", *arguments], env=environment, stdout=log, stderr=log, cwd=made
-        )
-    try:
-        url = f"http://127.0.0.1:{port}"
-        for _ in range(120):
-            try:
-                urllib.request.urlopen(f"{url}/api", timeout=5)
-                break
-            except OSError:
-                assert lab.poll() is None, (tmp_path / "lab.log").read_text()
-                time.sleep(0.5)
-        with sync_api.sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-            page = browser.new_page(viewport={"width": 1300, "height": 1000})
-            page.goto(f"{url}/lab/tree/main.ipynb", timeout=120_000)
-            page.locator(".jp-Notebook").wait_for(timeout=120_000)
-            page.get_by_text("| Idle").wait_for(timeout=120_000)  # the status bar: the kernel is connected
-            page.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells') }")
-            picture = page.locator("img.widget-image")
-            picture.wait_for(state="attached", timeout=240_000)
-            picture.scroll_into_view_if_needed()
-            before = picture.get_attribute("src")
-            handle = page.locator(".widget-slider .noUi-handle").first
-            handle.click()
-            page.keyboard.press("ArrowRight")
-            page.wait_for_function(
-                "before => document.querySelector('img.widget-image').src !== before", arg=before, timeout=10_000
-            )
-            page.wait_for_timeout(500)
-            assert not page.locator("[data-mime-type='application/vnd.jupyter.stderr']").count()
-            if file := os.environ.get("SCREENSHOT"):
-                page.locator(".jp-OutputArea-output:has(img.widget-image)").first.screenshot(path=Path(file))
-            browser.close()
-    finally:
-        lab.terminate()
-        try:
-            lab.wait(30)
-        except subprocess.TimeoutExpired:
-            lab.kill()
+    command = ["jupyterlab", "--ServerApp.port={port}", "--ServerApp.ip=127.0.0.1", "--IdentityProvider.token="]
+    command += ["--no-browser", "--allow-root", "--LabApp.expose_app_in_browser=True", f"--ServerApp.root_dir={made}"]
+    folders = {"JUPYTER_CONFIG_DIR": str(tmp_path), "JUPYTERLAB_SETTINGS_DIR": str(tmp_path / "settings")}
+    with in_browser(command, "/lab/tree/main.ipynb", made, tmp_path / "lab.log", **folders) as page:
+        page.locator(".jp-Notebook").wait_for(timeout=120_000)
+        page.get_by_text("| Idle").wait_for(timeout=120_000)  # the status bar: the kernel is connected
+        page.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells') }")
+        use_the_explorer(page)
+        assert not page.locator("[data-mime-type='application/vnd.jupyter.stderr']").count()
+
+
+@needs_chromium
+def test_explorer_without_a_notebook_in_a_browser(cifar10_dir, tmp_path):
+    """`python -m study.explore` from any folder: it says its address, listens on loopback only, and works."""
+    log, folder = tmp_path / "voila.log", tmp_path / "elsewhere"
+    folder.mkdir()
+    with in_browser(["study.explore", "--port={port}"], "/", folder, log, DATA_DIR=str(cifar10_dir)) as page:
+        asked = []
+        page.on("request", lambda request: asked.append(request.url))
+        use_the_explorer(page)
+        port = page.url.split(":")[2].strip("/")
+        assert f"http://127.0.0.1:{port}" in log.read_text()
+        with pytest.raises(OSError, match=r"refused|unreachable|timed out"):
+            socket.create_connection((socket.gethostbyname(socket.gethostname()), int(port)), 5).close()
+        assert all("127.0.0.1" in url or url.startswith(("data:", "blob:")) for url in asked)
+        if file := os.environ.get("SCREENSHOT"):
+            page.get_by_label("image").select_option(index=1)
+            page.wait_for_timeout(3000)
+            page.screenshot(path=Path(file))
 
 
 def test_the_command_runs_what_it_is_given(tmp_path):
