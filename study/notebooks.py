@@ -31,7 +31,7 @@ from utils.runs import Log, read_log
 from utils.training import train
 
 ROOT = Path(__file__).parents[1]
-LIVE = replace(RECIPES["paper"], batch_size=128)  # of the small trainings: the study's Adam, and nothing else to explain
+LIVE = replace(RECIPES["paper"], batch_size=128)  # of the small trainings: the study's own, but faster
 
 
 @dataclass(frozen=True)
