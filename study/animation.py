@@ -4,6 +4,7 @@ import io
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,6 +19,7 @@ from utils.files import write_atomically
 from utils.plotting import BASELINE, GREY, OURS, RIGHT, STUDYS, WIDTH, WRONG, png, show_image
 
 LEVELS = [level / 2 for level in range(33)]  # the radii of the frames, in grey levels of 255
+COLORS = ("white", "black", STUDYS, OURS, GREY, RIGHT["color"], WRONG["color"])
 MILLISECONDS, HELD = 250, 2000  # that a frame stands, and the first and the last one
 
 
@@ -37,17 +39,27 @@ def animation(shown: Explorer, levels: Sequence[float] = LEVELS) -> bytes:
     for level in levels:
         answers = dict(shown.answers(replace(request, epsilon=level / 255)))
         frame = png(_frame(answers, shown.names, level), dpi=100)
-        frames.append(Image.open(io.BytesIO(frame)).convert("RGB").quantize(128))
+        frames.append(_with_few_colors(Image.open(io.BytesIO(frame)).convert("RGB")))
     durations = [HELD, *[MILLISECONDS] * (len(frames) - 2), HELD]
     written = io.BytesIO()
     frames[0].save(written, "gif", save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=True)
     return written.getvalue()
 
 
+def _with_few_colors(frame: Any) -> Any:
+    """A picture for a GIF: 140 colours, among them those that mean something, which would else be mixed with others."""
+    from PIL import Image, ImageColor
+
+    kept = [channel for color in COLORS for channel in ImageColor.getrgb(color)]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(kept + frame.quantize(140 - len(COLORS)).getpalette()[: 3 * 140 - len(kept)])
+    return frame.quantize(palette=palette, dither=Image.Dither.NONE)
+
+
 def _frame(answers: dict[str, Answer], names: Sequence[str], level: float) -> Figure:
     """A column for each network: the attacked image, and the probability of each class."""
     figure, panels = plt.subplots(2, len(answers), figsize=(WIDTH, 4.6), height_ratios=(1.25, 1))
-    figure.subplots_adjust(left=0.1, right=0.98, bottom=0.03, top=0.8, hspace=0.2, wspace=0.12)
+    figure.subplots_adjust(left=0.1, right=0.98, bottom=0.03, top=0.84, hspace=0.2, wspace=0.12)
     columns = zip(panels.T, answers.items(), (BASELINE, STUDYS, OURS), strict=True)
     for (above, below), (name, answer), color in columns:
         show_image(above, answer.adversarial[0])
