@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from attacks import default_step_size, pgd_iterates
-from attacks.core import attacking, evaluation_mode, faster_equivalent, input_gradient, logits_of
+from attacks.core import Model, attacking, evaluation_mode, faster_equivalent, input_gradient, logits_of
 from utils import plotting
 from utils.constants import UserError
 from utils.data import Split
@@ -83,7 +83,7 @@ class Explorer:
     def _build(self, largest: int, examples: int, start: int) -> None:
         import ipywidgets as widgets
 
-        width, style = {"width": "17em"}, {"description_width": "5.5em"}
+        width, style = {"width": "19em"}, {"description_width": "5.5em"}
 
         def menu(description: str, options: Sequence[Any]) -> Any:
             return widgets.Dropdown(options=options, description=description, layout=width, style=style)
@@ -98,10 +98,10 @@ class Explorer:
         self.attack = menu("attack", ATTACKS)
         self.target = menu("target", [("any other class", None), *((name, i) for i, name in enumerate(self.names))])
         first = next(iter(self.networks))
-        self.source = menu("crafted on", [("each network itself", False), (f"the {first} only", True)])
-        self.levels = slider("epsilon·255", largest // 2, 0, largest)
+        self.source = menu("crafted on", [("the network itself", False), (f"the {first}", True)])
+        self.levels = slider("ε × 255", largest // 2, 0, largest)
         self.steps = slider("steps", 10, 1, 40)
-        self.upload = widgets.FileUpload(accept="image/*", description="upload a picture", layout={"width": "17em"})
+        self.upload = widgets.FileUpload(accept="image/*", description="upload a picture", layout=width)
         self.message = widgets.HTML()
         self.rows = {name: widgets.HTML() for name in self.networks}
         for choice in (self.image, self.attack, self.target, self.source, self.levels, self.steps):
@@ -266,7 +266,7 @@ class Explorer:
         return {WIDGET: widget, "image/png": picture, "text/plain": "the explorer"}, {"image/png": {"alt": alt}}
 
 
-def _iterates(network: nn.Module, request: Request, right: int) -> Iterator[Tensor]:
+def _iterates(network: Model, request: Request, right: int) -> Iterator[Tensor]:
     """The images (1, 3, H, W) on the way of the attack through this network; the last one is the adversarial image."""
     image, epsilon = request.image, request.epsilon
     if request.attack == "random noise":
@@ -284,7 +284,7 @@ def _iterates(network: nn.Module, request: Request, right: int) -> Iterator[Tens
         yield from pgd_iterates(image, image, gradient, epsilon=epsilon, sizes=sizes)
 
 
-def _probabilities(network: nn.Module, image: Tensor) -> Tensor:
+def _probabilities(network: Model, image: Tensor) -> Tensor:
     """The probability of each class, float (K,), for an image (1, 3, H, W)."""
     with torch.no_grad(), evaluation_mode(network):
         return logits_of(network, image).softmax(1)[0]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from attacks import default_step_size, fgsm, fgsm_direction, pgd_iterates, step
-from attacks.core import attacking, evaluation_mode, input_gradient, logits_of
+from attacks.core import Model, attacking, evaluation_mode, input_gradient, logits_of
 from networks import CNNLSTM
 from utils.constants import TITLES
 from utils.data import Split, batches, to_unit_range
@@ -382,7 +382,7 @@ def attacked_image(
 
 
 def attacked_images(
-    networks: Mapping[str, nn.Module], image: Tensor, adversarial: Mapping[str, Tensor], label: Tensor, split: Split
+    networks: Mapping[str, Model], image: Tensor, adversarial: Mapping[str, Tensor], label: Tensor, split: Split
 ) -> Figure:
     """`attacked_image` for several networks: a row for each title, with the network's own adversarial image."""
     rows = len(networks)
@@ -398,7 +398,7 @@ def attacked_images(
 
 
 def _draw_attacked(
-    axes: Sequence[Axes], network: nn.Module, image: Tensor, adversarial: Tensor, label: Tensor, split: Split
+    axes: Sequence[Axes], network: Model, image: Tensor, adversarial: Tensor, label: Tensor, split: Split
 ) -> None:
     largest = (adversarial - image).abs().max().item()
     perturbation = (adversarial - image) / (2 * largest or 1) + 0.5
