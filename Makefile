@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo digits notebooks study defenses overfitting robustness diagnosis agreement benchmark benchmark-quick benchmark-gpu robust-gpu test test-all coverage torture mutants zoo lint types audit format figures constraints clean
+.PHONY: help demo digits notebooks explore study defenses overfitting robustness diagnosis agreement benchmark benchmark-quick benchmark-gpu robust-gpu test test-all coverage torture mutants zoo lint types audit format figures constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -20,6 +20,9 @@ digits: $(VENV)/installed  ## the whole study on scikit-learn's digits, and two 
 
 notebooks: $(VENV)/installed  ## run the four notebooks from top to bottom and store their outputs
 	$(RUN) -m study.notebooks main.ipynb cnn.ipynb rnn.ipynb analysis.ipynb
+
+explore: $(VENV)/installed  ## serve the explorer to your browser: attack pictures of your own (DATASET=digits: digits)
+	$(RUN) -m study.explore
 
 study: $(VENV)/installed  ## the whole study on CIFAR-10, or the rest of it: hours on two cores
 	$(RUN) -m study
@@ -105,7 +108,7 @@ format: $(VENV)/installed-dev  ## format the code and mend what ruff can mend
 figures: $(VENV)/installed  ## draw the README's pictures again from the shipped checkpoints, on CIFAR-10
 	$(RUN) test-cnn.py --json results/cnn.json --figures results/cnn
 	$(RUN) test-cnn-lstm.py --json results/cnn-lstm.json --figures results/cnn-lstm
-	cp results/cnn/examples.png .github/adversarial-examples-visualization.png
+	$(RUN) -m study.animation
 
 constraints: $(VENV)/installed-dev  ## pin the newest versions that requirements*.txt allow
 	$(RUN) -m pip install uv

@@ -2,37 +2,43 @@
 
 import base64
 import io
+import os
 import sys
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from msgspec.structs import replace
 from torch import Tensor, nn
 
-from defenses.losses import NFGSM
+from defenses.losses import NFGSM, Defense
 from study.formats import RobustnessReport, WholeStudy, read_robustness, read_whole_study
 from study.runner import Study
 from utils.allocator import keep_freed_memory
 from utils.checkpoints import load_checkpoint
-from utils.constants import ARCHITECTURES, RADIUS, UserError
-from utils.data import Split, load_split
-from utils.evaluation import correctly_classified
+from utils.constants import ARCHITECTURES, RADIUS, ROOT, UserError
+from utils.data import Split, load_split, training_batches
 from utils.explorer import WIDGET
 from utils.files import write_atomically
+from utils.plotting import png
 from utils.recipes import RECIPES
 from utils.runs import Log, read_log
 from utils.training import train
+
+LIVE = replace(RECIPES["paper"], batch_size=128)  # of the small trainings: the study's own, but faster
 
 
 @dataclass(frozen=True)
 class Notebook:
     """The data and networks of a notebook.
 
-    Shipped checkpoints and results are in models/ and results/; those of the digits are where `make digits` puts them.
-    Whatever a notebook trains goes to runs/.
+    Shipped checkpoints and results are in the project's models/ and results/; those of the digits are where
+    `make digits` puts them. A file in the working directory comes first. `retrain` writes to runs/.
     """
 
     dataset: str = "cifar10"
@@ -55,17 +61,17 @@ class Notebook:
     @cached_property
     def train(self) -> Split:
         """The training images."""
-        return load_split(self.dataset, "train", self.data_dir)
+        return self._split("train")
 
     @cached_property
     def validation(self) -> Split:
         """The validation images."""
-        return load_split(self.dataset, "validation", self.data_dir)
+        return self._split("validation")
 
     @cached_property
     def test(self) -> Split:
         """The test images, on the device."""
-        return load_split(self.dataset, "test", self.data_dir).to(self.device)
+        return self._split("test").to(self.device)
 
     def first(self, examples: int) -> Split:
         """The first test images, on the device: `examples` of them, or a tenth of that if the notebook is quick."""
@@ -76,11 +82,17 @@ class Notebook:
         split = self.first(examples)
         return split.take(torch.arange(len(split), device=self.device))
 
-    def correct_image(self, network: nn.Module) -> tuple[Tensor, Tensor]:
-        """The first test image that the network classifies correctly, (1, 3, H, W), and its label, (1,)."""
-        images, labels = self.test.take(torch.arange(200, device=self.device))
-        first = correctly_classified(network, images, labels).nonzero()[0]
-        return images[first], labels[first]
+    def few(self, examples: int) -> Split:
+        """The first training images, on the device: `examples` of them, or a tenth of that if the notebook is quick."""
+        return self.train.first(examples // 10 if self.quick else examples).to(self.device)
+
+    def epoch(self, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of one epoch: images (N, 3, H, W) in [0, 1], half of them mirrored, and labels (N,).
+
+        The order starts with the same random numbers as that of `trained`, and goes on with each call.
+        """
+        mirrored = split.dataset != "digits"  # a mirrored digit is not a digit
+        return training_batches(split, LIVE.batch_size, self._generator, flip=mirrored, shift=0)
 
     @property
     def radius(self) -> float:
@@ -116,13 +128,15 @@ class Notebook:
         path = self.results / "robustness.json"
         return read_robustness(path) if path.exists() else None
 
-    def trained(self, architecture: str, epochs: int) -> nn.Module:
-        """A network trained now, on clean images for so many epochs (for one if the notebook is quick)."""
-        epochs = 1 if self.quick else epochs
-        output = Path("runs") / f"{architecture}-{self.dataset}-{epochs}-epochs.safetensors"
-        output.parent.mkdir(exist_ok=True)
-        recipe = replace(RECIPES["one-cycle"], epochs=epochs, lr=0.05)
-        return train(architecture, self.train, self.validation, recipe, output=output, device=self.device)
+    def trained(
+        self, name: str, split: Split, *, epochs: int, width: int = 32, defense: Defense | None = None
+    ) -> nn.Module:
+        """A network trained now, on these images for so many epochs. name: as for utils.training.train."""
+        recipe = replace(LIVE, epochs=epochs)
+        with tempfile.TemporaryDirectory() as folder:
+            output = Path(folder) / "network.safetensors"
+            few = self.validation.first(500)
+            return train(name, split, few, recipe, output=output, width=width, device=self.device, defense=defense)
 
     def welcome(self, minutes: int) -> str:
         """The first line of the notebook: the device, the images, and roughly how long everything takes."""
@@ -135,13 +149,25 @@ class Notebook:
             lasts += ", and minutes for the trainings" if small else ", and hours for the trainings"
         return f"{device}{threads}; {images}. All of it takes {lasts}."
 
+    @cached_property
+    def _generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(0)
+
+    def _split(self, name: str) -> Split:
+        return load_split(self.dataset, name, self.data_dir or os.environ.get("DATA_DIR") or ROOT / "data")
+
     def _shipped(self, folder: str) -> Path:
-        return Path(folder if self.dataset == "cifar10" else "results/digits")
+        path = Path(folder if self.dataset == "cifar10" else "results/digits")
+        return path if path.exists() else ROOT / path
 
     def _made(self, path: Path) -> Path:
-        """The path. Raises UserError if only `make digits` can make the file and nobody has run it."""
-        if not path.exists() and self.dataset == "digits":
-            raise UserError(f"{path} does not exist: make digits makes it, in about six minutes")
+        """The path. Raises UserError if the file is missing: it says how to get it."""
+        if not path.exists():
+            mended = {
+                "cifar10": "it is part of the repository, and `git checkout` brings it back",
+                "digits": "`make digits` makes it, in about six minutes",
+            }
+            raise UserError(f"{path.name} does not exist: {mended[self.dataset]}")
         return path
 
     def _retrained(self) -> Path:
@@ -187,13 +213,20 @@ class Notebook:
         )
 
 
+def show(figure: Figure, alt: str) -> None:
+    """Display a figure with a description for readers who cannot see it, and close it."""
+    from IPython.display import Image, display
+
+    display(Image(png(figure, dpi=100), format="png", alt=alt))
+
+
 def execute(path: Path | str) -> None:
     """Run the notebook and store its outputs in it, pictures well packed, so that the file stays small."""
     import nbclient
     import nbformat
 
     notebook = nbformat.read(path, as_version=4)
-    nbclient.NotebookClient(notebook, timeout=None, resources={"metadata": {"path": "."}}).execute()
+    nbclient.NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(Path(path).parent)}}).execute()
     notebook.metadata.pop("widgets", None)  # they live only while the notebook runs
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # when each cell was run

@@ -38,6 +38,10 @@ TITLES = {
 class UserError(Exception):
     """A mistake that the user can mend: the message is one line that says what is wrong and what to do."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows: the message alone."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 def checkpoint_stem(stem: str, epsilon: float | None, defense: str = "fgsm-augment") -> str:
     """The file name, without its ending, of a network trained with a defence. stem: its baseline's name.

@@ -8,14 +8,15 @@
 The files may come from anyone: nothing in them is executed, and whatever is wrong with one is a UserError of one line.
 """
 
+import io
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from math import isfinite
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -39,6 +40,7 @@ MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # Pillow's 
 DTYPES = (torch.uint8, torch.float16, torch.float32, torch.float64)
 DEEPEST_FOLDER = 50  # levels of folders in the folder of a class
 LARGEST_PICTURE = 2**24  # pixels, after resizing
+LARGEST_UPLOAD = 2**24  # bytes of an uploaded picture
 LARGEST_ARRAY = 2**28  # bytes of a compressed array; a larger one may be a hundred times as long as it is in the file
 
 _KEPT: "WeakKeyDictionary[Any, Split]" = WeakKeyDictionary()
@@ -148,17 +150,40 @@ def _pictures(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
 
 def _picture(path: Path, channels: int, resize: int | None) -> Tensor:
     """The pixels of a picture: uint8 (C, H, W)."""
-    from PIL import Image
+    return _pixels(lambda: open_file(path), str(path), channels, resize)
+
+
+def read_upload(data: bytes, size: int) -> Tensor:
+    """A picture that somebody uploaded, scaled and cropped to a square: float (1, 3, size, size) in [0, 1].
+
+    data: the bytes of a file of any of the FORMATS. A photograph is turned as its camera says. Raises UserError, in one
+    line, if the data are longer than LARGEST_UPLOAD, damaged or something else, or if the picture is too large.
+    """
+    if len(data) > LARGEST_UPLOAD:
+        raise UserError(
+            f"the picture has {len(data) / 2**20:.0f} MiB: choose one of at most {LARGEST_UPLOAD >> 20} MiB"
+        )
+    pixels = _pixels(lambda: io.BytesIO(data), "the picture", 3, size, upright=True)
+    return pixels[None].float() / 255
+
+
+def _pixels(
+    opened: Callable[[], BinaryIO], name: str, channels: int, resize: int | None, *, upright: bool = False
+) -> Tensor:
+    """The pixels of the picture that `opened` opens: uint8 (C, H, W). name: of the picture, for messages."""
+    from PIL import Image, ImageOps
     from torchvision.transforms.functional import pil_to_tensor
 
     try:
-        with open_file(path) as file, warnings.catch_warnings():
+        with opened() as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             picture: Any = Image.open(file, formats=FORMATS)
             if picture.mode not in MODES:
                 raise ValueError(f"its pixels are of mode {picture.mode}; save it with 8 bits a channel")
-            picture = picture.convert("L" if channels == 1 else "RGB")
+            picture = (ImageOps.exif_transpose(picture) if upright else picture).convert(
+                "L" if channels == 1 else "RGB"
+            )
             if resize is not None:
                 picture = _resized(picture, resize)
             if picture.width * picture.height > LARGEST_PICTURE:
@@ -166,7 +191,7 @@ def _picture(path: Path, channels: int, resize: int | None) -> Tensor:
             return pil_to_tensor(picture)
     except Exception as error:  # Pillow raises errors of many kinds for damaged files
         reason = getattr(error, "strerror", None) or one_line(error) or type(error).__name__
-        raise UserError(f"{path} cannot be read as a picture: {reason}") from error
+        raise UserError(f"{name} cannot be read as a picture: {reason}") from error
 
 
 def _resized(images: Any, size: int) -> Any:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from attacks import default_step_size, fgsm, fgsm_direction, pgd_iterates, step
-from attacks.core import attacking, evaluation_mode, input_gradient, logits_of
+from attacks.core import Model, attacking, evaluation_mode, input_gradient, logits_of
 from networks import CNNLSTM
 from utils.constants import TITLES
 from utils.data import Split, batches, to_unit_range
@@ -164,29 +164,6 @@ def training_curve(log: Log, title: str) -> Figure:
     return figure
 
 
-def confusion_matrices(predictions: Mapping[str, Tensor], labels: Tensor, class_names: Sequence[str]) -> Figure:
-    """For each class, in percent of its images, which class the network answered: a panel for each title.
-
-    predictions: title -> the predicted classes, int64 (N,).
-    """
-    figure, panels = plt.subplots(1, len(predictions), figsize=(WIDTH, 8.6 / len(predictions)), layout="constrained")
-    class_names = [plain_text(name) for name in class_names]
-    count = len(class_names)
-    for axes, (title, predicted) in zip(np.atleast_1d(panels), predictions.items(), strict=True):
-        counts = torch.bincount(labels.cpu() * count + predicted.cpu(), minlength=count**2).view(count, count).double()
-        cells = (100 * counts / counts.sum(1, keepdim=True).clamp_min(1)).numpy()
-        axes.imshow(cells, cmap="Blues", vmin=0, vmax=100)
-        for (row, column), value in np.ndenumerate(cells):
-            if value >= 0.5:
-                color = "white" if value > 50 else "black"
-                axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize="x-small", color=color)
-        axes.set_xticks(range(count), class_names, rotation=45, ha="right", fontsize="small")
-        axes.set_yticks(range(count), class_names, fontsize="small")
-        axes.set(xlabel="predicted", ylabel="label (cells in % of it)")
-        axes.set_title(title, fontsize="medium")
-    return figure
-
-
 def transfer_heatmap(matrix: Sequence[Sequence[Result]], names: Sequence[str], title: str) -> Figure:
     """Accuracy under examples crafted on one network (rows) and shown to another (columns).
 
@@ -287,33 +264,27 @@ def sequence(network: CNNLSTM, image: Tensor, title: str) -> Figure:
     return figure
 
 
-def positions_disturbed(network: CNNLSTM, images: Tensor, adversarial: Tensor, title: str) -> Figure:
-    """How far an attack moves what the CNN-LSTM's LSTM reads (left) and what it remembers (right), by position.
+def by_position(measured: Mapping[str, Tensor], what: str) -> Figure:
+    """A line over the sixteen positions of the CNN-LSTM's sequence for each label, and the same on the map.
 
-    images, adversarial: (N, 3, 32, 32). The change is in percent of the clean vector's norm, the mean over the images.
+    measured: label -> a part of 1 at each position, float (16,). what: that is measured, in percent.
     """
-    with torch.no_grad(), evaluation_mode(network):
-        read, read_attacked = network.sequence(images), network.sequence(adversarial)
-        remembered, remembered_attacked = network.lstm(read)[0], network.lstm(read_attacked)[0]
-    moved = [
-        (100 * (after - before).norm(dim=2) / before.norm(dim=2)).mean(0).cpu().numpy()
-        for before, after in ((read, read_attacked), (remembered, remembered_attacked))
-    ]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.2), width_ratios=(1, 1.6), layout="constrained")
-    grid = moved[0].reshape(4, 4)
-    heatmap = left.imshow(grid, cmap="Oranges", vmin=0)
-    for (row, column), value in np.ndenumerate(grid):
-        text, color = f"{4 * row + column + 1}\n{value:.0f} %", "white" if value > 0.6 * grid.max() else "black"
-        left.text(column, row, text, ha="center", va="center", fontsize="small", color=color)
-    left.set(xticks=[], yticks=[])
-    left.set_title("what it reads, on the map", fontsize="medium")
-    figure.colorbar(heatmap, ax=left, label="change (%)")
-    right.plot(range(1, 17), moved[0], color=OTHERS[0], marker="o", label="what it reads")
-    right.plot(range(1, 17), moved[1], color=OTHERS[1], marker="s", label="what it remembers then")
-    right.set(xlabel="position in the sequence", ylabel="change (%)", ylim=(0, None), xticks=range(1, 17))
-    right.grid(alpha=0.3)
-    right.legend(frameon=False)
-    figure.suptitle(title, fontsize="medium")
+    count = len(measured)
+    figure = plt.figure(figsize=(WIDTH, 3.2), layout="constrained")
+    *maps, lines = figure.subplots(1, count + 1, width_ratios=[1] * count + [1.6])
+    largest = max(100 * found.max().item() for found in measured.values())
+    for axes, (label, found), color in zip(maps, measured.items(), OTHERS, strict=False):
+        grid = 100 * found.cpu().numpy().reshape(4, 4)
+        axes.imshow(grid, cmap="Greys", vmin=0, vmax=1.5 * largest)  # so light that black text can be read on it
+        for (row, column), value in np.ndenumerate(grid):
+            axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize="small")
+        axes.set(xticks=[], yticks=[])
+        axes.set_title(label, fontsize="medium")
+        lines.plot(range(1, 17), grid.flatten(), color=color, marker="o", label=label)
+    lines.set(xlabel="position in the sequence", ylim=(0, None), xticks=range(1, 17, 3))
+    lines.grid(alpha=0.3)
+    lines.legend(frameon=False)
+    figure.suptitle(f"{what}, by position on the map (left) and in the order of reading (right)", fontsize="medium")
     return figure
 
 
@@ -411,7 +382,7 @@ def attacked_image(
 
 
 def attacked_images(
-    networks: Mapping[str, nn.Module], image: Tensor, adversarial: Mapping[str, Tensor], label: Tensor, split: Split
+    networks: Mapping[str, Model], image: Tensor, adversarial: Mapping[str, Tensor], label: Tensor, split: Split
 ) -> Figure:
     """`attacked_image` for several networks: a row for each title, with the network's own adversarial image."""
     rows = len(networks)
@@ -427,11 +398,11 @@ def attacked_images(
 
 
 def _draw_attacked(
-    axes: Sequence[Axes], network: nn.Module, image: Tensor, adversarial: Tensor, label: Tensor, split: Split
+    axes: Sequence[Axes], network: Model, image: Tensor, adversarial: Tensor, label: Tensor, split: Split
 ) -> None:
     largest = (adversarial - image).abs().max().item()
     perturbation = (adversarial - image) / (2 * largest or 1) + 0.5
-    magnified = f"perturbation, magnified {0.5 / largest:.3g} times" if largest else "no perturbation"
+    magnified = f"change × {0.5 / largest:.3g}" if largest else "no change"
     pictures = {"image": image, magnified: perturbation, "adversarial image": adversarial}
     for axis, (name, picture) in zip(axes, pictures.items(), strict=False):
         show_image(axis, picture[0])

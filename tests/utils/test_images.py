@@ -20,7 +20,7 @@ from networks import CNN
 from utils.constants import UserError
 from utils.data import batches, load_split
 from utils.evaluation import evaluate
-from utils.images import as_split, read_images
+from utils.images import as_split, read_images, read_upload
 
 
 @pytest.fixture
@@ -122,6 +122,25 @@ def test_a_hostile_picture_is_one_line(content, message, tmp_path):
         read_images(tmp_path)
     assert str(tmp_path / "ant" / "1.png") in str(error.value)
     assert "\n" not in str(error.value)
+    if "more than" not in message:  # an upload is resized
+        with pytest.raises(UserError, match=f"the picture cannot be read as a picture: .*{message}|{message}") as error:
+            read_upload(content, 32)
+        assert "\n" not in str(error.value)
+
+
+def test_an_upload_is_square_and_upright():
+    photograph, file = Image.new("RGB", (60, 40), "black"), io.BytesIO()
+    photograph.paste("white", (0, 0, 60, 5))  # above, in the camera's orientation
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn it by 90 degrees clockwise
+    photograph.save(file, "JPEG", exif=exif)
+    images = read_upload(file.getvalue(), 32)
+    assert images.shape == (1, 3, 32, 32)
+    assert (images >= 0).all()
+    assert (images <= 1).all()
+    assert images[..., -3:].mean() > 0.5 > images[..., :3, :20].mean()  # now it is white on the right
+    with pytest.raises(UserError, match="the picture has 17 MiB: choose one of at most 16 MiB"):
+        read_upload(bytes(17 * 2**20), 32)
 
 
 def test_a_folder_with_a_loop_and_other_traps_is_one_line(pictures):

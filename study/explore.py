@@ -1,0 +1,46 @@
+"""The explorer as a page of its own: `python -m study.explore` serves it with Voilà, to this machine only."""
+
+import contextlib
+import os
+import subprocess
+import sys
+
+from study.notebooks import Notebook
+from utils.constants import ROOT, UserError
+from utils.explorer import Explorer
+
+NETWORKS = {"baseline": "cnn", "study's defence": "cnn-fgsm-augment-0.2", "ours": "cnn-robust"}
+FOLDER = "EXPLORE_FOLDER"  # the environment variable with the folder in which the page was started
+
+
+def explorer(notebook: Notebook) -> Explorer:
+    """The explorer with three networks: without a defence, with the study's, and with ours."""
+    networks = {name: notebook.network(stem) for name, stem in NETWORKS.items()}
+    return Explorer(notebook.test, networks, largest=round(2 * 255 * notebook.radius), start=1)
+
+
+def page() -> None:
+    """Show the page. Voilà runs this file in a kernel for each visitor. DATASET chooses cifar10 (default) or digits."""
+    from IPython.display import Markdown, display
+
+    os.chdir(os.environ.get(FOLDER, "."))
+    display(Markdown("# One picture, three networks\n\nMove a slider, or upload a picture of your own."))
+    try:
+        display(explorer(Notebook(os.environ.get("DATASET", "cifar10"))).box)
+    except UserError as error:
+        display(Markdown(f"**{error}**"))
+
+
+def serve() -> None:
+    """Serve the page until Ctrl-C. Voilà prints its address. Further arguments go to Voilà, such as --port=8000."""
+    command = [sys.executable, "-m", "voila", __file__, "--no-browser", "--Voila.ip=127.0.0.1"]
+    command += ["--VoilaConfiguration.extension_language_mapping={'.py': 'python'}", *sys.argv[1:]]
+    with contextlib.suppress(KeyboardInterrupt):
+        subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT), FOLDER: os.getcwd()}, check=True)
+
+
+if __name__ == "__main__":
+    if "ipykernel" in sys.modules:
+        page()
+    else:
+        serve()
