@@ -33,6 +33,7 @@ def test_equals_the_package_itself(attacked):
     assert torch.equal(adversarial, expected)
 
 
+@pytest.mark.slow
 def test_in_l2_it_equals_the_package_itself(attacked):
     network, images, labels = attacked
     ensemble = pyautoattack.AutoAttack(network, eps=0.5, seed=5, norm="L2")

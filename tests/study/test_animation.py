@@ -2,6 +2,7 @@
 
 import io
 
+import pytest
 from PIL import Image, ImageColor
 
 from study.animation import animation
@@ -19,6 +20,7 @@ def near(color, found):
     return any(sum(abs(a - b) for a, b in zip(ImageColor.getrgb(color), other, strict=True)) < 12 for other in found)
 
 
+@pytest.mark.slow
 def test_a_frame_for_each_radius(digits, trained):
     network = load_checkpoint(trained("cnn"))
     shown = Explorer(digits["test"], {"baseline": network, "study's defence": network, "ours": network})

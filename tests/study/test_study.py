@@ -119,6 +119,7 @@ def test_finished_study_has_nothing_left_to_do(finished, report, monkeypatch):
     assert study(finished[0], monkeypatch).todo == []
 
 
+@pytest.mark.slow
 def test_lost_checkpoint_of_the_tables_is_made_again(finished, monkeypatch, tmp_path):
     lost = "cnn-lstm-fgsm-augment-0.01"
     path = finished[0] / "results/digits" / f"{lost}.safetensors"

@@ -76,7 +76,10 @@ def examples(name, images, labels):
     return torch.cat(found)
 
 
-@pytest.mark.parametrize("name", [*ATTACKS, *MORE_OPTIONS, "fgsm in l2"])
+LONG = pytest.param("autoattack", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", [*sorted(ATTACKS.keys() - {"autoattack"}), LONG, *MORE_OPTIONS, "fgsm in l2"])
 def test_an_attack_that_finds_other_examples_has_another_version(name, batch):
     if name == "autoattack":
         pytest.importorskip("pyautoattack", reason="pyautoattack is not installed")

@@ -477,7 +477,7 @@ def test_interrupt_while_a_library_is_imported_is_one_line(library, name, tmp_pa
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
-@pytest.mark.parametrize("library", ["msgspec", "numpy", "sklearn"])
+@pytest.mark.parametrize("library", ["msgspec", "numpy", pytest.param("sklearn", marks=pytest.mark.slow)])
 def test_interrupt_later_in_the_start_is_one_line(library, tmp_path):
     """msgspec describes the flags; torch imports numpy from C, where Ctrl-C can get lost; sklearn holds the digits."""
     expected = "interrupted" if library == "msgspec" else "train-cnn.py: interrupted"

@@ -108,7 +108,6 @@ def test_papers_defence_leaks_the_label_and_is_about_zero(baseline, digits, tmp_
 
 QUICK = (
     "JPEG-like, outside PyTorch",
-    "noisy images",
     "anti-adversary, 2 steps",
     "memory in a closure",
 )
@@ -447,6 +446,7 @@ def test_a_source_without_a_gradient_is_not_a_passed_check(baseline, other, digi
     assert diagnosis.verdict.startswith("cannot say")
 
 
+@pytest.mark.slow
 def test_notes_of_a_diagnosis_with_another_source_are_not_used(baseline, other, digits, tmp_path, short):
     keys = []
     for source in (other, baseline, other):
