@@ -75,7 +75,7 @@ def quick_study(script, shared):
     with FileLock(shared / "study.lock"):
         if not folder.exists():
             making.mkdir()
-            result = script("study", *QUICK, cwd=making)
+            result = script("study", *QUICK, "--epochs", 1, cwd=making)
             assert result.returncode == 0, result.stderr
             (making / "stdout.txt").write_text(result.stdout, encoding="utf-8")
             making.rename(folder)

@@ -76,6 +76,7 @@ def test_it_measures_what_it_says(measured, networks, digits):
     assert entry.find("autoattack", RADIUS).accuracy <= entry.find("pgd", RADIUS, steps=50).accuracy
 
 
+@pytest.mark.slow
 def test_what_is_done_is_skipped_and_what_changed_is_not(measured, networks, digits, tmp_path, quick, monkeypatch):
     path = tmp_path / "robustness.json"
     split = digits["test"].first(20)

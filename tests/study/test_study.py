@@ -64,7 +64,7 @@ def study(folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Stud
     """The study of `finished`, ready to continue in this process."""
     monkeypatch.chdir(folder)
     made = folder / "results" / "digits"
-    arguments = {"models": made, "scratch": made, "report": made / "study.json", "width": 4, "epochs": 2, "quiet": True}
+    arguments = {"models": made, "scratch": made, "report": made / "study.json", "width": 4, "epochs": 1, "quiet": True}
     return Study("digits", **{**arguments, **options})
 
 
@@ -168,7 +168,7 @@ def test_what_was_trained_otherwise_is_refused_unless_told_to_overwrite(script, 
     before = path.read_bytes()
     refused = script("study", *QUICK[:2], "--epochs", 3, "--width", 4, cwd=folder)
     assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
-    assert f"{path.relative_to(folder)} is of another training: epochs 2, not 3; --overwrite" in refused.stderr
+    assert f"{path.relative_to(folder)} is of another training: epochs 1, not 3; --overwrite" in refused.stderr
     assert path.read_bytes() == before
     todo = study(folder, monkeypatch, epochs=3, overwrite=True).todo
     assert len(todo) == 18  # all except the two baselines, which are taken as they are
@@ -235,9 +235,9 @@ def test_earlier_figures_are_not_dropped_unasked(finished, monkeypatch, tmp_path
     elsewhere = {"models": tmp_path / "m", "scratch": tmp_path / "s", "report": path}
     with pytest.raises(UserError, match=r"study\.json has figures of .*cnn\.safetensors from another .*width 4, not 3"):
         study(tmp_path, monkeypatch, width=3, **elsewhere)
-    with pytest.raises(UserError, match=r"epochs 2, not 1; --overwrite replaces them, --results names another folder"):
-        study(tmp_path, monkeypatch, epochs=1, **elsewhere)
-    assert len(study(tmp_path, monkeypatch, epochs=1, overwrite=True, **elsewhere).todo) == 20
+    with pytest.raises(UserError, match=r"epochs 1, not 3; --overwrite replaces them, --results names another folder"):
+        study(tmp_path, monkeypatch, epochs=3, **elsewhere)
+    assert len(study(tmp_path, monkeypatch, epochs=3, overwrite=True, **elsewhere).todo) == 20
     assert path.read_bytes() == before
 
 
@@ -307,7 +307,7 @@ def test_overwriting_trains_again_what_is_stale_or_damaged(finished, monkeypatch
     again = study(tmp_path, monkeypatch, overwrite=True)
     assert [planned.path for planned in again.todo] == [damaged, stale]
     again.speeds = {"cnn": 1000}
-    trained = 2 * 2 * 1197 * 2  # two networks, two epochs, clean and attacked images
+    trained = 2 * 1197 * 2  # two networks, clean and attacked images
     assert again.seconds_left(0) == pytest.approx((trained + 2 * 5 * 300) / 1000)
     again.speeds = {}
     assert 0 < again.seconds_left(0) < 600
@@ -344,9 +344,10 @@ def test_foreign_report_is_refused(content, monkeypatch, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
-def test_study_killed_at_random_points_ends_with_the_same_report(finished, report, tmp_path):
+def test_study_killed_at_random_points_ends_with_the_same_report(script, tmp_path_factory, tmp_path):
     """It is killed after some more lines of its output: first halfway through a training, then at any moment."""
-    draw = random.Random(0)
+    draw, whole = random.Random(0), tmp_path_factory.mktemp("whole") / "results" / "digits"
+    assert script("study", *QUICK, cwd=whole.parents[1]).returncode == 0
     study, environment = command("study", *QUICK), {**os.environ, "PYTHONPATH": str(ROOT)}
     resumed = []
     for attempt in range(3):
@@ -364,14 +365,21 @@ def test_study_killed_at_random_points_ends_with_the_same_report(finished, repor
         resumed += (tmp_path / "results/digits").glob("*.partial.safetensors")
     subprocess.run(study, cwd=tmp_path, env=environment, check=True, capture_output=True, timeout=300)
     assert resumed, "no training was killed halfway"
-    assert without_times(read_study(tmp_path / "results/digits/study.json")) == without_times(report)
-    for path in (finished[0] / "results/digits").glob("*.safetensors"):
+    reports = [without_times(read_study(folder / "study.json")) for folder in (tmp_path / "results/digits", whole)]
+    assert reports[0] == reports[1]
+    for path in whole.glob("*.safetensors"):
         assert (tmp_path / "results/digits" / path.name).read_bytes() == path.read_bytes()
     assert not list((tmp_path / "results/digits").glob("*.partial.*"))
 
 
-def test_interrupted_training_is_resumed_and_not_started_again(finished, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
+def test_interrupted_training_is_resumed_and_not_started_again(monkeypatch, tmp_path):
+    folders = [tmp_path / name for name in ("whole", "interrupted")]
+    for folder in folders:
+        (folder / "results" / "digits").mkdir(parents=True)
+    whole = study(folders[0], monkeypatch, epochs=2)
+    whole.todo = whole.todo[:1]
+    whole.run()
+    monkeypatch.chdir(folders[1])
     save = PartialRun.save
 
     def interrupted(*arguments):
@@ -379,20 +387,19 @@ def test_interrupted_training_is_resumed_and_not_started_again(finished, monkeyp
         raise KeyboardInterrupt
 
     monkeypatch.setattr(PartialRun, "save", interrupted)
-    (tmp_path / "results" / "digits").mkdir(parents=True)
     with pytest.raises(KeyboardInterrupt):
-        study(tmp_path, monkeypatch).run()
+        study(folders[1], monkeypatch, epochs=2).run()
     monkeypatch.setattr(PartialRun, "save", save)
     epochs = []
     monkeypatch.setattr(
         "utils.training.training_batches", lambda *a, **k: epochs.append(1) or training_batches(*a, **k)
     )
-    again = study(tmp_path, monkeypatch)
+    again = study(folders[1], monkeypatch, epochs=2)
     again.todo = again.todo[:1]
     again.run()
     assert len(epochs) == 1
-    made = "results/digits/cnn.safetensors"
-    assert (tmp_path / made).read_bytes() == (finished[0] / made).read_bytes()
+    made = [(folder / "results/digits/cnn.safetensors").read_bytes() for folder in folders]
+    assert made[0] == made[1]
 
 
 def test_names_of_the_shipped_checkpoints(tmp_path):
