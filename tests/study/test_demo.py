@@ -89,6 +89,7 @@ def test_a_second_run_neither_trains_nor_tests(told, monkeypatch):
     assert ending(again) == ending(printed)
 
 
+@pytest.mark.slow
 def test_a_demo_that_was_interrupted_trains_only_what_is_missing(told, tmp_path):
     folder = tmp_path / "demo"
     shutil.copytree(told[0], folder)

@@ -177,7 +177,7 @@ def test_bad_arguments_are_one_line_and_status_2(arguments, parts, folder, scrip
     ]
 
 
-QUICK = {("grey", "l2"), ("three", "target"), ("thousand", "linf"), ("double", "l2"), ("dictionary", "linf")}
+QUICK = {("grey", "l2"), ("three", "target"), ("double", "l2"), ("dictionary", "linf")}
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,6 @@ def test_papers_defence_leaks_the_label_and_is_about_zero(baseline, digits, tmp_
 QUICK = (
     "JPEG-like, outside PyTorch",
     "anti-adversary, 2 steps",
-    "memory in a closure",
 )
 
 
