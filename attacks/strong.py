@@ -27,6 +27,7 @@ def multi_targeted(
     early_stop: bool = True,
     precision: str = "float32",
     seed: int = 0,
+    cascade: bool = False,
 ) -> Tensor:
     """Multi-targeted PGD on the difference of two logits (Gowal et al., 2019, arXiv:1910.09338, section 3).
 
@@ -42,52 +43,13 @@ def multi_targeted(
         refine.
     early_stop, precision: as for `pgd`. Without early_stop, every image is moved towards all its targets.
     seed: of the noise. The noise is drawn on the CPU and so is the same on every device.
+    cascade: whether cheaper attacks come first, as `strong` documents.
 
     Returns images of the same shape, dtype, device and memory format, within epsilon of the originals (to one rounding
     unit) and inside [0, 1]: a misclassified image where a target succeeded, else the iterate with the largest margin.
     A random model, or one whose logits depend on the batch, is attacked to the end and judged as `pgd` documents.
     Raises what `fgsm` raises, and ValueError if steps or restarts is invalid. Warns as `pgd` does.
     """
-    return _searched(model, images, labels, epsilon, norm, steps, restarts, early_stop, precision, seed, cascade=False)
-
-
-def strong(
-    model: Model,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    epsilon: float,
-    norm: str = "linf",
-    steps: int = 50,
-    early_stop: bool = True,
-    precision: str = "float32",
-    seed: int = 0,
-) -> Tensor:
-    """A cascade of attacks that grow dearer: a figure to trust in a tenth of AutoAttack's time.
-
-    First a single step of size epsilon on the margin, as FGSM takes it. Then PGD on the margin with ten steps. Last
-    `multi_targeted`. An image stops at the first iterate that the model misclassifies, and only images that withstand
-    an attack go on to the next, as in AutoAttack (Croce and Hein, 2020, arXiv:2003.01690).
-
-    Arguments, result, errors and warnings are those of `multi_targeted`.
-    """
-    return _searched(model, images, labels, epsilon, norm, steps, 1, early_stop, precision, seed, cascade=True)
-
-
-def _searched(
-    model: Model,
-    images: Tensor,
-    labels: Tensor,
-    epsilon: float,
-    norm: str,
-    steps: int,
-    restarts: int,
-    early_stop: bool,
-    precision: str,
-    seed: int,
-    *,
-    cascade: bool,  # whether the margin is climbed first, as `strong` documents
-) -> Tensor:
     check_epsilon(epsilon, norm)
     check_precision(precision)
     images = checked_batch(images, labels)
@@ -112,6 +74,30 @@ def _searched(
                 report_progress(index / len(sizes))
     search.warn_if_flat()
     return search.best
+
+
+def strong(
+    model: Model,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: float,
+    norm: str = "linf",
+    steps: int = 50,
+    early_stop: bool = True,
+    precision: str = "float32",
+    seed: int = 0,
+) -> Tensor:
+    """A cascade of attacks that grow dearer and stronger.
+
+    First a single step of size epsilon on the margin, as FGSM takes it. Then PGD on the margin with ten steps. Last
+    `multi_targeted`. An image stops at the first iterate that the model misclassifies, and only images that withstand
+    an attack go on to the next, as in AutoAttack (Croce and Hein, 2020, arXiv:2003.01690).
+
+    Arguments, result, errors and warnings are those of `multi_targeted`.
+    """
+    options: dict[str, Any] = {"norm": norm, "steps": steps, "early_stop": early_stop, "precision": precision}
+    return multi_targeted(model, images, labels, epsilon=epsilon, seed=seed, cascade=True, **options)
 
 
 def _targets(logits: Tensor, labels: Tensor) -> Tensor:

@@ -18,11 +18,12 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 from utils.commands import types
 from utils.constants import DATASETS, UserError
 from utils.files import locked, make_folder
+from utils.formats import Precision
 from utils.quoting import one_line, printable, shown
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class Parser(argparse.ArgumentParser):
         self.add("data", "--dataset", DATASETS, "the training images: cifar10 (default) or digits", default="cifar10")
         self.add("network", "--width", types.width, "channels of the first convolution (default 32)", default=32)
         text = "float32 (default), or bfloat16: fast on some machines"
-        self.add("training", "--precision", ("float32", "bfloat16"), text, default="float32")
+        self.add("training", "--precision", get_args(Precision), text, default="float32")
 
     def parse_args(self, *arguments: Any) -> argparse.Namespace:  # type: ignore[override]
         """The arguments of the command line, after standard output was prepared for names outside ASCII."""

@@ -11,14 +11,14 @@ from functools import partial
 from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from msgspec import Meta
 
 from utils.commands import checkpoints, types
 from utils.commands.parser import Parser, check_writable, pick_device, run
 from utils.constants import DATASETS, EPSILONS, EVALUATION_BATCH, L2_RADIUS, RADIUS, SPLITS, UserError
-from utils.formats import AttackRow, DiagnosisReport, MinimalEpsilons, TestReport, read_document
+from utils.formats import AttackRow, DiagnosisReport, MinimalEpsilons, Precision, TestReport, read_document
 from utils.quoting import shown
 from utils.tables import epsilon_text
 
@@ -120,7 +120,7 @@ def add_test_flags(parser: Parser) -> None:
     text = "passes of a random network for each gradient (default 1)"
     add("--eot", types.positive_int, text, default=1)
     text = "of gradients of pgd and strong: float32 (default), bfloat16"
-    add("--precision", ("float32", "bfloat16"), text, default="float32")
+    add("--precision", get_args(Precision), text, default="float32")
     text = "craft the examples on this network and transfer them; pgd then takes all its steps (default: white-box)"
     add("--source", types.file_path, text)
     add("--seed", types.seed, "of the attacks' random numbers (default 0)", default=0)
