@@ -244,8 +244,13 @@ class PartialRun:
     def save(self, arguments: TrainingArguments, epochs: list[Epoch], state: TrainingState) -> None:
         """Write what `restore` needs, and the log so far. Each file is written atomically."""
         header = RunState(arguments=arguments, processes=distributed.world_size(), epochs=epochs)
-        write_tensors(self.state, state.tensors(), header, like=self.output)
-        self.saved_epochs = len(epochs)
+        try:
+            write_tensors(self.state, state.tensors(), header, like=self.output)
+            self.saved_epochs = len(epochs)
+        except KeyboardInterrupt:  # it may come when the file is in its place and nobody has counted it
+            if self.exists() and self.header().epochs == epochs:
+                self.saved_epochs = len(epochs)
+            raise
         self._write_log(self.partial_log, arguments, epochs)
 
     def restore(self, arguments: TrainingArguments, precision: str, state: TrainingState) -> list[Epoch]:

@@ -478,15 +478,18 @@ def test_interrupt_says_how_many_epochs_are_saved(steps, epochs, digits, tmp_pat
         assert interrupt.value.saved_epochs == epochs
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("write", range(1, 7))  # two an epoch, of the state and of the log
-def test_interrupt_in_a_write_loses_no_saved_epoch(write, digits, tmp_path, monkeypatch):
+def test_interrupt_in_a_write_loses_no_saved_epoch(write, when, digits, tmp_path, monkeypatch):
+    """Ctrl-C comes just before, or just after, the new file takes the old one's place."""
     replaced, writes = os.replace, []
 
     def interrupted(*paths):
         writes.append(paths)
+        if len(writes) != write or when == "after":
+            replaced(*paths)
         if len(writes) == write:
             raise KeyboardInterrupt
-        replaced(*paths)
 
     run(digits, tmp_path / "whole.safetensors", defense=noisy)
     monkeypatch.setattr("os.replace", interrupted)
@@ -495,7 +498,7 @@ def test_interrupt_in_a_write_loses_no_saved_epoch(write, digits, tmp_path, monk
     monkeypatch.undo()
     run_of_a = PartialRun(tmp_path / "a.safetensors")
     saved = len(run_of_a.header().epochs) if run_of_a.exists() else 0
-    assert saved == interrupt.value.saved_epochs == write // 2
+    assert saved == interrupt.value.saved_epochs == (write + (when == "after")) // 2
     assert not list(tmp_path.glob(".*"))
     run(digits, tmp_path / "a.safetensors", defense=noisy, resume=True)
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
