@@ -86,22 +86,23 @@ def to_the_studys_accuracy(setting: Setting) -> TimedTraining:
 def ablation(setting: Setting) -> TimedTraining:
     """The section "ablation": the recipe `fast`, and each of its tricks left out, with validation accuracies.
 
-    Every variant is trained with the same seeds in turn: three, which do not choose anything any more.
+    Every variant is trained with the same seeds in turn: three, which do not choose anything any more. The seconds are
+    of a training and one test, on the validation images.
     """
     training = setting.splits["train"].first(setting.pick(len(setting.splits["train"]), 128))
     validation, precision = setting.splits["validation"], faster_precision(setting)
     epochs = setting.pick(FAST.epochs, 1)
     accuracies: dict[str, list[float]] = {name: [] for name in WITHOUT}
 
-    def seconds_of(name: str) -> float:
-        recipe, seed = replace(FAST, epochs=epochs, **WITHOUT[name]), len(accuracies[name])
-        seconds = timed(lambda: networks.append(trained(setting, training, few, recipe, seed, precision)))
-        accuracies[name].append(accuracy(networks.pop(), validation.to(setting.device)))
-        return seconds
-
-    networks: list[nn.Module] = []
     few = validation.first(10)
-    rows = compared(rounds_in_turn({name: partial(seconds_of, name) for name in WITHOUT}, setting.pick(3, 1)))
+
+    def train_and_test(name: str) -> None:
+        recipe, seed = replace(FAST, epochs=epochs, **WITHOUT[name]), len(accuracies[name])
+        network = trained(setting, training, few, recipe, seed, precision)
+        accuracies[name].append(accuracy(network, validation.to(setting.device)))
+
+    contenders = {name: partial(timed, partial(train_and_test, name)) for name in WITHOUT}
+    rows = compared(rounds_in_turn(contenders, setting.pick(3, 1)))
     say("the tricks of the recipe fast", rows)
     return TimedTraining(precision=precision, epochs=epochs, accuracies=accuracies, rows=rows)
 
