@@ -18,7 +18,14 @@ DOUBLINGS = 8  # from the first radius to the largest
 
 
 def minimal_epsilon(
-    model: Model, images: Tensor, labels: Tensor, *, norm: str = "linf", rounds: int = ROUNDS, **options: Any
+    model: Model,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    norm: str = "linf",
+    loss: str = "margin",
+    rounds: int = ROUNDS,
+    **options: Any,
 ) -> Tensor:
     """For each image, the distance of the nearest adversarial example that PGD finds: float64 (N,), in pixel units.
 
@@ -29,8 +36,9 @@ def minimal_epsilon(
     doubled until the image falls. Then the radius is the middle between the largest one that failed and the nearest
     example, by bisection. (PGD may fail at a radius and succeed at a smaller one, so it does not start at the largest.)
 
-    model, images, labels, norm: as for `fgsm`. rounds: at least 9, or the doubling would not reach the largest radius.
-    options: of `pgd`, such as steps, restarts or loss, but not epsilon or targeted.
+    model, images, labels, norm: as for `fgsm`. loss: as for `pgd`; the margin finds nearer examples than cross-entropy.
+    rounds: at least 9, or the doubling would not reach the largest radius.
+    options: of `pgd`, such as steps or restarts, but not epsilon or targeted.
     Raises what `pgd` raises, and ValueError if rounds is below 9 or if targeted is given.
     """
     if rounds <= DOUBLINGS:
@@ -50,7 +58,7 @@ def minimal_epsilon(
             break
         some, of_some = images[tried], labels[tried]
         with remembering(model, unusual):
-            adversarial = pgd(model, some, of_some, epsilon=radii[tried], norm=norm, **options)
+            adversarial = pgd(model, some, of_some, epsilon=radii[tried], norm=norm, loss=loss, **options)
         offset = adversarial.double() - some.double()
         distance = (offset.abs().amax((1, 2, 3)) if norm == "linf" else length(offset).flatten()).to(nearest)
         with attacking(model, images.device), torch.no_grad():

@@ -1,8 +1,10 @@
-"""Do our attacks agree with torchattacks' on the shipped checkpoints? `make agreement` writes results/agreement.json.
+"""Do other libraries' attacks agree with ours on the shipped checkpoints? `make agreement` writes agreement.json.
 
 FGSM's images should be the same except for one pixel in 100,000. (Our folded networks round differently, and rounding
-decides whether an activation near 0 passes a ReLU.) Accuracies under FGSM should be the same, those under PGD in both
-norms and under MI-FGSM within a point.
+decides whether an activation near 0 passes a ReLU.) Accuracies under FGSM should be the same. Those under PGD in both
+norms and under MI-FGSM should be within a point, and so should the share of images that targeted PGD leads to its
+target. The smallest radii, by PGD and bisection, should have a median within a tenth of the one that foolbox's Fast
+Minimum-Norm attack finds (Pintor et al., 2021, arXiv:2102.12827). All others are torchattacks'.
 """
 
 import argparse
@@ -10,26 +12,31 @@ import os
 import sys
 import warnings
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 warnings.filterwarnings("ignore")  # new versions of Python warn about torchattacks' syntax
+import foolbox  # noqa: E402
 import torch  # noqa: E402
 import torchattacks  # noqa: E402
-from torch import nn  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
 
-from attacks import fgsm, pgd  # noqa: E402
-from benchmarks.formats import AgreementEntry, AgreementReport  # noqa: E402
+from attacks import fgsm, minimal_epsilon, pgd  # noqa: E402
+from benchmarks.formats import AgreementEntry, AgreementFigures, AgreementReport  # noqa: E402
 from study.robustness import checkpoint_paths  # noqa: E402
 from utils.checkpoints import file_digest, load_checkpoint  # noqa: E402
 from utils.constants import L2_RADIUS, ROOT  # noqa: E402
-from utils.data import Split, batches, load_split  # noqa: E402
+from utils.data import Split, batches, load_split, to_unit_range  # noqa: E402
 from utils.evaluation import correctly_classified  # noqa: E402
 from utils.formats import write_document  # noqa: E402
 
+Attack = Callable[[Tensor, Tensor], Tensor]  # images and labels to adversarial images
+
 EPSILON, STEPS = 8 / 255, 50
 MOMENTUM_STEPS = 10  # of MI-FGSM, as in its paper
-DIFFERENT = 1e-5  # the part of the pixels that may differ
+EXAMPLES_OF_MINIMAL, MINIMUM_NORM_STEPS = 100, 100
 
 
 def main() -> None:
@@ -41,76 +48,98 @@ def main() -> None:
     split = load_split("cifar10", "test", args.data_dir).first(args.examples)
     entries = [compare(path, split) for _, path in checkpoint_paths(ROOT / "models")]
     report = AgreementReport(
-        peer=f"torchattacks {torchattacks.__version__}",
+        peers=[f"torchattacks {torchattacks.__version__}", f"foolbox {foolbox.__version__}"],
         torch=torch.__version__,
         epsilon=EPSILON,
         epsilon_l2=L2_RADIUS,
         steps=STEPS,
         examples=len(split),
+        examples_of_minimal=min(EXAMPLES_OF_MINIMAL, len(split)),
         entries=entries,
     )
     write_document(ROOT / "results" / "agreement.json", report)
-    sys.exit(not all(map(agrees, entries)))
-
-
-def agrees(entry: AgreementEntry) -> bool:
-    """Whether a network's figures are as close as they should be."""
-    same_images = entry.pixels_that_differ <= DIFFERENT * entry.pixels
-    pairs = ((getattr(entry, name), getattr(entry, f"peer_{name}")) for name in ("pgd", "pgd_l2", "mi_fgsm"))
-    return same_images and entry.fgsm == entry.peer_fgsm and all(abs(ours - theirs) <= 0.01 for ours, theirs in pairs)
+    sys.exit(not all(entry.agrees() for entry in entries))
 
 
 def compare(path: Path, split: Split) -> AgreementEntry:
-    """One checkpoint under our attacks and the peer's."""
+    """One checkpoint under our attacks and the peers'."""
     network = load_checkpoint(path)
-    peers_fgsm = torchattacks.FGSM(network, eps=EPSILON)
-    peers_pgd = torchattacks.PGD(network, eps=EPSILON, alpha=2.5 * EPSILON / STEPS, steps=STEPS)
+    attacks = pairs_of_attacks(network, split.images.shape[1:], len(split.class_names))
+    torch.manual_seed(0)
+    hits: Counter[tuple[str, str]] = Counter()
+    differ = 0
+    for images, labels in batches(split, 250):
+        for name, pair in attacks.items():
+            crafted = {whose: attack(images, labels) for whose, attack in zip(("ours", "peers"), pair, strict=True)}
+            reached = following(labels, len(split.class_names)) if name == "targeted" else labels
+            for whose, examples in crafted.items():
+                hits[whose, name] += int(correctly_classified(network, examples, reached).sum())
+            if name == "fgsm":
+                differ += int(((crafted["ours"] - crafted["peers"]).abs() > 1e-6).sum())
+    minimal = minimal_radii(network, split.first(EXAMPLES_OF_MINIMAL))
+    ours, peers = (
+        AgreementFigures(minimal=minimal[whose], **{name: hits[whose, name] / len(split) for name in attacks})
+        for whose in ("ours", "peers")
+    )
+    entry = AgreementEntry(
+        name=path.stem,
+        sha256=file_digest(path),
+        ours=ours,
+        peers=peers,
+        pixels=len(split) * 3 * 32 * 32,
+        pixels_that_differ=differ,
+    )
+    print(f"{entry.name}: {differ:,} of {entry.pixels:,} pixels differ\n  ours {ours}\n  peers {peers}", flush=True)
+    return entry
+
+
+def pairs_of_attacks(network: nn.Module, shape: torch.Size, classes: int) -> dict[str, tuple[Attack, Attack]]:
+    """Each attack by its name in AgreementFigures: ours and torchattacks'."""
+    pgd_options: dict[str, Any] = {"eps": EPSILON, "alpha": 2.5 * EPSILON / STEPS, "steps": STEPS}
+    peers_targeted = torchattacks.PGD(network, **pgd_options)
+    peers_targeted.set_mode_targeted_by_label(quiet=True)
     # PGDL2 views gradients as vectors, which only works in the contiguous format.
-    contiguous = nn.Sequential(nn.Flatten(), nn.Unflatten(1, split.images.shape[1:]), network).eval()
+    contiguous = nn.Sequential(nn.Flatten(), nn.Unflatten(1, shape), network).eval()
     # Without random starts, because the peer's lie nearer to the images than ours, which fill the ball evenly.
     l2_options: dict[str, Any] = {"alpha": 2.5 * L2_RADIUS / STEPS, "steps": STEPS, "random_start": False}
     peers_l2 = torchattacks.PGDL2(contiguous, eps=L2_RADIUS, **l2_options)
     alpha = EPSILON / MOMENTUM_STEPS
-    peers_mi_fgsm = torchattacks.MIFGSM(network, eps=EPSILON, alpha=alpha, steps=MOMENTUM_STEPS, decay=1.0)
-    mi_fgsm: dict[str, Any] = {
-        "steps": MOMENTUM_STEPS,
-        "step_size": alpha,
-        "momentum": 1.0,
-        "random_start": False,
-        "early_stop": False,
+    our_mi_fgsm: dict[str, Any] = {"steps": MOMENTUM_STEPS, "step_size": alpha, "momentum": 1.0}
+    our_mi_fgsm |= {"random_start": False, "early_stop": False}
+    our_pgd = partial(pgd, network, epsilon=EPSILON, steps=STEPS)
+    return {
+        "fgsm": (partial(fgsm, network, epsilon=EPSILON), torchattacks.FGSM(network, eps=EPSILON)),
+        "pgd": (our_pgd, torchattacks.PGD(network, **pgd_options)),
+        "pgd_l2": (
+            partial(pgd, network, epsilon=L2_RADIUS, norm="l2", steps=STEPS, random_start=False),
+            lambda images, labels: peers_l2(images.contiguous(), labels),
+        ),
+        "mi_fgsm": (
+            partial(pgd, network, epsilon=EPSILON, **our_mi_fgsm),
+            torchattacks.MIFGSM(network, eps=EPSILON, alpha=alpha, steps=MOMENTUM_STEPS, decay=1.0),
+        ),
+        "targeted": (
+            lambda images, labels: our_pgd(images, following(labels, classes), targeted=True),
+            lambda images, labels: peers_targeted(images, following(labels, classes)),
+        ),
     }
-    torch.manual_seed(0)
-    hits: Counter[str] = Counter()
-    differ = 0
-    for images, labels in batches(split, 250):
-        examples = {
-            "fgsm": fgsm(network, images, labels, epsilon=EPSILON),
-            "peer_fgsm": peers_fgsm(images, labels),
-            "pgd": pgd(network, images, labels, epsilon=EPSILON, steps=STEPS),
-            "peer_pgd": peers_pgd(images, labels),
-            "pgd_l2": pgd(network, images, labels, epsilon=L2_RADIUS, norm="l2", steps=STEPS, random_start=False),
-            "peer_pgd_l2": peers_l2(images.contiguous(), labels),
-            "mi_fgsm": pgd(network, images, labels, epsilon=EPSILON, **mi_fgsm),
-            "peer_mi_fgsm": peers_mi_fgsm(images, labels),
-        }
-        for attack, crafted in examples.items():
-            hits[attack] += int(correctly_classified(network, crafted, labels).sum())
-        differ += int(((examples["fgsm"] - examples["peer_fgsm"]).abs() > 1e-6).sum())
-    entry = AgreementEntry(
-        name=path.stem,
-        sha256=file_digest(path),
-        **{attack: count / len(split) for attack, count in hits.items()},
-        pixels=len(split) * 3 * 32 * 32,
-        pixels_that_differ=differ,
-    )
-    print(
-        f"{entry.name:25} FGSM {entry.fgsm:.2%}, theirs {entry.peer_fgsm:.2%}, {entry.pixels_that_differ:,} of "
-        f"{entry.pixels:,} pixels differ; PGD-{STEPS} {entry.pgd:.2%}, theirs {entry.peer_pgd:.2%}; in L2 "
-        f"{entry.pgd_l2:.2%}, theirs {entry.peer_pgd_l2:.2%}; MI-FGSM {entry.mi_fgsm:.2%}, theirs "
-        f"{entry.peer_mi_fgsm:.2%}",
-        flush=True,
-    )
-    return entry
+
+
+def following(labels: Tensor, classes: int) -> Tensor:
+    """The targets: for each image the class after its own."""
+    return (labels + 1) % classes
+
+
+def minimal_radii(network: nn.Module, split: Split) -> dict[str, float]:
+    """The median of the smallest radii at which the images fall: by our search, and by foolbox's."""
+    images, labels = to_unit_range(split.images).contiguous(), split.labels
+    ours = minimal_epsilon(network, images, labels)
+    attack = foolbox.attacks.LInfFMNAttack(steps=MINIMUM_NORM_STEPS)
+    _, examples, _ = attack(foolbox.PyTorchModel(network, bounds=(0, 1)), images, labels, epsilons=None)
+    peers = (examples - images).abs().amax((1, 2, 3)).double()
+    peers[correctly_classified(network, examples, labels)] = torch.inf
+    peers[~correctly_classified(network, images, labels)] = 0
+    return {"ours": ours.median().item(), "peers": peers.median().item()}
 
 
 if __name__ == "__main__":

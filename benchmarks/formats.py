@@ -136,33 +136,49 @@ class BenchmarkReport(Document, frozen=True, kw_only=True):
     memory: list[MemoryGrowth] | None = None
 
 
+class AgreementFigures(Record, frozen=True, kw_only=True):
+    """What one library's attacks say of a network."""
+
+    fgsm: Fraction  # the accuracy under FGSM, as under the next three
+    pgd: Fraction
+    pgd_l2: Fraction
+    mi_fgsm: Fraction
+    targeted: Fraction  # of the images that PGD leads to the class after their own
+    minimal: Radius  # the median of the smallest radii at which images fall
+
+
 class AgreementEntry(Record, frozen=True, kw_only=True):
-    """One network under our attacks and the peer's."""
+    """One network under our attacks and the peers'."""
 
     name: Name
     sha256: Sha256
-    fgsm: Fraction  # the accuracy under ours
-    peer_fgsm: Fraction
-    pgd: Fraction
-    peer_pgd: Fraction
-    # Reports that were written before these existed lack them.
-    pgd_l2: Fraction | None = None
-    peer_pgd_l2: Fraction | None = None
-    mi_fgsm: Fraction | None = None
-    peer_mi_fgsm: Fraction | None = None
+    ours: AgreementFigures
+    peers: AgreementFigures
     pixels: Count
     pixels_that_differ: Count  # in the examples of the two FGSMs
+
+    def agrees(self) -> bool:
+        """Whether the figures are as close as benchmarks.agreement says that they should be."""
+        ours, peers = self.ours, self.peers
+        names = ("pgd", "pgd_l2", "mi_fgsm", "targeted")
+        return (
+            self.pixels_that_differ <= self.pixels / 100_000
+            and ours.fgsm == peers.fgsm
+            and all(abs(getattr(ours, name) - getattr(peers, name)) <= 0.01 for name in names)
+            and abs(ours.minimal - peers.minimal) <= 0.1 * peers.minimal
+        )
 
 
 class AgreementReport(Document, frozen=True, kw_only=True):
     """results/agreement.json."""
 
-    peer: Text  # its name and version
+    peers: list[Text]  # their names and versions
     torch: Text  # its version
     epsilon: Radius
-    epsilon_l2: Radius | None = None
+    epsilon_l2: Radius
     steps: Positive  # of PGD
     examples: Positive
+    examples_of_minimal: Positive
     entries: list[AgreementEntry] = msgspec.field(name="networks")
 
 

@@ -13,25 +13,19 @@ PEERS_FORMATS = {"contiguous_format": "out of the box", "channels_last": "all ch
 
 
 def agreement_table(report: AgreementReport) -> str:
-    """Accuracy under our attacks and a peer's, on the same checkpoints."""
-    peer, steps = report.peer.partition(" ")[0], report.steps
-    header = ["network", "FGSM", f"{peer}'s FGSM", "pixels that differ", f"PGD-{steps}", f"{peer}'s PGD-{steps}"]
-    later = {"pgd_l2": f"L2 PGD-{steps}", "mi_fgsm": "MI-FGSM"}  # older reports lack them
-    later = {name: title for name, title in later.items() if all(getattr(e, name) is not None for e in report.entries)}
-    header += [title for name in later.values() for title in (name, f"{peer}'s {name}")]
+    """What our attacks and the peers' say of the same checkpoints. Radii are in 255ths."""
+    titles = {"fgsm": "FGSM", "pgd": f"PGD-{report.steps}", "pgd_l2": f"PGD-{report.steps} in L2", "mi_fgsm": "MI-FGSM"}
+    titles |= {"targeted": "reached by targeted PGD"}
     rows = [
         [
             entry.name,
-            percent(entry.fgsm),
-            percent(entry.peer_fgsm),
+            *(f"{percent(getattr(entry.ours, name))} / {percent(getattr(entry.peers, name))}" for name in titles),
+            f"{255 * entry.ours.minimal:.2f} / {255 * entry.peers.minimal:.2f}",
             f"{entry.pixels_that_differ:,} of {entry.pixels:,}",
-            percent(entry.pgd),
-            percent(entry.peer_pgd),
-            *(percent(getattr(entry, whose + name) or 0.0) for name in later for whose in ("", "peer_")),
         ]
         for entry in report.entries
     ]
-    return markdown(header, rows)
+    return markdown(["network", *titles.values(), "smallest epsilon, in 255ths", "pixels of FGSM that differ"], rows)
 
 
 def benchmarks_table(report: BenchmarkReport) -> str:
