@@ -112,7 +112,11 @@ def input_gradient(
         answers = [input_gradient(model, *pair, loss) for pair in pairs]
         logits, losses, gradient = (torch.cat(parts) for parts in zip(*answers, strict=True))
         return logits, losses, gradient
-    inputs = images.detach().clone().requires_grad_()
+    # On a CPU, torch 2.15 misreads the strides of a gradient between an LSTM and batch norm if they get a single image,
+    # but not in this format.
+    alone = len(images) == 1 and images.ndim == 4
+    memory_format = torch.channels_last if alone else torch.preserve_format
+    inputs = images.detach().clone(memory_format=memory_format).requires_grad_()
     logits, losses = forward(model, inputs, labels, loss)
     found = None
     if logits.requires_grad:  # perhaps for the sake of parameters alone; then the images are unused

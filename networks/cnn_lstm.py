@@ -1,5 +1,6 @@
 """The study's hybrid: an LSTM reads the output of the CNN's convolutions as a sequence."""
 
+import torch
 from torch import Tensor, nn
 
 from networks.cnn import Network, convolutions
@@ -40,5 +41,9 @@ class CNNLSTM(Network):
 
 
 def _positions(features: Tensor) -> Tensor:
-    """A map (N, channels, height, width) as a sequence (N, height * width, channels)."""
-    return features.flatten(2).transpose(1, 2)
+    """A map (N, channels, height, width) as a sequence (N, height * width, channels).
+
+    Stacked, not transposed: on a CPU, an LSTM's gradient for a single image has strides that the gradient of batch norm
+    misreads (torch 2.15), and the image's gradient would be noise.
+    """
+    return torch.stack(features.flatten(2).unbind(2), 1)

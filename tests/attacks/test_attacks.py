@@ -9,9 +9,10 @@ from fractions import Fraction
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from attacks import fgsm, multi_targeted, pgd, strong
-from attacks.core import attacking
+from attacks.core import attacking, input_gradient
 from networks import CNN, CNNLSTM, SmallCNN
 from tests.helpers.attacked import TinyLSTM, model_and_images
 
@@ -288,6 +289,20 @@ def test_bad_models_are_refused(spoil, message, attack):
     model, images, labels = model_and_images("linear")
     with pytest.raises(ValueError, match=message):
         attack(lambda x: spoil(model(x)), images, labels, epsilon=0.1)
+
+
+def test_gradient_of_a_single_image_is_that_in_a_batch():
+    """On a CPU, a transposed map before an LSTM makes torch misread a single image's gradient in batch norm."""
+    torch.manual_seed(0)
+    features = nn.Sequential(nn.Conv2d(3, 16, 3, stride=8), nn.BatchNorm2d(16)).eval()
+    lstm, readout = nn.LSTM(16, 64, num_layers=3, batch_first=True), nn.Linear(64, 10)
+
+    def model(x):
+        return readout(lstm(features(x).flatten(2).transpose(1, 2))[0][:, -1])
+
+    images, labels = torch.rand(2, 3, 32, 32), torch.tensor([1, 2])
+    (_, _, together), (_, _, alone) = (input_gradient(model, images[:n], labels[:n]) for n in (2, 1))
+    torch.testing.assert_close(alone, together[:1], rtol=1e-3, atol=1e-3 * together.abs().max().item())
 
 
 @pytest.mark.parametrize("spoilt", [float("nan"), float("inf")])

@@ -30,7 +30,7 @@ def test_pgd_succeeds_at_the_radius_and_seldom_far_below(norm):
     labels = model.eval()(images).argmax(1)
     found = minimal_epsilon(model, images, labels, norm=norm)
     assert found.isfinite().all()
-    at, below = (pgd(model, images, labels, epsilon=factor * found, norm=norm) for factor in (1.02, 0.7))
+    at, below = (pgd(model, images, labels, epsilon=factor * found, norm=norm, loss="margin") for factor in (1.02, 0.7))
     assert (model(at).argmax(1) != labels).float().mean() > 0.8
     assert (model(below).argmax(1) != labels).float().mean() < 0.2
     assert model.training is False

@@ -72,6 +72,19 @@ def test_memory_format_does_not_change_the_logits(network):
     torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("network", NETWORKS.values())
+def test_gradient_of_a_single_image_is_that_in_a_batch(network, memory_format):
+    torch.manual_seed(0)
+    model = network().eval().to(memory_format=memory_format)
+    images = torch.rand(2, 3, 32, 32).contiguous(memory_format=memory_format)
+    together, alone = (
+        torch.autograd.grad(model(given).square().sum(), given)[0][0]
+        for given in (images.clone().requires_grad_(), images[:1].clone().requires_grad_())
+    )
+    torch.testing.assert_close(alone, together, rtol=1e-3, atol=1e-3 * together.abs().max().item())
+
+
 def test_multiply_adds_by_hand():
     convolutions = sum(
         9 * channels_in * channels_out * side**2
