@@ -316,8 +316,7 @@ def evaluate(
     not a class of the network, or the label of every image.
     """
     options = dict(options or {})
-    _check_attack(attack, options, target)
-    check_epsilon(epsilon, options.get("norm", "linf"))
+    _check_attack(attack, epsilon, options, target)
     split = as_split(split, *_those_of(network, source))
     crafter = network if source is None else source
     transferred = crafter is not network
@@ -365,8 +364,8 @@ def evaluate(
     return Result(epsilon, int(mask.sum()), len(noted) - noted.count("-"), seconds, attack, mask=mask, **about)
 
 
-def _check_attack(attack: str, options: dict[str, Any], target: int | str | None) -> None:
-    """Raise UserError unless the attack exists, and has these options and targets."""
+def _check_attack(attack: str, epsilon: float, options: dict[str, Any], target: int | str | None) -> None:
+    """Raise UserError unless the attack exists, and has these options and targets; ValueError for another radius."""
     if attack not in ATTACKS:
         raise UserError(f"attack must be one of {', '.join(ATTACKS)}, not {shown(attack)}")
     known = list(inspect.signature(ATTACKS[attack]).parameters)[3:]  # after the model, images and labels
@@ -375,6 +374,7 @@ def _check_attack(attack: str, options: dict[str, Any], target: int | str | None
     allowed = [name for name in known if name not in ("epsilon", "targeted")]  # which have arguments of their own
     if unknown := [name for name in options if name not in allowed]:
         raise UserError(f"the options of {attack} are {', '.join(allowed)}, not {shown(unknown[0])}")
+    check_epsilon(epsilon, options.get("norm", "linf"))
 
 
 def targets_of(

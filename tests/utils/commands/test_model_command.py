@@ -132,6 +132,8 @@ def test_a_folder_called_digits_does_not_hold_the_digits(folder, script, tmp_pat
         (["--model", "resnet18", "--data", "pictures", "--std", "0", "--mean", "0"], ["--std", "above 0"]),
         (["--model", "resnet18", "--data", "digits", "--resize", "64"], ["not for digits"]),
         (["--model", "resnet18", "--data", "pictures", "--channels", "2"], ["--channels"]),
+        (["--model", "resnet18", "--data", "three.npz", "--channels", "1"], ["--channels is for a folder"]),
+        (["--model", "resnet18", "--data", "pictures", "--split", "train"], ["--split belongs to --data cifar10"]),
         (["--model", "resnet18", "--data", "pictures", "--save", "pictures"], ["pictures is not empty"]),
         (
             ["--model", "resnet18", "--data", "pictures", "--weights", "net.pth"],
