@@ -365,15 +365,15 @@ def evaluate(
 
 
 def _check_attack(attack: str, epsilon: float, options: dict[str, Any], target: int | str | None) -> None:
-    """Raise UserError unless the attack exists, and has these options and targets; ValueError for another radius."""
+    """Raise UserError unless the attack exists and takes such options and targets; ValueError for another radius."""
     if attack not in ATTACKS:
         raise UserError(f"attack must be one of {', '.join(ATTACKS)}, not {shown(attack)}")
-    known = list(inspect.signature(ATTACKS[attack]).parameters)[3:]  # after the model, images and labels
-    if target is not None and "targeted" not in known:
+    if target is not None and "targeted" not in inspect.signature(ATTACKS[attack]).parameters:
         raise UserError(f"{attack} has no targets: take fgsm or pgd")
-    allowed = [name for name in known if name not in ("epsilon", "targeted")]  # which have arguments of their own
-    if unknown := [name for name in options if name not in allowed]:
-        raise UserError(f"the options of {attack} are {', '.join(allowed)}, not {shown(unknown[0])}")
+    # With targeted alone, the labels would be the targets, and the accuracy would be wrong.
+    for name, instead in (("epsilon", "epsilon"), ("targeted", "target")):
+        if name in options:
+            raise UserError(f"{name} is not among the options: give the argument {instead}")
     check_epsilon(epsilon, options.get("norm", "linf"))
 
 

@@ -531,7 +531,7 @@ def test_an_image_whose_label_is_the_target_is_not_moved(digits, network):
 
 @pytest.mark.parametrize("target", [10, -1, "cat", "3"])
 def test_a_target_that_is_not_a_class_is_one_line(target, digits, network):
-    with pytest.raises(UserError, match=f"must be a class from 0 to 9, least-likely or random, not {target}"):
+    with pytest.raises(UserError, match=f"must be a class from 0 to 9, least-likely or random, not {target!r}"):
         evaluate(network, digits["test"].first(4), "pgd", 0.1, target=target)
 
 
@@ -627,9 +627,8 @@ def test_attacks_options_and_radii_that_do_not_exist_are_refused(network, digits
     """Above all, `targeted` is not an option: the labels would be the targets, and the accuracy would be wrong."""
     split = digits["test"].first(4)
     for attack, options, message in (
-        ("fgsm", {"targeted": True}, "the options of fgsm are norm, eot, not 'targeted'"),
-        ("pgd", {"epsilon": 0.1}, "the options of pgd are .*, not 'epsilon'"),
-        ("strong", {"eot": 2}, "the options of strong are .*, not 'eot'"),
+        ("fgsm", {"targeted": True}, "targeted is not among the options: give the argument target"),
+        ("pgd", {"epsilon": 0.1}, "epsilon is not among the options: give the argument epsilon"),
         ("cw", {}, "attack must be one of fgsm, pgd, strong, autoattack, not 'cw'"),
     ):
         with pytest.raises(UserError, match=message):
