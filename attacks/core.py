@@ -135,9 +135,14 @@ def forward(model: Model, images: Tensor, labels: Tensor, loss: Loss) -> tuple[T
     Raises ValueError unless the labels are in 0..K-1, and AttackError as `logits_of` does.
     """
     logits = logits_of(model, images)
+    check_labels(labels, logits)
+    return logits, loss(logits, labels)
+
+
+def check_labels(labels: Tensor, logits: Tensor) -> None:
+    """Raise ValueError unless the labels, int64 (N,), are in 0..K-1. logits: float (N, K)."""
     if not ((labels >= 0) & (labels < logits.shape[1])).all():
         raise ValueError(f"labels must be classes of the model, in 0..{logits.shape[1] - 1}")
-    return logits, loss(logits, labels)
 
 
 def check_precision(precision: str) -> None:

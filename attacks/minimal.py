@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attacks.core import Model, attacking, logits_of
+from attacks.core import Model, attacking, checked_batch, logits_of
 from attacks.norms import bounded, length
 from attacks.pgd import pgd
 from attacks.progress import in_turn
@@ -45,6 +45,7 @@ def minimal_epsilon(
         raise ValueError(f"rounds must be at least {DOUBLINGS + 1}, not {rounds}")
     if options.get("targeted"):
         raise ValueError("minimal_epsilon searches for any other class: it takes no targets")
+    images = checked_batch(images, labels)
     largest = 1.0 if norm == "linf" else float(bounded(math.inf, images.shape))
     unusual = examined(model, images)
     judges = JUDGES if RANDOM in unusual else 1

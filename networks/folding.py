@@ -25,7 +25,8 @@ class Normalize(nn.Module):
     """(x - mean) / std for each channel. Networks normalise inside, so that images and epsilon stay in pixel units.
 
     mean, std: one number for each channel, in pixel units. images: float (N, C, H, W); returns the same shape.
-    Raises ValueError if images have another number of channels. (Otherwise PyTorch would repeat a grey channel.)
+    Raises ValueError unless they have as many numbers, those of std above 0, and those of mean below 2; and if images
+    have another number of channels. (Otherwise PyTorch would repeat a grey channel.)
     """
 
     mean: Tensor
@@ -33,6 +34,10 @@ class Normalize(nn.Module):
 
     def __init__(self, mean: PerChannel, std: PerChannel) -> None:
         super().__init__()
+        if len(mean) != len(std) or not all(value > 0 for value in std):
+            raise ValueError(f"mean and std need a number for each channel, and std numbers above 0, not {mean}, {std}")
+        if not max(mean) < 2:
+            raise ValueError(f"mean and std are in pixel units, and pixels in [0, 1]: divide both by 255, not {mean}")
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
 

@@ -331,5 +331,6 @@ def scale_contrast(images: Tensor, factors: Tensor) -> Tensor:
 
 def _reflect(index: Tensor, size: int) -> Tensor:
     """Positions outside [0, size) reflected into it, as in a mirror at the first and last position."""
-    index = index.abs()
-    return torch.where(index < size, index, 2 * (size - 1) - index)
+    period = max(1, 2 * (size - 1))
+    index = index.remainder(period)
+    return torch.where(index < size, index, period - index)

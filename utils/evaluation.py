@@ -22,6 +22,7 @@ from attacks.autoattack import QUERIES, STANDARD
 from attacks.core import (
     ZERO_GRADIENT,
     Model,
+    check_labels,
     checked_batch,
     checked_images,
     evaluating,
@@ -41,6 +42,7 @@ from utils.images import Data, as_split
 from utils.models import count_classes, explaining
 from utils.notes import Notes, Row
 from utils.progress import Bar, moving, progress_bar
+from utils.quoting import shown
 from utils.statistics import wilson_interval
 from utils.tables import epsilon_text
 
@@ -168,11 +170,14 @@ def predictions(network: Model, images: Tensor, batch_size: int = EVALUATION_BAT
 def correctly_classified(network: Model, images: Tensor, labels: Tensor) -> Tensor:
     """Which images the network, in the mode it is in, classifies correctly: bool (N,).
 
-    images: float (N, C, H, W) in [0, 1]; labels: int64 (N,). Raises what checked_batch and logits_of raise.
+    images: float (N, C, H, W) in [0, 1]; labels: int64 (N,). Raises what checked_batch and logits_of raise, and
+    ValueError for a label that is not a class.
     """
     images = checked_batch(images, labels)
     with torch.no_grad():
-        return logits_of(network, images).argmax(1) == labels
+        logits = logits_of(network, images)
+    check_labels(labels, logits)
+    return logits.argmax(1) == labels
 
 
 def accuracy(network: Model, split: Data) -> float:
@@ -310,9 +315,9 @@ def evaluate(
     Warns (RuntimeWarning) as attacks.state.examined does, and the Result says so too. Raises UserError if the target is
     not a class of the network, or the label of every image.
     """
-    if target is not None and "targeted" not in inspect.signature(ATTACKS[attack]).parameters:
-        raise UserError(f"{attack} has no targets: take fgsm or pgd")
-    options, split = dict(options or {}), as_split(split, *_those_of(network, source))
+    options = dict(options or {})
+    _check_attack(attack, epsilon, options, target)
+    split = as_split(split, *_those_of(network, source))
     crafter = network if source is None else source
     transferred = crafter is not network
     if transferred and "early_stop" in inspect.signature(ATTACKS[attack]).parameters:
@@ -359,6 +364,19 @@ def evaluate(
     return Result(epsilon, int(mask.sum()), len(noted) - noted.count("-"), seconds, attack, mask=mask, **about)
 
 
+def _check_attack(attack: str, epsilon: float, options: dict[str, Any], target: int | str | None) -> None:
+    """Raise UserError unless the attack exists and takes such options and targets; ValueError for another radius."""
+    if attack not in ATTACKS:
+        raise UserError(f"attack must be one of {', '.join(ATTACKS)}, not {shown(attack)}")
+    if target is not None and "targeted" not in inspect.signature(ATTACKS[attack]).parameters:
+        raise UserError(f"{attack} has no targets: take fgsm or pgd")
+    # With targeted alone, the labels would be the targets, and the accuracy would be wrong.
+    for name, instead in (("epsilon", "epsilon"), ("targeted", "target")):
+        if name in options:
+            raise UserError(f"{name} is not among the options: give the argument {instead}")
+    check_epsilon(epsilon, options.get("norm", "linf"))
+
+
 def targets_of(
     network: Model, split: Split, target: int | str, seed: int, batch_size: int = EVALUATION_BATCH
 ) -> Tensor:
@@ -381,7 +399,7 @@ def targets_of(
     elif isinstance(target, int) and 0 <= target < classes:
         goals = torch.full_like(labels, target)
     else:
-        raise UserError(f"target must be a class from 0 to {classes - 1}, least-likely or random, not {target}")
+        raise UserError(f"target must be a class from 0 to {classes - 1}, least-likely or random, not {target!r}")
     if (goals == labels).all():
         raise UserError(f"the target {target} is the label of every image: there is nothing to attack")
     return goals

@@ -37,7 +37,8 @@ LARGEST_LOSS = 1e9
 Loss = Annotated[float, Meta(ge=-LARGEST_LOSS, le=LARGEST_LOSS)]
 Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Width = Annotated[int, Meta(ge=1, le=LARGEST_WIDTH)]
-Name = Annotated[str, Meta(min_length=1, max_length=200)]  # of a class, data set, network, attack
+LONGEST_NAME = 200  # characters
+Name = Annotated[str, Meta(min_length=1, max_length=LONGEST_NAME)]  # of a class, data set, network, attack
 Text = Annotated[str, Meta(max_length=10_000)]  # a sentence or a path
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 # A character for each image, in order: "1" if it is correct, "0" if it is wrong. Under an attack with a target, "t" if
@@ -424,6 +425,7 @@ class TestReport(Document, frozen=True, kw_only=True):
     """What test-*.py --json writes."""
 
     __test__: ClassVar[bool] = False  # pytest takes a class called Test... for tests
+    longest: ClassVar[int] = 2**24  # bytes; the smallest radii take about 20 for each image
 
     checkpoint: Text
     sha256: Sha256 | None = None

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from utils.constants import UserError
 from utils.files import read_bytes
-from utils.formats import LONGEST_TEXT, parse_json
+from utils.formats import TestReport, parse_json
 from utils.quoting import one_line
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def to_frame(report: Struct | Mapping[str, Any] | str | Path) -> "DataFrame":
 
     if isinstance(report, (str, Path)):
         try:
-            found = parse_json(read_bytes(report, LONGEST_TEXT).decode())
+            found = parse_json(read_bytes(report, TestReport.longest).decode())
         except (OSError, ValueError) as error:
             raise UserError(f"{report} cannot be read as a report: {one_line(error)}") from error
     else:

@@ -29,6 +29,7 @@ from networks import NETWORKS
 from utils.constants import LARGEST_CLASSES, UserError
 from utils.data import Split
 from utils.files import open_file, resolved
+from utils.formats import LONGEST_NAME
 from utils.quoting import one_line, printable, shown
 
 # What `as_split` accepts: a pair is (images, labels), and a path is that of a folder or an .npz file.
@@ -93,8 +94,10 @@ def read_images(
     path = Path(path)
     if path.is_dir():
         return _folder(path, examples, resize, channels, classes)
-    images, labels = _arrays(path)
-    split = _split(images[:examples], labels[:examples], str(path), classes or ())
+    split = _split(*_arrays(path), str(path), classes or ())
+    if classes and len(split.class_names) > len(classes):
+        raise UserError(f"{path}: a label is {len(split.class_names) - 1}, but only {len(classes)} classes have a name")
+    split = split if examples is None else split.first(examples)
     return split if resize is None else replace(split, images=_resized(split.images, resize))
 
 
@@ -198,6 +201,9 @@ def _resized(images: Any, size: int) -> Any:
     """A picture, or a tensor (N, C, H, W), scaled to `size` pixels along its shorter side and cropped to a square."""
     from torchvision.transforms import functional as F
 
+    _, height, width = F.get_dimensions(images)
+    if size**2 * max(height, width) > LARGEST_PICTURE * min(height, width):  # the longer side is scaled, then cropped
+        raise UserError(f"an image scaled to {size:,} pixels would have more than {LARGEST_PICTURE:,} pixels in all")
     resized = F.center_crop(F.resize(images, [size], antialias=True), [size, size])
     return resized.clamp_(0, 1) if isinstance(images, Tensor) and images.is_floating_point() else resized
 
@@ -263,7 +269,8 @@ def _read(data: Any) -> Split:
     where = f"the {_kind(data)}"
     pieces = _pieces_of_items(data, where) if isinstance(data, Dataset) else _pieces_of_batches(data, where)
     names = getattr(getattr(data, "dataset", data), "classes", ())
-    return _split(*_kept(pieces, where), where, names if all(isinstance(name, str) for name in names) else ())
+    known = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+    return _split(*_kept(pieces, where), where, names if known else ())
 
 
 def _pieces_of_batches(loader: Iterable[Any], where: str) -> Iterator[tuple[Tensor, Tensor]]:
@@ -285,8 +292,16 @@ def _pieces_of_items(dataset: Any, where: str) -> Iterator[tuple[Tensor, Tensor]
         if not isinstance(item, (tuple, list)) or len(item) != 2:
             raise UserError(f"{where} must hold pairs (image, label), not a {_kind(item)}")
         image, label = item
-        pixels = torch.as_tensor(image) if isinstance(image, (Tensor, np.ndarray)) else pil_to_tensor(image)
-        yield _checked(pixels[None], torch.as_tensor(label).reshape(1), where, number)
+        if isinstance(image, (Tensor, np.ndarray)):
+            pixels = torch.as_tensor(image)
+        elif getattr(image, "mode", None) in ("L", "RGB"):  # the pixels of some other modes are numbers of colours
+            pixels = pil_to_tensor(image)
+        else:
+            raise UserError(
+                f"{where}: image {number} must be a tensor, an array, or a picture of mode L or RGB, not {shown(image)}"
+            )
+        labels = label.reshape(-1) if isinstance(label, (Tensor, np.ndarray)) else [label]
+        yield _checked(pixels[None], labels, where, number)
 
 
 def _checked(images: Any, labels: Any, where: str, first: int = 0) -> tuple[Tensor, Tensor]:
@@ -315,10 +330,10 @@ def _checked(images: Any, labels: Any, where: str, first: int = 0) -> tuple[Tens
         try:
             images = checked_images(images)  # clamps what rounding has left just outside
         except ValueError:
-            raise UserError(
-                f"{where}: images lie in {low:.3g}..{high:.3g}, not in [0, 1]: leave out their normalisation, and put "
-                "it into the network, nn.Sequential(Normalize(mean, std), network)"
-            ) from None
+            hint = "leave out their normalisation, and put it into the network, "
+            hint += "nn.Sequential(Normalize(mean, std), network)"
+            hint = "divide them by 255" if low >= 0 and 2 < high <= 255 else hint
+            raise UserError(f"{where}: images lie in {low:.3g}..{high:.3g}, not in [0, 1]: {hint}") from None
     labels = labels.long()
     if labels.min() < 0 or labels.max() >= LARGEST_CLASSES:
         wrong = int(labels.min() if labels.min() < 0 else labels.max())
@@ -357,6 +372,8 @@ def _kept(pieces: Iterable[tuple[Tensor, Tensor]], where: str, files: Sequence[s
 def _split(images: Tensor, labels: Tensor, where: str, names: Sequence[str]) -> Split:
     """Images and labels, checked, as a Split. where: what they come from; names: of the classes, as far as known."""
     images, labels = _checked(images, labels, where)
+    if unfit := [name for name in names if not 1 <= len(name) <= LONGEST_NAME]:
+        raise UserError(f"{where}: the name of a class has 1 to {LONGEST_NAME} characters, unlike {shown(unfit[0])}")
     names = with_numbers(names, int(labels.max()) + 1)
     dataset = printable(resolved(where).name[:200]) if Path(where).exists() else where
     return Split(dataset, "test", images, labels, names, torch.contiguous_format)

@@ -62,9 +62,10 @@ def load_model(
     if (mean is None) != (std is None):
         raise UserError("mean and std belong together: one was given without the other")
     if mean is not None and std is not None:
-        if len(mean) != len(std) or not all(value > 0 for value in std):
-            raise UserError(f"mean and std need a number for each channel, and std numbers above 0, not {mean}, {std}")
-        network = nn.Sequential(Normalize(mean, std), network)
+        try:
+            network = nn.Sequential(Normalize(mean, std), network)
+        except ValueError as error:
+            raise UserError(str(error)) from error
     return network.eval()
 
 
@@ -97,12 +98,12 @@ def _imported(path: str) -> nn.Module:
             for part in name.split("."):
                 found = getattr(found, part)
             network = found if isinstance(found, nn.Module) else found()
-    except Exception as error:  # whatever the user's code raises
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        hint = _hint(error, folder)
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        ours = last.filename == __file__ or last.filename.startswith("<")  # or Python's own
+        where = "" if ours else f" ({Path(last.filename).name}, line {last.lineno})"
         raise UserError(
-            f"{path} cannot be loaded: {type(error).__name__}: {one_line(error)} "
-            f"({Path(where.filename).name}, line {where.lineno}){hint}"
+            f"{path} cannot be loaded: {type(error).__name__}: {one_line(error)}{where}{_hint(error, folder)}"
         ) from error
     if not isinstance(network, nn.Module):
         raise UserError(f"{path} must be an nn.Module or return one, not a {type(network).__name__}")
@@ -138,9 +139,9 @@ def _importing_from(folder: Path) -> Iterator[None]:
         sys.modules.update(hidden)
 
 
-def _hint(error: Exception, folder: Path) -> str:
+def _hint(error: BaseException, folder: Path) -> str:
     """What to do about an error in the user's code, if that is known."""
-    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in OUR_PACKAGES:
+    if isinstance(error, ImportError) and (error.name or "").partition(".")[0] in OUR_PACKAGES:
         return f"; this project has a package of the same name, so yours must be in {folder}"
     if isinstance(error, ModuleNotFoundError):
         return f"; modules are looked for in {folder}"

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from attacks.core import Model, checked_images, evaluating, logits_of
+from attacks.norms import check_epsilon
 from utils.constants import EVALUATION_BATCH, LARGEST_CLASSES, UserError
-from utils.data import Split, batches
+from utils.data import Split
 from utils.files import read_bytes, write_atomically
 from utils.formats import LONGEST_LOG, SavedHeader, SavedImage, decode_lines, encode_lines
 from utils.images import Data, as_split, read_pictures, with_numbers
@@ -60,10 +61,14 @@ def save_images(
     adversarial: float (N, C, H, W) in [0, 1], or a sequence of batches of them, in the order of the data.
     attack, epsilon, norm, iterations: how the examples were made; the attack's name, the radius in pixel units and its
         norm, and how many steps an image was allowed.
-    Raises UserError if the folder is not empty, or if images do not fit.
+    Raises UserError if the folder is not empty, or if images, names or numbers do not fit; ValueError for a radius or a
+    norm that does not exist.
     """
+    check_epsilon(epsilon, norm)
     folder, split = Path(folder), as_split(data, network)
     check_empty(folder)
+    # That of the images which the network takes.
+    dtype = split.images.dtype if split.images.is_floating_point() else torch.float32
     classes = min(count_classes(network, split), LARGEST_CLASSES)
     split = replace(split, class_names=with_numbers(split.class_names, classes))
     if split.images.shape[1] not in (1, 3):
@@ -71,15 +76,14 @@ def save_images(
     parts = list(adversarial.split(batch_size) if isinstance(adversarial, Tensor) else adversarial)
     if sum(map(len, parts)) != len(split) or any(part.shape[1:] != split.images.shape[1:] for part in parts):
         raise UserError(f"adversarial images must have the shape of the originals, {tuple(split.images.shape)}")
-    parts = [checked_images(part) for part in parts]
+    parts = [checked_images(part).to(split.device, dtype) for part in parts]
     sizes = [len(part) for part in parts]
     pairs = list(zip(parts, split.images.split(sizes), strict=True))
     rounded = torch.cat([round_within(part, _levels(originals) / 255, epsilon, norm) for part, originals in pairs])
     originals = torch.cat([_levels(originals).round().to(torch.uint8) for _, originals in pairs])
     saved, clean = replace(split, images=rounded), replace(split, images=originals)
-    before, after = (_predictions(network, each, batch_size) for each in (clean, saved))
-    exact = replace(split, images=torch.cat(parts).to(split.device))
-    wrong = _predictions(network, exact, batch_size) != split.labels
+    before, after = (_predictions(network, each, dtype, batch_size) for each in (clean, saved))
+    wrong = _predictions(network, replace(split, images=torch.cat(parts)), dtype, batch_size) != split.labels
     header = SavedHeader(
         attack=attack,
         epsilon=float(epsilon),
@@ -185,17 +189,24 @@ def _write(folder: Path, saved: SavedImages) -> None:
     """Write the pictures, and images.jsonl last: a folder without it is not complete."""
     from torchvision.transforms.functional import to_pil_image
 
+    try:
+        lines = encode_lines([saved.header, *saved.images])
+    except ValueError as error:
+        raise UserError(f"these examples cannot be saved: {one_line(error)}") from error
     for part, split in (("adversarial", saved.adversarial), ("originals", saved.originals)):
         (folder / part).mkdir()
         for index, image in enumerate(split.images.cpu()):
             to_pil_image(image).save(folder / part / _file(index))
     contact_sheet(saved).save(folder / "contact-sheet.png")
-    write_atomically(folder / LINES, encode_lines([saved.header, *saved.images]))
+    write_atomically(folder / LINES, lines)
 
 
-def _predictions(network: Model, split: Split, batch_size: int) -> Tensor:
+def _predictions(network: Model, split: Split, dtype: torch.dtype, batch_size: int) -> Tensor:
+    """The network's classes, int64 (N,), for images that have been made floating point, of this dtype, in [0, 1]."""
+    levels = 1 if split.images.is_floating_point() else 255
     with torch.no_grad(), evaluating(network, split.device):
-        return torch.cat([logits_of(network, images).argmax(1) for images, _ in batches(split, batch_size)])
+        pieces = (piece.to(dtype, memory_format=split.memory_format) for piece in split.images.split(batch_size))
+        return torch.cat([logits_of(network, piece / levels).argmax(1) for piece in pieces])
 
 
 def _levels(images: Tensor) -> Tensor:

@@ -62,6 +62,12 @@ def test_it_does_not_miss_a_small_radius_because_the_largest_fails():
     assert 0.07 - 1e-6 <= minimal_epsilon(model, images, labels, **options).item() <= 0.13
 
 
+def test_refuses_what_pgd_refuses():
+    model, images, labels = model_and_images("linear")
+    with pytest.raises(TypeError, match="divide grey levels of 0 to 255 by 255"):
+        minimal_epsilon(model, (255 * images).byte(), labels)
+
+
 def test_refuses_targets():
     model, images, labels = model_and_images("linear")
     with pytest.raises(ValueError, match="takes no targets"):

@@ -531,7 +531,7 @@ def test_an_image_whose_label_is_the_target_is_not_moved(digits, network):
 
 @pytest.mark.parametrize("target", [10, -1, "cat", "3"])
 def test_a_target_that_is_not_a_class_is_one_line(target, digits, network):
-    with pytest.raises(UserError, match=f"must be a class from 0 to 9, least-likely or random, not {target}"):
+    with pytest.raises(UserError, match=f"must be a class from 0 to 9, least-likely or random, not {target!r}"):
         evaluate(network, digits["test"].first(4), "pgd", 0.1, target=target)
 
 
@@ -621,3 +621,19 @@ def test_notes_tell_two_classes_of_one_name_apart_by_their_code(tmp_path, monkey
         torch.manual_seed(0)
         found.append(evaluation.described(module.Net(12, 3)))
     assert found[0] == found[2] != found[1]
+
+
+def test_attacks_options_and_radii_that_do_not_exist_are_refused(network, digits):
+    """Above all, `targeted` is not an option: the labels would be the targets, and the accuracy would be wrong."""
+    split = digits["test"].first(4)
+    for attack, options, message in (
+        ("fgsm", {"targeted": True}, "targeted is not among the options: give the argument target"),
+        ("pgd", {"epsilon": 0.1}, "epsilon is not among the options: give the argument epsilon"),
+        ("cw", {}, "attack must be one of fgsm, pgd, strong, autoattack, not 'cw'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            evaluate(network, split, attack, 0.1, options=options)
+    with pytest.raises(UserError, match="least-likely or random, not '1'"):
+        evaluate(network, split, "fgsm", 0.1, target="1")
+    with pytest.raises(ValueError, match="an L2 radius, must be finite"):
+        evaluate(network, split, "pgd", float("inf"), options={"norm": "l2"})

@@ -1,10 +1,11 @@
 """Reports as tables: a row for each network, attack and radius."""
 
+import msgspec
 import pytest
 
 from tests.helpers.project import ROOT
 from utils.constants import UserError
-from utils.formats import TestReport, read_document
+from utils.formats import MinimalEpsilons, TestReport, read_document, write_document
 from utils.frames import to_frame
 
 pandas = pytest.importorskip("pandas")
@@ -54,3 +55,10 @@ def test_another_file_is_one_line(text, tmp_path):
         to_frame(tmp_path / "a.json")
     with pytest.raises(UserError, match="cannot be read"):
         to_frame(tmp_path / "none.json")
+
+
+def test_a_report_on_many_images_is_written_and_read(tmp_path):
+    report = read_document(RESULTS / "cnn.json", TestReport, "a test report")
+    found = MinimalEpsilons(norm="linf", steps=20, examples=100_000, median=0.0123456, epsilons=[0.0123456] * 100_000)
+    write_document(tmp_path / "a.json", msgspec.structs.replace(report, minimal_epsilon=found), indent=2)
+    assert len(to_frame(tmp_path / "a.json")) == len(report.attacks)

@@ -76,6 +76,18 @@ def test_pictures_become_grey_or_square_if_asked(pictures):
     assert read_images(pictures, resize=10).images.shape == (14, 3, 10, 10)
 
 
+def test_a_picture_that_would_become_too_large_is_refused_before_it_is_resized(pictures, tmp_path):
+    with pytest.raises(UserError, match="scaled to 99,999 pixels would have more than 16,777,216"):
+        read_images(pictures, resize=99_999)
+    (tmp_path / "long" / "ant").mkdir(parents=True)
+    Image.new("L", (1, 60_000)).save(tmp_path / "long" / "ant" / "1.png")
+    with pytest.raises(UserError, match=r"1\.png cannot be read as a picture: an image scaled to 224 pixels"):
+        read_images(tmp_path / "long", resize=224)
+    np.savez(tmp_path / "a.npz", images=np.zeros((1, 3, 8, 8)), labels=np.zeros(1, int))
+    with pytest.raises(UserError, match="scaled to 99,999 pixels"):
+        read_images(tmp_path / "a.npz", resize=99_999)
+
+
 def test_a_deep_folder_and_other_files_are_read_as_by_torchvision(pictures):
     (pictures / "ant" / "more" / "and more").mkdir(parents=True)
     (pictures / "ant" / "00.png").rename(pictures / "ant" / "more" / "and more" / "00.png")
@@ -177,11 +189,17 @@ def test_an_npz_file_in_any_layout(layout, tmp_path):
     images, labels = images_and_labels(channels=1 if layout == "grey" else 3)
     array = {"NCHW": images, "NHWC": images.permute(0, 2, 3, 1), "grey": images[:, 0]}[layout].numpy()
     np.savez_compressed(tmp_path / "a.npz", images=array, labels=labels.numpy().astype(np.uint8))
-    split = read_images(tmp_path / "a.npz", examples=5, classes=["a", "b"])
+    split = read_images(tmp_path / "a.npz", examples=5, classes=["a", "b", "c", "d"])
     assert torch.equal(split.images, images[:5])
     assert torch.equal(split.labels, labels[:5])
-    assert split.class_names == ("a", "b", "2", "3")
+    assert split.class_names == ("a", "b", "c", "d")
     assert read_images(tmp_path / "a.npz", resize=5).images.shape == (6, images.shape[1], 5, 5)
+
+
+def test_an_npz_file_with_fewer_names_than_classes_is_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", images=np.zeros((3, 3, 8, 8)), labels=np.arange(3))
+    with pytest.raises(UserError, match="a label is 2, but only 2 classes have a name"):
+        read_images(tmp_path / "a.npz", classes=["a", "b"], examples=1)
 
 
 def test_an_npz_file_that_leaves_its_layout_open_asks(tmp_path):
@@ -206,6 +224,7 @@ class Hostile:
         ({"images": np.full((2, 3, 8, 8), np.nan), "labels": np.zeros(2, int)}, "image 0, counted from 0, holds NaN"),
         ({"images": np.zeros((2, 3, 8, 8)), "labels": np.zeros((2, 10))}, "labels must be whole numbers"),
         ({"images": np.zeros((2, 3, 8, 8)), "labels": np.zeros(3, int)}, r"images must be \(N, C, H, W\)"),
+        ({"images": np.zeros((2, 3, 8, 8)), "labels": np.int64(3)}, "labels must be whole numbers"),
         ({"images": np.zeros((0, 3, 8, 8)), "labels": np.zeros(0, int)}, "with an image at least"),
         ({"images": np.zeros((2, 3, 8, 8)), "labels": np.array([0, -1])}, "a label is -1"),
         ({"images": np.zeros((2, 3, 8, 8)), "labels": np.array([0, 2**60])}, "at most 9,999"),
@@ -216,7 +235,7 @@ def test_a_hostile_npz_file_is_one_line_and_runs_nothing(arrays, message, tmp_pa
     monkeypatch.chdir(tmp_path)
     np.savez_compressed("a.npz", **arrays)
     with pytest.raises(UserError, match=message) as error:
-        read_images("a.npz")
+        read_images("a.npz", examples=1)
     assert "a.npz" in str(error.value)
     assert "\n" not in str(error.value)
     assert os.listdir() == ["a.npz"]
@@ -314,10 +333,31 @@ def test_a_loader_and_a_data_set_of_pictures_give_the_images_of_the_folder(pictu
     assert len(as_split(list(DataLoader(TensorDataset(expected.images, expected.labels), 4)))) == 12
 
 
+class Items(Dataset):
+    """The pairs of an image and its label in a list."""
+
+    def __init__(self, *pairs, classes=()):
+        self.pairs, self.classes = pairs, classes
+
+    def __len__(self):
+        return len(self.pairs)
+
+    def __getitem__(self, index):
+        return self.pairs[index]
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
         (3, "not a int"),
+        ((255 * torch.rand(2, 3, 8, 8), torch.zeros(2).long()), "divide them by 255"),
+        (TensorDataset(torch.rand(2, 3, 8, 8), torch.eye(4)[:2].long()), r"labels \(N,\).*not .* and \(4,\)"),
+        (Items(("a.png", 0)), "image 0 must be a tensor, an array, or a picture of mode L or RGB, not 'a.png'"),
+        (Items((Image.new("P", (8, 8)), 0)), "a picture of mode L or RGB"),
+        (Items((torch.rand(3, 8, 8), "cat")), "tensors or arrays of numbers"),
+        (Items((torch.rand(3, 8, 8), None)), "tensors or arrays of numbers"),
+        (Items((torch.rand(3, 8, 8), 0), classes=["x" * 201]), "name of a class has 1 to 200 characters"),
+        (Items((torch.rand(3, 8, 8), 0), classes=[""]), "name of a class has 1 to 200 characters"),
         (torch.rand(2, 3, 8, 8), "must yield batches"),
         ((torch.rand(2, 3, 8, 8), torch.zeros(2).long(), 3), "the tuple must yield batches"),
         ((torch.rand(2, 8, 8), torch.zeros(2).long()), r"must be \(N, C, H, W\)"),
@@ -333,6 +373,15 @@ def test_other_data_is_refused_in_one_line(data, message):
     with pytest.raises(UserError, match=message) as error:
         as_split(data)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "classes", [None, 2, {"cat": 1, "ant": 0}, lambda: 2, [("tench", "Tinca tinca"), ("goldfish",)]]
+)
+def test_a_data_set_whose_classes_are_not_names_has_numbers(classes):
+    split = as_split(Items((torch.rand(3, 8, 8), 0), (torch.rand(3, 8, 8), torch.tensor([1])), classes=classes))
+    assert split.class_names == ("0", "1")
+    assert split.labels.tolist() == [0, 1]
 
 
 def test_networks_of_others_get_contiguous_images():

@@ -12,6 +12,7 @@ from torch import nn
 from attacks import AttackError, fgsm, pgd
 from networks.folding import Normalize
 from utils.constants import UserError
+from utils.diagnosis import diagnose
 from utils.evaluation import accuracy, evaluate, evaluate_fgsm, transfer_matrix
 from utils.models import count_classes, explaining, load_model, load_weights
 
@@ -31,6 +32,9 @@ def broken():
 class Net(nn.Sequential):
     def __init__(self):
         super().__init__(nn.Flatten(), nn.Linear(3 * 8 * 8, 7))
+
+def leaves():
+    raise SystemExit(0)
 
 ready = Net()
 number = int
@@ -83,6 +87,8 @@ def test_a_name_of_torchvision():
         ("nets.py:with_width", "name a function that needs no arguments"),
         ("nets.py:broken", r"no_such_thing.*line \d+"),
         ("nets.py:number", "must be an nn.Module or return one, not a int"),
+        ("nets.py:nothing", r"has no attribute 'nothing'\Z"),  # our own file and line say nothing about it
+        ("nets.py:leaves", r"SystemExit: 0 \(nets\.py, line \d+\)"),
         ("syntax.py:build", "SyntaxError"),
     ],
 )
@@ -109,9 +115,13 @@ def test_a_package_called_utils_of_the_users_own_works(path, folder):
 
 
 def test_a_package_called_utils_elsewhere_is_one_clear_line(folder):
-    (folder / "net.py").write_text("from utils.layers import layers\n")
-    with pytest.raises(UserError, match=r"No module named 'utils\.layers'.*a package of the same name, so yours must"):
-        load_model("net.py:build")
+    for line, message in (
+        ("from utils.layers import layers", r"No module named 'utils\.layers'"),
+        ("from utils import layers", "cannot import name 'layers' from 'utils'"),
+    ):
+        (folder / "net.py").write_text(f"{line}\n")
+        with pytest.raises(UserError, match=f"{message}.*a package of the same name, so yours must"):
+            load_model("net.py:build")
 
 
 # ---- weights ----
@@ -249,6 +259,10 @@ def test_mean_and_std_belong_together():
     for mean, std in (((0.5,), (0,)), ((0.5,), (float("nan"),)), ((0.5, 0.5), (1,))):
         with pytest.raises(UserError, match="a number for each channel"):
             load_model("squeezenet1_1", mean=mean, std=std)
+        with pytest.raises(ValueError, match="a number for each channel"):
+            Normalize(mean, std)
+    with pytest.raises(UserError, match="pixels in \\[0, 1\\]: divide both by 255"):
+        load_model("squeezenet1_1", mean=(123, 116, 103), std=(58, 57, 57))
 
 
 # ---- networks and images that do not fit ----
@@ -275,6 +289,8 @@ def test_a_network_that_does_not_fit_is_one_line_in_every_function(network, data
         lambda: evaluate(network, data, "fgsm", 0.1),
         lambda: evaluate(network, data, "pgd", 0.1),
         lambda: evaluate_fgsm(network, data, [0.1]),
+        lambda: accuracy(network, data),
+        lambda: diagnose(network, data),
         lambda: transfer_matrix([network], data, 0.1),
     ):
         with pytest.raises((UserError, AttackError), match=message) as error:

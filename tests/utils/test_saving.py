@@ -1,6 +1,7 @@
 """Saved adversarial examples: within the ball after rounding, verified through the network, and read again."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -158,6 +159,31 @@ def test_what_cannot_be_saved_is_one_line(tmp_path):
     flat = nn.Sequential(nn.Flatten(), nn.Linear(288, 5))
     with pytest.raises(UserError, match="1 or 3 channels"):
         save_images(tmp_path / "a", flat, (images, labels), images, **about)
+
+
+def test_names_and_numbers_that_do_not_fit_leave_the_folder_empty(tmp_path):
+    network, split = subject()
+    images = to_unit_range(split.images)
+    named = replace(split, class_names=("", "b", "c", "d", "e"))
+    for of, about in ((named, {}), (split, {"attack": ""}), (split, {"iterations": -1})):
+        with pytest.raises(UserError, match="these examples cannot be saved"):
+            save_images(tmp_path, network, of, images, **({"attack": "pgd", "epsilon": 0.1} | about))
+    with pytest.raises(ValueError, match="did you mean 8/255"):
+        save_images(tmp_path, network, split, images, attack="pgd", epsilon=8)
+    with pytest.raises(ValueError, match="norm must be one of"):
+        save_images(tmp_path, network, split, images, attack="pgd", epsilon=0.1, norm="l1")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_a_network_of_another_precision_classifies_what_was_saved(dtype, tmp_path):
+    network, split = subject(floating=True)
+    network, split = network.to(dtype), replace(split, images=split.images.to(dtype))
+    _, saved = saved_by_pgd(tmp_path, network, split)
+    pixels = [np.array(Image.open(path)) for path in sorted((tmp_path / "adversarial").iterdir())]
+    images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).to(dtype) / 255
+    answers = torch.cat([network(batch.contiguous()).argmax(1) for batch in images.split(8)])
+    assert saved.header.accuracy == (answers == split.labels).double().mean().item() < 0.9
 
 
 def test_a_damaged_folder_is_one_line(tmp_path):

@@ -40,6 +40,10 @@ def model_script() -> None:
         parser.error("--mean and --std belong together")
     if str(args.data) in DATASETS and (args.resize or args.classes):
         parser.error(f"--resize and --classes are for your own images, not for {args.data}")
+    if str(args.data) not in DATASETS and args.split != "test":
+        parser.error(f"--split belongs to --data {' and '.join(DATASETS)}: your own images have no splits")
+    if args.channels != "3" and not args.data.is_dir():
+        parser.error("--channels is for a folder of pictures")
     parser.refuse_many_processes()
     run(parser, lambda: model_command(args), output=first_output(args), batch_size=args.batch_size)
 

@@ -260,6 +260,11 @@ def attack_table(subject: Prepared, args: Namespace) -> tuple[Result, list[Attac
         attack: args.epsilon or (EPSILONS[1:] if attack == "fgsm" and usual else [args.default_radius])
         for attack in args.attack
     }
+    folders = [examples_folder(attack, radius) for attack, of_attack in radii.items() for radius in of_attack]
+    if subject.save and len(set(folders)) < len(folders):
+        raise UserError(
+            f"--save has a folder for each radius: {', '.join(folders)} must differ, so give each radius once"
+        )
     norm = {} if args.norm == "linf" else {"norm": args.norm}
     usual_options = {**norm, "seed": args.seed}
     reduced = {} if args.precision == "float32" else {"precision": args.precision}
@@ -365,13 +370,18 @@ def minimal_epsilons(subject: Prepared, args: Namespace) -> MinimalEpsilons:
     )
 
 
+def examples_folder(attack: str, radius: float) -> str:
+    """The name of the folder in --save for the examples of an attack at a radius."""
+    return f"{attack}-{radius:.4g}"
+
+
 def save_examples(subject: Prepared, result: Result, crafted: list[Tensor], batch_size: int) -> None:
     """Save the adversarial examples of a result into a folder of their own, and print how many survive rounding."""
     from attacks.pgd import DEFAULT_STEPS
     from utils.saving import save_images
 
     assert subject.save is not None
-    folder = subject.save / f"{result.attack}-{result.epsilon:.4g}"
+    folder = subject.save / examples_folder(result.attack, result.epsilon)
     allowed = {"fgsm": 1, "pgd": result.options.get("steps", DEFAULT_STEPS) * result.options.get("restarts", 1)}
     about: dict[str, Any] = {"attack": result.attack, "epsilon": result.epsilon, "batch_size": batch_size}
     about |= {"iterations": allowed.get(result.attack), "norm": result.options.get("norm", "linf")}

@@ -71,7 +71,7 @@ def train_parser(network: str) -> Parser:
     parser.add_training_flags()
     add = partial(parser.add, "data")
     add("--data", types.file_path, "your images instead: PATH/CLASS/*.png, or an .npz")
-    add("--classes", str, "classes of --data in order (default alphabetical)", nargs="+")
+    add("--classes", str, "classes of --data in order, or a file (default alphabetical)", nargs="+")
     parser.add("network", "--init", types.file_path, "start from the weights of this checkpoint")
     add_recipe_flags(parser)
     add_defense_flags(parser, network)
@@ -191,14 +191,18 @@ def own_splits(args: Namespace) -> tuple[Split, Split]:
     """The user's images in colour, 32 x 32 pixels, 8 bits: those to train on, and every tenth, on which to validate."""
     import torch
 
+    from utils.commands.model import read_classes
     from utils.images import read_images
 
-    first = read_images(args.data, examples=1, classes=args.classes).images
+    classes = read_classes(args.classes) if args.classes else None
+    first = read_images(args.data, examples=1, classes=classes).images
     if first.shape[2:] != (SIZE, SIZE) and not args.quiet:
         print(f"{args.data}: images are scaled and cropped to {SIZE} x {SIZE} pixels")
-    split = read_images(args.data, resize=SIZE, classes=args.classes)
+    split = read_images(args.data, resize=SIZE, classes=classes)
     if len(split) < 10:
         raise UserError(f"{args.data} has {len(split)} images, but a training needs 10, because a tenth validates")
+    if len(split.class_names) < 2:
+        raise UserError(f"{args.data} has one class, but a network learns to tell two or more apart")
     images = (255 * split.images).round().to(torch.uint8) if split.images.is_floating_point() else split.images
     images = images.expand(-1, 3, -1, -1)
     split = replace(split, dataset=args.dataset, images=images, memory_format=torch.channels_last)
@@ -208,6 +212,8 @@ def own_splits(args: Namespace) -> tuple[Split, Split]:
         replace(split, name=name, images=split.images[index], labels=split.labels[index])
         for name, index in chosen.items()
     )
+    if not all(training.channel_statistics()[1]):
+        raise UserError(f"{args.data}: in a channel, all pixels of all training images are the same")
     return training, validation
 
 

@@ -30,7 +30,7 @@ def fresh(model: Model) -> Model:
     if isinstance(model, functools.partial):
         return functools.partial(fresh(model.func), *copy.deepcopy(model.args), **copy.deepcopy(model.keywords))
     if not isinstance(model, types.FunctionType):
-        copied_model = copy.deepcopy(model)
+        copied_model = _deep_copy(model, {})
         for part in copied_model.modules() if isinstance(copied_model, nn.Module) else ():
             for name, value in vars(part).items():
                 if isinstance(value, types.FunctionType):  # deepcopy shares functions, and what they enclose
@@ -39,13 +39,24 @@ def fresh(model: Model) -> Model:
     memo: dict[int, Any] = {}  # what two cells share stays shared
 
     def copied(value: Any) -> Any:
-        return fresh(value) if isinstance(value, types.FunctionType) else copy.deepcopy(value, memo)
+        return fresh(value) if isinstance(value, types.FunctionType) else _deep_copy(value, memo)
 
     cells = tuple(types.CellType(copied(cell.cell_contents)) for cell in model.__closure__ or ())
     defaults = tuple(map(copied, model.__defaults__ or ())) or None
     networks = {name: model.__globals__.get(name) for name in model.__code__.co_names}
     own = {name: copied(value) for name, value in networks.items() if isinstance(value, nn.Module)}
     return types.FunctionType(model.__code__, model.__globals__ | own, model.__name__, defaults, cells)
+
+
+def _deep_copy(value: Any, memo: dict[int, Any]) -> Any:
+    """copy.deepcopy, with a copy of the network inside for each module that torch.compile has made.
+
+    The code of such a module cannot be copied.
+    """
+    for module in modules_of(value):
+        if "_orig_mod" in module._modules:
+            memo[id(module)] = copy.deepcopy(module._modules["_orig_mod"], memo)
+    return copy.deepcopy(value, memo)
 
 
 def freeze(model: Model) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attacks.core import AttackError, Model, logits_of
+from attacks.core import AttackError, Model, check_labels, logits_of
 from attacks.modules import modules_of
 from attacks.progress import in_turn
 from utils import distributed
@@ -85,8 +85,9 @@ class Subject:
     def right(self, images: Tensor, labels: Tensor) -> Tensor:
         """Which images fresh copies classify correctly, bool (N,): most of the passes, if the model is random."""
         with torch.no_grad():
-            votes = [logits_of(self.new(), images).argmax(1) == labels for _ in range(PASSES if self.random else 1)]
-        return torch.stack(votes).float().mean(0) > 0.5
+            answers = [logits_of(self.new(), images) for _ in range(PASSES if self.random else 1)]
+        check_labels(labels, answers[0])
+        return torch.stack([logits.argmax(1) == labels for logits in answers]).float().mean(0) > 0.5
 
     def some(self, count: int) -> tuple[Tensor, Tensor]:
         """`count` images that still withstand, and their labels; fewer if there are fewer.

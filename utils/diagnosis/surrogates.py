@@ -52,11 +52,12 @@ class _AnySize(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
+        images = images.float()
         if images.shape[1] != 3:
             images = images.mean(1, keepdim=True).expand(-1, 3, -1, -1)
         if images.shape[2:] != (32, 32):
             images = F.interpolate(images, (32, 32), mode="bilinear", antialias=True).clamp(0, 1)
-        return self.network(images.float())
+        return self.network(images)
 
 
 def _changed(images: Tensor) -> Tensor:

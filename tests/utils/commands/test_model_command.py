@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from argparse import Namespace
 from importlib.util import find_spec
 
 import numpy as np
@@ -16,6 +17,8 @@ from PIL import Image
 
 from tests.helpers.project import ROOT
 from utils.checkpoints import file_digest, load_checkpoint, read_metadata
+from utils.commands.train import own_splits
+from utils.constants import UserError
 from utils.formats import TestReport, read_document
 from utils.saving import load_images
 
@@ -129,6 +132,8 @@ def test_a_folder_called_digits_does_not_hold_the_digits(folder, script, tmp_pat
         (["--model", "resnet18", "--data", "pictures", "--std", "0", "--mean", "0"], ["--std", "above 0"]),
         (["--model", "resnet18", "--data", "digits", "--resize", "64"], ["not for digits"]),
         (["--model", "resnet18", "--data", "pictures", "--channels", "2"], ["--channels"]),
+        (["--model", "resnet18", "--data", "three.npz", "--channels", "1"], ["--channels is for a folder"]),
+        (["--model", "resnet18", "--data", "pictures", "--split", "train"], ["--split belongs to --data cifar10"]),
         (["--model", "resnet18", "--data", "pictures", "--save", "pictures"], ["pictures is not empty"]),
         (
             ["--model", "resnet18", "--data", "pictures", "--weights", "net.pth"],
@@ -294,6 +299,38 @@ def test_training_on_own_images_and_fine_tuning(folder, script, tmp_path):
 def test_training_on_what_does_not_fit_is_one_line(arguments, parts, folder, script):
     np.savez(folder / "few.npz", images=np.zeros((9, 3, 32, 32), np.uint8), labels=np.arange(9) % 3)
     assert_one_line(script("train-cnn.py", *arguments, "--quiet", cwd=folder), "train-cnn.py: error: ", *parts)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "classes", "message"),
+    [
+        (np.zeros((20, 3, 32, 32)), np.arange(20) % 2, None, "in a channel, all pixels .* are the same"),
+        (np.random.rand(20, 3, 32, 32), np.zeros(20, int), None, "has one class, but a network learns to tell two"),
+        (np.random.rand(20, 3, 32, 32), np.arange(20) % 3, ["a", "b"], "a label is 2, but only 2 classes have a name"),
+        (np.random.rand(20, 3, 32, 32), np.arange(20) % 2, ["a", "a"], "each once"),
+    ],
+)
+def test_images_that_nothing_can_be_learnt_from_are_refused(images, labels, classes, message, tmp_path):
+    np.savez(tmp_path / "a.npz", images=images, labels=labels)
+    with pytest.raises(UserError, match=message):
+        own_splits(Namespace(data=tmp_path / "a.npz", classes=classes, quiet=True, dataset="a"))
+
+
+def test_training_takes_the_classes_from_a_file_too(tmp_path):
+    np.savez(tmp_path / "a.npz", images=np.random.rand(20, 3, 32, 32), labels=np.arange(20) % 2)
+    (tmp_path / "names.txt").write_text("ant\nbee\n")
+    classes = [str(tmp_path / "names.txt")]
+    training, _ = own_splits(Namespace(data=tmp_path / "a.npz", classes=classes, quiet=True, dataset="a"))
+    assert training.class_names == ("ant", "bee")
+
+
+def test_radii_that_would_be_saved_in_one_folder_are_refused_before_the_attack(folder, script, tmp_path):
+    arguments = ["--model", "net.py:build", "--data", "pictures", "--save", tmp_path / "s", "--epsilon", "0.1", "1/10"]
+    (folder / "net.py").write_text(
+        "from torch import nn\nbuild = lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(4))\n"
+    )
+    result = script("test-model.py", *arguments, cwd=folder)
+    assert_one_line(result, "test-model.py: error: ", "fgsm-0.1, fgsm-0.1 must differ, so give each radius once")
 
 
 @pytest.mark.parametrize("grey", [True, False])

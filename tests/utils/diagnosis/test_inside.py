@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from attacks.modules import modules_of
 from tests.helpers.attacked import model_and_images
 from tests.helpers.defences import JPEGFile, Quantised, Scaled, answer_from_memory, cached_in_a_closure
+from utils.diagnosis import surrogates
 from utils.diagnosis.inside import Mean, Renewed, StraightThrough, fresh, networks_inside, place_after_preprocessing
 
 
@@ -103,3 +105,25 @@ def test_normalisation_is_not_preprocessing(network_and_images):
 def test_the_mean_of_models_is_the_mean_of_their_logits(network_and_images):
     network, images, _ = network_and_images
     torch.testing.assert_close(Mean([network, Scaled(network)])(images), network(images) * 1001 / 2)
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda network: network, nn.Sequential, lambda network: lambda images: network(images)]
+)
+def test_a_compiled_network_is_copied_as_the_network_inside(wrap):
+    """What torch.compile makes cannot be copied: the copy would not know its own code."""
+    network, images, _ = model_and_images("linear")
+    compiled = torch.compile(nn.Sequential(network), backend="eager")
+    original = fresh(wrap(compiled))  # asked by nobody, as in a diagnosis
+    for copied in (fresh(original), fresh(original)):
+        assert torch.equal(copied(images), network(images))
+    assert not {*map(id, modules_of(copied))} & {*map(id, modules_of(compiled))}
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float16, 8), (torch.float32, 1)])
+def test_a_surrogate_learns_from_images_of_any_kind(dtype, size, monkeypatch):
+    monkeypatch.setattr(surrogates, "LESSONS", 2 * surrogates.BATCH)
+    monkeypatch.setattr(surrogates, "LEAST_ASKED", 8)
+    images = torch.rand(4, 3, size, size).to(dtype)
+    surrogate = surrogates.train_surrogate(lambda images: images.flatten(1).float()[:, :2], images, batch_size=4)
+    assert surrogate(images).shape == (4, 2)
