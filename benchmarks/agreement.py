@@ -43,7 +43,7 @@ def main() -> None:
     """Compare on every shipped checkpoint and write the report. Ends with status 1 if a figure disagrees."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data-dir", type=Path, default=os.environ.get("DATA_DIR"))
-    parser.add_argument("--examples", type=int, default=1000)
+    parser.add_argument("--examples", type=int, default=500)
     args = parser.parse_args()
     split = load_split("cifar10", "test", args.data_dir).first(args.examples)
     entries = [compare(path, split) for _, path in checkpoint_paths(ROOT / "models")]
