@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from attacks.core import AttackError, Model, evaluating, logits_of
 from networks.folding import Normalize
@@ -97,7 +98,7 @@ def _imported(path: str) -> nn.Module:
             for part in name.split("."):
                 found = getattr(found, part)
             network = found if isinstance(found, nn.Module) else found()
-    except Exception as error:  # whatever the user's code raises
+    except (Exception, SystemExit) as error:  # whatever the user's code raises; a script may end itself
         where = traceback.extract_tb(error.__traceback__)[-1]
         hint = _hint(error, folder)
         raise UserError(
@@ -138,7 +139,7 @@ def _importing_from(folder: Path) -> Iterator[None]:
         sys.modules.update(hidden)
 
 
-def _hint(error: Exception, folder: Path) -> str:
+def _hint(error: BaseException, folder: Path) -> str:
     """What to do about an error in the user's code, if that is known."""
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in OUR_PACKAGES:
         return f"; this project has a package of the same name, so yours must be in {folder}"
@@ -166,7 +167,7 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     for prefix in PREFIXES:
         if all(name.startswith(prefix) for name in found) and not any(name.startswith(prefix) for name in expected):
             found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
-    common = [name for name in expected if name in found]
+    common = [name for name in expected if name in found and not is_lazy(expected[name])]
     differing = [name for name in common if found[name].shape != expected[name].shape]
     problems = {
         "missing": [name for name in expected if name not in found],
@@ -181,7 +182,10 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
             f"{_few(names)} {'is' if len(names) == 1 else 'are'} {what}" for what, names in problems.items() if names
         ]
         raise UserError(f"{path} does not fit the network: {'; '.join(texts)}")
-    network.load_state_dict(found)
+    try:
+        network.load_state_dict(found)
+    except RuntimeError as error:  # a tensor without numbers, a sparse or a quantised one
+        raise UserError(f"{path} does not fit the network: {one_line(error)}") from error
 
 
 def _read(path: Path, longest: int) -> Any:
@@ -219,9 +223,8 @@ def _state_dict(found: Any, path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} does not hold a state dict, but a {type(found).__name__}")
     for name, tensor in found.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise UserError(
-                f"{path} does not hold a state dict: {shown(name)} is a {type(tensor).__name__}, not a tensor"
-            )
+            what = f"a {type(tensor).__name__}, not a tensor" if isinstance(name, str) else "not a name"
+            raise UserError(f"{path} does not hold a state dict: {shown(name)} is {what}")
     return dict(found)
 
 

@@ -84,10 +84,12 @@ def test_a_name_of_torchvision():
         ("nets.py:broken", r"no_such_thing.*line \d+"),
         ("nets.py:number", "must be an nn.Module or return one, not a int"),
         ("syntax.py:build", "SyntaxError"),
+        ("quits.py:build", r"SystemExit: 0 \(quits.py, line 2\)"),
     ],
 )
 def test_code_that_does_not_work_is_one_line(path, message, folder):
     (folder / "syntax.py").write_text("def build(:\n")
+    (folder / "quits.py").write_text("import sys\nsys.exit(0)\n")
     with pytest.raises(UserError, match=message) as error:
         load_model(path)
     assert "\n" not in str(error.value)
@@ -174,6 +176,7 @@ class Hostile:
         ([1, 2], "does not hold a state dict, but a list"),
         ({}, "does not hold a state dict"),
         ({"1.weight": 3}, "'1.weight' is a int, not a tensor"),
+        ({b"1.weight": torch.zeros(1)}, "b'1.weight' is not a name"),
         ({"1.weight": torch.zeros(2**25)}, "too large for this network"),
     ],
 )
@@ -185,6 +188,24 @@ def test_hostile_weights_run_nothing_and_are_one_line(content, message, tmp_path
         load_weights(network, "a.pth")
     assert "\n" not in str(error.value)
     assert os.listdir() == ["a.pth"]
+
+
+@pytest.mark.parametrize("kind", ["meta", "sparse"])
+def test_weights_that_cannot_be_copied_are_one_line(kind, tmp_path):
+    network, state = network_and_state()
+    state = {name: tensor.to("meta") if kind == "meta" else tensor.to_sparse() for name, tensor in state.items()}
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"a\.pth does not fit the network: .*1\.weight") as error:
+        load_weights(network, tmp_path / "a.pth")
+    assert "\n" not in str(error.value)
+
+
+def test_weights_for_layers_that_take_their_shape_from_the_file(tmp_path):
+    _, state = network_and_state()
+    torch.save(state, tmp_path / "a.pth")
+    network = nn.Sequential(nn.Flatten(), nn.LazyLinear(5))
+    load_weights(network, tmp_path / "a.pth")
+    assert torch.equal(network[1].weight, state["1.weight"])
 
 
 @pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
