@@ -128,6 +128,15 @@ def test_a_hostile_picture_is_one_line(content, message, tmp_path):
         assert "\n" not in str(error.value)
 
 
+def test_a_long_and_narrow_image_is_refused_before_it_takes_gigabytes(tmp_path):
+    (tmp_path / "folder" / "ant").mkdir(parents=True)
+    Image.new("RGB", (1, 60_000)).save(tmp_path / "folder" / "ant" / "1.png")
+    np.savez(tmp_path / "a.npz", images=np.zeros((1, 3, 1, 60_000), np.uint8), labels=[0])
+    for name in ("folder", "a.npz"):
+        with pytest.raises(UserError, match="scaled to 32, has more than 16,777,216: crop it, or choose a smaller"):
+            read_images(tmp_path / name, resize=32)
+
+
 def test_an_upload_is_square_and_upright():
     photograph, file = Image.new("RGB", (60, 40), "black"), io.BytesIO()
     photograph.paste("white", (0, 0, 60, 5))  # above, in the camera's orientation
@@ -207,6 +216,8 @@ class Hostile:
         ({"images": np.zeros((2, 3, 8, 8)), "labels": np.zeros((2, 10))}, "labels must be whole numbers"),
         ({"images": np.zeros((2, 3, 8, 8)), "labels": np.zeros(3, int)}, r"images must be \(N, C, H, W\)"),
         ({"images": np.zeros((0, 3, 8, 8)), "labels": np.zeros(0, int)}, "with an image at least"),
+        ({"images": np.zeros((2, 3, 8, 8)), "labels": np.array(1)}, "a single number"),
+        ({"images": np.array(0.5), "labels": np.zeros(1, int)}, "a single number"),
         ({"images": np.zeros((2, 3, 8, 8)), "labels": np.array([0, -1])}, "a label is -1"),
         ({"images": np.zeros((2, 3, 8, 8)), "labels": np.array([0, 2**60])}, "at most 9,999"),
         ({"images": np.zeros((1, 3, 10_000, 10_000), np.uint8), "labels": np.zeros(1, int)}, r"would take 0\.3 GiB"),
