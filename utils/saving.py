@@ -60,7 +60,7 @@ def save_images(
     adversarial: float (N, C, H, W) in [0, 1], or a sequence of batches of them, in the order of the data.
     attack, epsilon, norm, iterations: how the examples were made; the attack's name, the radius in pixel units and its
         norm, and how many steps an image was allowed.
-    Raises UserError if the folder is not empty, or if images do not fit.
+    Raises UserError if the folder is not empty, if images do not fit, or if all classes' names take over 1 MiB.
     """
     folder, split = Path(folder), as_split(data, network)
     check_empty(folder)
@@ -86,7 +86,7 @@ def save_images(
         norm=norm,  # type: ignore[arg-type]
         batch_size=batch_size,
         channels=split.images.shape[1],  # type: ignore[arg-type]  # the schema checks it
-        class_names=list(split.class_names),
+        class_names=[name[:200] for name in split.class_names],  # a folder's name may be longer
         clean_accuracy=(before == split.labels).double().mean().item(),
         accuracy=(after == split.labels).double().mean().item(),
         misclassified=int(wrong.sum()),
@@ -101,8 +101,12 @@ def save_images(
         SavedImage(file=_file(i), label=label, before=first, after=then, linf=most, l2=far, iterations=iterations)
         for i, (label, first, then, most, far) in enumerate(columns)
     ]
+    try:
+        lines = encode_lines([header, *images])
+    except ValueError as error:
+        raise UserError(f"{folder / LINES} cannot be written: {one_line(error)}") from error
     found = SavedImages(saved, clean, header, images)
-    _write(folder, found)
+    _write(folder, found, lines)
     return found
 
 
@@ -181,8 +185,8 @@ def contact_sheet(saved: SavedImages, columns: int = 4, rows: int = 6) -> "Image
     return sheet
 
 
-def _write(folder: Path, saved: SavedImages) -> None:
-    """Write the pictures, and images.jsonl last: a folder without it is not complete."""
+def _write(folder: Path, saved: SavedImages, lines: bytes) -> None:
+    """Write the pictures, and images.jsonl, which holds the lines, last: a folder without it is not complete."""
     from torchvision.transforms.functional import to_pil_image
 
     for part, split in (("adversarial", saved.adversarial), ("originals", saved.originals)):
@@ -190,7 +194,7 @@ def _write(folder: Path, saved: SavedImages) -> None:
         for index, image in enumerate(split.images.cpu()):
             to_pil_image(image).save(folder / part / _file(index))
     contact_sheet(saved).save(folder / "contact-sheet.png")
-    write_atomically(folder / LINES, encode_lines([saved.header, *saved.images]))
+    write_atomically(folder / LINES, lines)
 
 
 def _predictions(network: Model, split: Split, batch_size: int) -> Tensor:

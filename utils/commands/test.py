@@ -365,13 +365,18 @@ def minimal_epsilons(subject: Prepared, args: Namespace) -> MinimalEpsilons:
     )
 
 
+def folder_of(attack: str, epsilon: float) -> str:
+    """The folder for the adversarial examples of an attack at one radius, in that of --save."""
+    return f"{attack}-{epsilon:.4g}"
+
+
 def save_examples(subject: Prepared, result: Result, crafted: list[Tensor], batch_size: int) -> None:
     """Save the adversarial examples of a result into a folder of their own, and print how many survive rounding."""
     from attacks.pgd import DEFAULT_STEPS
     from utils.saving import save_images
 
     assert subject.save is not None
-    folder = subject.save / f"{result.attack}-{result.epsilon:.4g}"
+    folder = subject.save / folder_of(result.attack, result.epsilon)
     allowed = {"fgsm": 1, "pgd": result.options.get("steps", DEFAULT_STEPS) * result.options.get("restarts", 1)}
     about: dict[str, Any] = {"attack": result.attack, "epsilon": result.epsilon, "batch_size": batch_size}
     about |= {"iterations": allowed.get(result.attack), "norm": result.options.get("norm", "linf")}

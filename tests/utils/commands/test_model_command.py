@@ -131,6 +131,14 @@ def test_a_folder_called_digits_does_not_hold_the_digits(folder, script, tmp_pat
         (["--model", "resnet18", "--data", "pictures", "--channels", "2"], ["--channels"]),
         (["--model", "resnet18", "--data", "pictures", "--save", "pictures"], ["pictures is not empty"]),
         (
+            ["--model", "resnet18", "--data", "pictures", "--save", "new", "--epsilon", "0.03137", "8/255"],
+            ["--save needs attacks and radii that differ"],
+        ),
+        (
+            ["--model", "resnet18", "--data", "pictures", "--save", "new", "--json", "new/a.json"],
+            ["--save new needs a folder of its own, but new/a.json is in it"],
+        ),
+        (
             ["--model", "resnet18", "--data", "pictures", "--weights", "net.pth"],
             ["does not fit", "conv1.weight", "missing"],
         ),
