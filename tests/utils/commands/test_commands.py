@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -370,11 +371,20 @@ def test_a_test_says_how_to_test_the_newest_training(script, trained, tmp_path):
     for age, name in enumerate(("my net.safetensors", "cnn-digits.safetensors", "broken.safetensors")):
         (tmp_path / "runs" / name).write_bytes(trained("cnn").read_bytes() if age < 2 else b"not a checkpoint")
         os.utime(tmp_path / "runs" / name, (1e9, 1e9 - age))
-    (tmp_path / "runs" / "lstm.safetensors").write_bytes(trained("cnn-lstm").read_bytes())  # newer than all others
+    for name, newer in (("lstm", "cnn-lstm"), ("\x1b[2J", "cnn")):  # the name of the second commands a terminal
+        (tmp_path / "runs" / f"{name}.safetensors").write_bytes(trained(newer).read_bytes())
     tested = script("test-cnn.py", "--dataset", "digits", "--examples", 5, cwd=tmp_path)
     assert tested.returncode == 0, tested.stderr
     hint = "to test your newest training: python test-cnn.py --checkpoint 'runs/my net.safetensors'"
     assert hint in tested.stdout.replace("\\", "/").splitlines()
+
+
+def test_a_working_folder_that_is_gone_is_one_line(tmp_path):
+    (tmp_path / "gone").mkdir()
+    train = " ".join(map(shlex.quote, command("train-cnn.py", "--data", "pictures")))
+    removed = ["bash", "-c", f"cd {shlex.quote(str(tmp_path))}/gone && rmdir ../gone && {train}"]
+    refused = subprocess.run(removed, capture_output=True, text=True, check=False, timeout=120)
+    assert_one_line(refused, "the working folder does not exist any more")
 
 
 @pytest.mark.parametrize("flags", [(), ("--resume",)])
