@@ -34,7 +34,7 @@ DIFFERENT = 1e-5  # the part of the pixels that may differ
 
 def main() -> None:
     """Compare on every shipped checkpoint and write the report. Ends with status 1 if a figure disagrees."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data-dir", type=Path, default=os.environ.get("DATA_DIR"))
     parser.add_argument("--examples", type=int, default=1000)
     args = parser.parse_args()

@@ -86,7 +86,7 @@ def measure_sections(args: argparse.Namespace) -> None:
 
 def argument_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=(__doc__ or "").partition("\n")[0])
     option = parser.add_argument
     sections = f"of {', '.join(SECTIONS)}: measure these again (default: those that the report lacks)"
     option("sections", nargs="*", metavar="SECTION", choices=[[], *SECTIONS], help=sections)

@@ -18,7 +18,15 @@ from msgspec import Meta
 from utils.commands import checkpoints, types
 from utils.commands.parser import Parser, check_writable, pick_device, run
 from utils.constants import DATASETS, EPSILONS, EVALUATION_BATCH, L2_RADIUS, RADIUS, SPLITS, UserError
-from utils.formats import AttackRow, DiagnosisReport, MinimalEpsilons, Precision, TestReport, read_document
+from utils.formats import (
+    LONGEST_TEXT,
+    AttackRow,
+    DiagnosisReport,
+    MinimalEpsilons,
+    Precision,
+    TestReport,
+    read_document,
+)
 from utils.quoting import shown
 from utils.tables import epsilon_text
 
@@ -198,6 +206,7 @@ def attack_and_report(subject: Prepared, args: Namespace, about: dict[str, Any])
 
     from utils.evaluation import hits
 
+    check_report_fits(len(subject.split), args)
     torch.manual_seed(args.seed)
     clean, rows = attack_table(subject, args)
     minimal = minimal_epsilons(subject, args) if args.minimal_epsilon else None
@@ -247,6 +256,15 @@ def check_outputs(args: Namespace) -> None:
             raise UserError(f"--json {args.json} is not a test report, and a report would replace it") from None
     if ("autoattack" in args.attack or args.diagnose) and not find_spec("pyautoattack"):
         raise UserError("AutoAttack and --diagnose need the package pyautoattack: pip install pyautoattack")
+
+
+def check_report_fits(examples: int, args: Namespace) -> None:
+    """Raise UserError, before hours of attacks, if the report would be longer than one that is read."""
+    masks = 1 + len(args.attack) * len(args.epsilon or EPSILONS[1:])
+    of_an_image = masks * args.per_image + 20 * args.minimal_epsilon  # bytes, with the indent
+    if args.json and examples * of_an_image > LONGEST_TEXT - 2**16:
+        flag = "--per-image" if args.per_image else "--minimal-epsilon"
+        raise UserError(f"a report on each of {examples:,} images is too long: leave out {flag}, or use --examples")
 
 
 def attack_table(subject: Prepared, args: Namespace) -> tuple[Result, list[AttackRow]]:

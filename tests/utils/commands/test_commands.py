@@ -24,13 +24,13 @@ from tests.helpers.project import QUICK, ROOT, command, prog
 from utils.checkpoints import file_digest, load_checkpoint, read_metadata, save_checkpoint
 from utils.commands.checkpoints import overwrite_advice
 from utils.commands.parser import Parser, run
-from utils.commands.test import fgsm_results
+from utils.commands.test import check_report_fits, fgsm_results
 from utils.commands.test import test_parser as parser_of_tests
 from utils.commands.train import flags_of_recipe, train_parser
 from utils.commands.types import epsilon
 from utils.constants import UserError
 from utils.evaluation import report_row
-from utils.formats import TestReport, read_document
+from utils.formats import MinimalEpsilons, TestReport, encode, read_document
 from utils.notes import Notes
 from utils.recipes import RECIPES
 from utils.statistics import wilson_interval
@@ -810,6 +810,22 @@ def test_an_error_that_quotes_a_file_cannot_command_the_terminal(capsys):
     with pytest.raises(SystemExit):
         run(Parser("test.py", "", []), command)
     assert capsys.readouterr().err == "test.py: error: a [2J b\n"
+
+
+@pytest.mark.parametrize("flag", ["per_image", "minimal_epsilon"])
+def test_a_report_that_would_be_too_long_is_refused_before_the_attacks(flag):
+    """The longest report that is not refused can be written."""
+    about = {"checkpoint": "a", "network": "cnn", "dataset": "digits", "split": "train", "clean_accuracy": 1.0}
+    about |= {"clean_confidence_interval": (0.0, 1.0), "attacks": []}
+    asked = {"json": Path("a.json"), "attack": ["fgsm"], "epsilon": [0.1], "per_image": False, "minimal_epsilon": False}
+    args = Namespace(**asked | {flag: True})
+    count = (2**20 - 2**16) // (2 if flag == "per_image" else 20)
+    check_report_fits(count, args)
+    minimal = MinimalEpsilons(norm="linf", steps=1, examples=count, median=0.1, epsilons=[1.23456e-07] * count)
+    parts = {"per_image": {"clean_hits": "1" * 2 * count}, "minimal_epsilon": {"minimal_epsilon": minimal}}
+    encode(TestReport(**about, examples=count, **parts[flag]), indent=2)
+    with pytest.raises(UserError, match=f"leave out --{flag.replace('_', '-')}, or use --examples"):
+        check_report_fits(count + 1, args)
 
 
 @pytest.mark.parametrize("flat", [True, False])
