@@ -250,7 +250,7 @@ def count_classes(network: Model, split: Split) -> int:
             logits = logits_of(network, images)
     except AttackError as error:
         raise UserError(str(error)) from error
-    except Exception as error:  # whatever the user's code raises
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
         weights = {weight.dtype for weight in network.parameters()} if isinstance(network, nn.Module) else set()
         others = [str(other).removeprefix("torch.") for other in weights - {images.dtype}]
         hint = f"; its weights are {', '.join(sorted(others))}: convert one of both" if others else ""

@@ -13,6 +13,7 @@ from attacks import AttackError, fgsm, pgd
 from networks.folding import Normalize
 from utils.constants import UserError
 from utils.evaluation import accuracy, evaluate, evaluate_fgsm, transfer_matrix
+from utils.images import as_split
 from utils.models import count_classes, explaining, load_model, load_weights
 
 NETS = """
@@ -301,6 +302,12 @@ def test_a_network_that_does_not_fit_is_one_line_in_every_function(network, data
         with pytest.raises((UserError, AttackError), match=message) as error:
             call()
         assert "\n" not in str(error.value)
+
+
+def test_a_network_that_ends_the_process_is_one_line():
+    """A command would end with status 0, as if all had gone well."""
+    with pytest.raises(UserError, match="cannot classify float32 images"):
+        count_classes(lambda _images: sys.exit(0), as_split(data()))
 
 
 @pytest.mark.parametrize(("channels", "classes"), [(1, 3), (3, 5), (3, 1000)])
