@@ -149,7 +149,7 @@ def test_a_class_may_have_a_long_name(tmp_path):
     named = replace(split, class_names=("n" * 250, *split.class_names[1:]))
     about = {"attack": "pgd", "epsilon": EPSILON}
     saved = save_images(tmp_path / "a", network, named, to_unit_range(named.images), **about)
-    assert saved.header.class_names == ["n" * 200, *split.class_names[1:]]
+    assert saved.header.class_names == ["n" * 200, "1", "2", "3", "4"]
     too_many = replace(split, class_names=("n" * 200,) * 9000)
     with pytest.raises(UserError, match=r"images\.jsonl cannot be written: .* longer than 1,048,576 bytes"):
         save_images(tmp_path / "b", network, too_many, to_unit_range(split.images), **about)
