@@ -41,7 +41,7 @@ EXAMPLES_OF_MINIMAL, MINIMUM_NORM_STEPS = 100, 100
 
 def main() -> None:
     """Compare on every shipped checkpoint and write the report. Ends with status 1 if a figure disagrees."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data-dir", type=Path, default=os.environ.get("DATA_DIR"))
     parser.add_argument("--examples", type=int, default=500)
     args = parser.parse_args()

@@ -60,7 +60,7 @@ def main() -> None:
 def argument_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.robust_gpu", description=(__doc__ or "").splitlines()[0]
+        prog="python -m benchmarks.robust_gpu", description=(__doc__ or "").partition("\n")[0]
     )
     option = parser.add_argument
     option("--data-dir", type=Path, default=os.environ.get("DATA_DIR"), help="holds CIFAR-10 (default $DATA_DIR)")

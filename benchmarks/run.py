@@ -22,6 +22,8 @@ from benchmarks.tables import benchmarks_document
 from benchmarks.timing import Setting, cpu_name
 from study.__main__ import DIGITS
 from utils.checkpoints import versions
+from utils.commands import types
+from utils.commands.parser import check_writable, pick_device, run
 from utils.constants import ARCHITECTURES, DATASETS, ROOT, SPLITS, UserError
 from utils.data import DataError, Split, load_split
 from utils.files import write_atomically
@@ -42,13 +44,19 @@ PEERS = ("torchattacks", "foolbox", "adversarial-robustness-toolbox")
 
 
 def main() -> None:
-    """Run the sections that the report lacks, or those that are named, and write the report after each."""
+    """Measure as the command line says."""
     parser = argument_parser()
     args = parser.parse_args()
+    run(parser, lambda: measure_sections(args))
+
+
+def measure_sections(args: argparse.Namespace) -> None:
+    """Run the sections that the report lacks, or those that are named, and write the report after each."""
+    device = pick_device(args.device)
     dataset, splits = splits_of("digits" if args.quick else args.dataset, args.data_dir)
     about = BenchmarkReport(
         dataset=dataset,  # type: ignore[arg-type]  # the schema checks it when the report is written
-        device=torch.cuda.get_device_name() if args.device.type == "cuda" else cpu_name(),
+        device=torch.cuda.get_device_name() if device.type == "cuda" else cpu_name(),
         cores=os.cpu_count() or 1,
         threads=torch.get_num_threads(),
         python=platform.python_version(),
@@ -56,11 +64,8 @@ def main() -> None:
         quick=args.quick,
     )
     path = (args.results or (DIGITS if dataset == "digits" else Path("results"))) / "benchmarks.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        report = report_to_continue(path, about, args.sections)
-    except UserError as error:
-        parser.error(str(error))
+    check_writable(path)
+    report = report_to_continue(path, about, args.sections)
     with tempfile.TemporaryDirectory() as folder:
         data = ["--dataset", dataset]
         if args.data_dir:
@@ -68,7 +73,7 @@ def main() -> None:
         checkpoints = {
             name: checkpoint_of(name, dataset, data, Path(folder), quick=args.quick) for name in ARCHITECTURES
         }
-        setting = Setting(checkpoints, splits, data, args.device, 1 if args.quick else args.rounds, args.quick)
+        setting = Setting(checkpoints, splits, data, device, 1 if args.quick else args.rounds, args.quick)
         # In the order of SECTIONS, not of the arguments: a training changes its process's allocator, so attacks come
         # first.
         for section, measure in SECTIONS.items():
@@ -81,15 +86,15 @@ def main() -> None:
 
 def argument_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=(__doc__ or "").partition("\n")[0])
     option = parser.add_argument
     sections = f"of {', '.join(SECTIONS)}: measure these again (default: those that the report lacks)"
     option("sections", nargs="*", metavar="SECTION", choices=[[], *SECTIONS], help=sections)
-    option("--data-dir", type=Path, metavar="FOLDER", help="holds CIFAR-10 (default $DATA_DIR, else data)")
+    option("--data-dir", type=types.file_path, metavar="FOLDER", help="holds CIFAR-10 (default $DATA_DIR, else data)")
     option("--dataset", choices=DATASETS, default="cifar10")
-    option("--device", type=torch.device, default="cpu")
-    option("--rounds", type=int, default=7, help="of each comparison (default 7)")
-    option("--results", type=Path, metavar="FOLDER", help=f"default results, for digits {DIGITS}")
+    option("--device", choices=("auto", "cuda", "mps", "cpu"), default="cpu")
+    option("--rounds", type=types.positive_int, default=7, help="of each comparison (default 7)")
+    option("--results", type=types.file_path, metavar="FOLDER", help=f"default results, for digits {DIGITS}")
     option("--quick", action="store_true", help="see that everything runs, on a few digits; no figure means anything")
     return parser
 

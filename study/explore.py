@@ -1,5 +1,8 @@
 """The explorer as a page of its own: `python -m study.explore` serves it with Voilà, to this machine only."""
 
+import utils.commands.interrupts  # noqa: F401, because it comes first
+
+# isort: split
 import contextlib
 import os
 import subprocess
@@ -8,6 +11,7 @@ import sys
 from study.notebooks import Notebook
 from utils.constants import ROOT, UserError
 from utils.explorer import Explorer
+from utils.tables import bold
 
 NETWORKS = {"baseline": "cnn", "study's defence": "cnn-fgsm-augment-0.2", "ours": "cnn-robust"}
 FOLDER = "EXPLORE_FOLDER"  # the environment variable with the folder in which the page was started
@@ -28,15 +32,19 @@ def page() -> None:
     try:
         display(explorer(Notebook(os.environ.get("DATASET", "cifar10"))).box)
     except UserError as error:
-        display(Markdown(f"**{error}**"))
+        display(Markdown(bold(str(error))))
 
 
 def serve() -> None:
-    """Serve the page until Ctrl-C. Voilà prints its address. Further arguments go to Voilà, such as --port=8000."""
+    """Serve the page until Ctrl-C. Voilà prints its address. Further arguments go to Voilà, such as --port=8000.
+
+    Ends with Voilà's status: where Voilà cannot start, it says why.
+    """
     command = [sys.executable, "-m", "voila", __file__, "--no-browser", "--Voila.ip=127.0.0.1"]
     command += ["--VoilaConfiguration.extension_language_mapping={'.py': 'python'}", *sys.argv[1:]]
     with contextlib.suppress(KeyboardInterrupt):
-        subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT), FOLDER: os.getcwd()}, check=True)
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), FOLDER: os.getcwd()}
+        sys.exit(subprocess.run(command, env=environment, check=False).returncode)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """The data and the networks that the notebooks work with, and a function that runs a notebook."""
 
+import argparse
 import base64
 import io
 import os
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,12 +24,14 @@ from utils.checkpoints import load_checkpoint
 from utils.constants import ARCHITECTURES, RADIUS, ROOT, UserError
 from utils.data import Split, load_split, training_batches
 from utils.explorer import WIDGET
-from utils.files import write_atomically
+from utils.files import read_bytes, write_atomically
 from utils.plotting import png
+from utils.quoting import one_line, printable
 from utils.recipes import RECIPES
 from utils.runs import Log, read_log
 from utils.training import train
 
+LONGEST = 2**28  # bytes of a notebook
 LIVE = replace(RECIPES["paper"], batch_size=128)  # of the small trainings: the study's own, but faster
 
 
@@ -221,11 +223,17 @@ def show(figure: Figure, alt: str) -> None:
 
 
 def execute(path: Path | str) -> None:
-    """Run the notebook and store its outputs in it, pictures well packed, so that the file stays small."""
+    """Run the notebook and store its outputs in it, pictures well packed, so that the file stays small.
+
+    Raises UserError if the file is not a notebook.
+    """
     import nbclient
     import nbformat
 
-    notebook = nbformat.read(path, as_version=4)
+    try:
+        notebook = nbformat.reads(read_bytes(path, LONGEST).decode(), as_version=4)
+    except Exception as error:  # nbformat raises errors of many kinds
+        raise UserError(f"{path} is not a notebook: {getattr(error, 'strerror', None) or one_line(error)}") from error
     nbclient.NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(Path(path).parent)}}).execute()
     notebook.metadata.pop("widgets", None)  # they live only while the notebook runs
     for cell in notebook.cells:
@@ -250,5 +258,10 @@ def _smaller(png: bytes) -> bytes:
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:]:
-        execute(name)
+    parser = argparse.ArgumentParser("python -m study.notebooks", description="Run notebooks and store their outputs.")
+    parser.add_argument("notebooks", nargs="+")
+    try:
+        for name in parser.parse_args().notebooks:
+            execute(name)
+    except UserError as error:  # what a cell raises is shown with the cell
+        parser.exit(2, f"{parser.prog}: error: {printable(str(error))}\n")

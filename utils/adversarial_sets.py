@@ -62,8 +62,8 @@ def adversarial_set(
     on the same device with the same number of threads. The file is used only if it is intact and was made from what is
     asked for now: the same source, images, batch size, version of FGSM and versions of the libraries. Otherwise one
     line on stderr says why, and the set is built again.
-    Raises CheckpointError if the source cannot be loaded, or was trained on another data set or other classes, and
-    UserError if another run is building the same set.
+    Raises CheckpointError if the source cannot be loaded, or was trained on another data set or other classes, or if
+    there is a folder or a network where the set would be, and UserError if another run is building the same set.
     """
     # The split's name, unlike the source's, is ours.
     path = beside(Path(folder) / f"{split.dataset}-{split.name}-fgsm-{Path(source).name}", ".safetensors")
@@ -81,6 +81,8 @@ def adversarial_set(
         try:
             return read_set(path, wanted, split.images.shape)
         except CheckpointError as error:
+            if not path.is_file() or _is_checkpoint(path):
+                raise CheckpointError(f"{path} is not an adversarial set, and one would replace it: move it") from error
             print(f"{error}: building it again", file=sys.stderr)
 
     header = read_metadata(source)
@@ -92,6 +94,14 @@ def adversarial_set(
         network = load_checkpoint(source, device)
         check_unchanged(source, wanted["source_sha256"])
         return _build(path, wanted, network, split, progress)
+
+
+def _is_checkpoint(path: Path) -> bool:
+    try:
+        read_metadata(path)
+    except CheckpointError:
+        return False
+    return True
 
 
 def _build(

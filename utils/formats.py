@@ -184,6 +184,8 @@ def decode_lines(data: bytes, first: type[Struct], others: type[Struct]) -> list
 
     A line that is not JSON of its schema is found at once, before the slower reading that `decode` does.
     """
+    if not data:
+        raise ValueError("it is empty")
     quick = msgspec.json.Decoder(others)
     for line in data.splitlines()[1:]:
         try:

@@ -202,8 +202,11 @@ def _resized(images: Any, size: int) -> Any:
     from torchvision.transforms import functional as F
 
     _, height, width = F.get_dimensions(images)
-    if size**2 * max(height, width) > LARGEST_PICTURE * min(height, width):  # the longer side is scaled, then cropped
-        raise UserError(f"an image scaled to {size:,} pixels would have more than {LARGEST_PICTURE:,} pixels in all")
+    if max(height, width) * size**2 > LARGEST_PICTURE * min(height, width):  # the longer side is scaled, then cropped
+        raise UserError(
+            f"a picture of {width} x {height} pixels, scaled to {size}, has more than {LARGEST_PICTURE:,}: crop it, or "
+            "choose a smaller size"
+        )
     resized = F.center_crop(F.resize(images, [size], antialias=True), [size, size])
     return resized.clamp_(0, 1) if isinstance(images, Tensor) and images.is_floating_point() else resized
 
@@ -226,6 +229,8 @@ def _arrays(path: Path) -> tuple[Tensor, Tensor]:
                 with archive.open(entry) as stream:
                     found[name] = np.lib.format.read_array(stream, allow_pickle=False)
         images, labels = map(torch.from_numpy, found.values())
+        if not (images.ndim and labels.ndim):
+            raise ValueError("it holds a single number, not an array of images or labels")
     except Exception as error:  # numpy and zipfile raise errors of many kinds for damaged files
         reason = getattr(error, "strerror", None) or one_line(error) or type(error).__name__
         raise UserError(f"{path} cannot be read as an .npz file of images and labels: {reason}") from error

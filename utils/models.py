@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from attacks.core import AttackError, Model, evaluating, logits_of
 from networks.folding import Normalize
@@ -167,7 +168,7 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     for prefix in PREFIXES:
         if all(name.startswith(prefix) for name in found) and not any(name.startswith(prefix) for name in expected):
             found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
-    common = [name for name in expected if name in found]
+    common = [name for name in expected if name in found and not is_lazy(expected[name])]
     differing = [name for name in common if found[name].shape != expected[name].shape]
     problems = {
         "missing": [name for name in expected if name not in found],
@@ -182,7 +183,10 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
             f"{_few(names)} {'is' if len(names) == 1 else 'are'} {what}" for what, names in problems.items() if names
         ]
         raise UserError(f"{path} does not fit the network: {'; '.join(texts)}")
-    network.load_state_dict(found)
+    try:
+        network.load_state_dict(found)
+    except RuntimeError as error:  # a tensor without numbers, a sparse or a quantised one
+        raise UserError(f"{path} does not fit the network: {one_line(error)}") from error
 
 
 def _read(path: Path, longest: int) -> Any:
@@ -220,9 +224,8 @@ def _state_dict(found: Any, path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} does not hold a state dict, but a {type(found).__name__}")
     for name, tensor in found.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise UserError(
-                f"{path} does not hold a state dict: {shown(name)} is a {type(tensor).__name__}, not a tensor"
-            )
+            what = f"a {type(tensor).__name__}, not a tensor" if isinstance(name, str) else "not a name"
+            raise UserError(f"{path} does not hold a state dict: {shown(name)} is {what}")
     return dict(found)
 
 
@@ -248,7 +251,7 @@ def count_classes(network: Model, split: Split) -> int:
             logits = logits_of(network, images)
     except AttackError as error:
         raise UserError(str(error)) from error
-    except Exception as error:  # whatever the user's code raises
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
         weights = {weight.dtype for weight in network.parameters()} if isinstance(network, nn.Module) else set()
         others = [str(other).removeprefix("torch.") for other in weights - {images.dtype}]
         hint = f"; its weights are {', '.join(sorted(others))}: convert one of both" if others else ""

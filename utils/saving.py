@@ -90,7 +90,7 @@ def save_images(
         norm=norm,  # type: ignore[arg-type]
         batch_size=batch_size,
         channels=split.images.shape[1],  # type: ignore[arg-type]  # the schema checks it
-        class_names=list(split.class_names),
+        class_names=[name[:200] for name in split.class_names],  # a folder's name may be longer
         clean_accuracy=(before == split.labels).double().mean().item(),
         accuracy=(after == split.labels).double().mean().item(),
         misclassified=int(wrong.sum()),

@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import tables as benchmark_tables
 from benchmarks.formats import AgreementEntry, AgreementReport, BenchmarkReport, Growth, MemoryGrowth, SpeedGrowth
+from benchmarks.run import main
 from networks import CNN, CNNLSTM
 from networks.cost import multiply_adds
 from tests.helpers.instances import instances
@@ -213,6 +215,24 @@ def test_part_of_the_benchmarks_does_not_replace_those_of_another_machine(tmp_pa
     assert done.returncode == 2
     assert "benchmarks.json is not of this machine and environment (device," in done.stderr
     assert json.loads(path.read_text()) == {**REPORT, "quick": True}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--device", "cuda"], "this machine, or this build of torch, does not have it"),
+        (["--device", "cpuu"], "invalid choice: 'cpuu'"),
+        (["--rounds", "0"], "'0' is not a whole number"),
+        (["--results", "/dev/null"], "/dev/null/benchmarks.json cannot be written"),
+    ],
+)
+def test_a_mistake_is_one_line(flags, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["run.py", "--dataset", "digits", *flags])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_attacks_find_what_the_peers_find(tmp_path):

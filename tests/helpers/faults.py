@@ -348,6 +348,7 @@ ODD = {
     "the name of a state, as a report": ((*TEST, "--json", "b.partial.jsonl"), {}),
     "a checkpoint where the state goes": ((*TRAIN, "--output", "a.safetensors", "--overwrite"), {}),
     "an invalid WORLD_SIZE": (TRAIN, {"WORLD_SIZE": "many"}),
+    "a WORLD_SIZE of 5,000 digits": (TRAIN, {"WORLD_SIZE": "1" * 5000}),
     "an invalid RANK": (TRAIN, {"WORLD_SIZE": "2", "RANK": "first"}),
     "a RANK that is too large": (TRAIN, {"WORLD_SIZE": "2", "RANK": "5", "LOCAL_RANK": "0", "MASTER_PORT": "1"}),
     "a WORLD_SIZE without its companions": (TRAIN, {"WORLD_SIZE": "2"}),

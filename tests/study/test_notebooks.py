@@ -361,7 +361,19 @@ def test_explorer_without_a_notebook_in_a_browser(cifar10_dir, tmp_path):
             page.screenshot(path=Path(file))
 
 
+@pytest.mark.parametrize("content", [b"[]", b"null", b"\xff", b"{}", b'{"cells": 1, "nbformat": 4}', None])
+def test_what_is_not_a_notebook_is_refused_in_one_line(content, tmp_path):
+    path = tmp_path / "a.ipynb"
+    os.mkfifo(path) if content is None else path.write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.ipynb is not a notebook") as error:
+        notebooks.execute(path)
+    assert "\n" not in str(error.value)
+
+
 def test_the_command_runs_what_it_is_given(tmp_path):
     (tmp_path / "a.ipynb").write_text("{")
     command = [sys.executable, "-m", "study.notebooks", tmp_path / "a.ipynb"]
-    assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False, timeout=300).returncode != 0
+    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert refused.returncode == 2
+    assert "error: " in refused.stderr
+    assert refused.stderr.count("\n") == 1

@@ -219,6 +219,17 @@ def test_sources_whose_names_differ_after_a_dot_have_a_file_each(digits, trained
     ]
 
 
+@pytest.mark.parametrize("kind", ["network", "folder"])
+def test_what_is_no_set_is_not_replaced(kind, digits, source, tmp_path, computed):
+    path = tmp_path / "sets" / "digits-test-fgsm-source.safetensors"
+    path.parent.mkdir()
+    shutil.copy(source, path) if kind == "network" else path.mkdir()
+    with pytest.raises(CheckpointError, match="is not an adversarial set, and one would replace it: move it"):
+        adversarial_set(source, digits["test"], folder=path.parent)
+    assert not computed
+    assert path.is_dir() if kind == "folder" else path.read_bytes() == source.read_bytes()
+
+
 def test_source_of_other_data_is_refused(digits, source, tmp_path):
     with pytest.raises(CheckpointError, match=r"source\.safetensors was trained on 'digits', not on cifar10"):
         adversarial_set(source, replace(digits["test"], dataset="cifar10"), folder=tmp_path / "sets")

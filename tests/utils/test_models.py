@@ -14,6 +14,7 @@ from networks.folding import Normalize
 from utils.constants import UserError
 from utils.diagnosis import diagnose
 from utils.evaluation import accuracy, evaluate, evaluate_fgsm, transfer_matrix
+from utils.images import as_split
 from utils.models import count_classes, explaining, load_model, load_weights
 
 NETS = """
@@ -90,10 +91,12 @@ def test_a_name_of_torchvision():
         ("nets.py:nothing", r"has no attribute 'nothing'\Z"),  # our own file and line say nothing about it
         ("nets.py:leaves", r"SystemExit: 0 \(nets\.py, line \d+\)"),
         ("syntax.py:build", "SyntaxError"),
+        ("quits.py:build", r"SystemExit: 0 \(quits.py, line 2\)"),
     ],
 )
 def test_code_that_does_not_work_is_one_line(path, message, folder):
     (folder / "syntax.py").write_text("def build(:\n")
+    (folder / "quits.py").write_text("import sys\nsys.exit(0)\n")
     with pytest.raises(UserError, match=message) as error:
         load_model(path)
     assert "\n" not in str(error.value)
@@ -184,6 +187,7 @@ class Hostile:
         ([1, 2], "does not hold a state dict, but a list"),
         ({}, "does not hold a state dict"),
         ({"1.weight": 3}, "'1.weight' is a int, not a tensor"),
+        ({b"1.weight": torch.zeros(1)}, "b'1.weight' is not a name"),
         ({"1.weight": torch.zeros(2**25)}, "too large for this network"),
     ],
 )
@@ -195,6 +199,24 @@ def test_hostile_weights_run_nothing_and_are_one_line(content, message, tmp_path
         load_weights(network, "a.pth")
     assert "\n" not in str(error.value)
     assert os.listdir() == ["a.pth"]
+
+
+@pytest.mark.parametrize("kind", ["meta", "sparse"])
+def test_weights_that_cannot_be_copied_are_one_line(kind, tmp_path):
+    network, state = network_and_state()
+    state = {name: tensor.to("meta") if kind == "meta" else tensor.to_sparse() for name, tensor in state.items()}
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"a\.pth does not fit the network: .*1\.weight") as error:
+        load_weights(network, tmp_path / "a.pth")
+    assert "\n" not in str(error.value)
+
+
+def test_weights_for_layers_that_take_their_shape_from_the_file(tmp_path):
+    _, state = network_and_state()
+    torch.save(state, tmp_path / "a.pth")
+    network = nn.Sequential(nn.Flatten(), nn.LazyLinear(5))
+    load_weights(network, tmp_path / "a.pth")
+    assert torch.equal(network[1].weight, state["1.weight"])
 
 
 @pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
@@ -296,6 +318,12 @@ def test_a_network_that_does_not_fit_is_one_line_in_every_function(network, data
         with pytest.raises((UserError, AttackError), match=message) as error:
             call()
         assert "\n" not in str(error.value)
+
+
+def test_a_network_that_ends_the_process_is_one_line():
+    """A command would end with status 0, as if all had gone well."""
+    with pytest.raises(UserError, match="cannot classify float32 images"):
+        count_classes(lambda _images: sys.exit(0), as_split(data()))
 
 
 @pytest.mark.parametrize(("channels", "classes"), [(1, 3), (3, 5), (3, 1000)])

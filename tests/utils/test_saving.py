@@ -144,6 +144,17 @@ def test_images_that_are_not_8_bit_are_saved_within_the_ball_too(tmp_path):
     assert load_images(tmp_path).header == saved.header
 
 
+def test_a_class_may_have_a_long_name(tmp_path):
+    network, split = subject(count=4)
+    named = replace(split, class_names=("n" * 250, *split.class_names[1:]))
+    about = {"attack": "pgd", "epsilon": EPSILON}
+    saved = save_images(tmp_path / "a", network, named, to_unit_range(named.images), **about)
+    assert saved.header.class_names == ["n" * 200, "1", "2", "3", "4"]
+    too_many = replace(split, class_names=("n" * 200,) * 9000)
+    with pytest.raises(UserError, match=r"these examples cannot be saved: .* longer than 1,048,576 bytes"):
+        save_images(tmp_path / "b", network, too_many, to_unit_range(split.images), **about)
+
+
 def test_what_cannot_be_saved_is_one_line(tmp_path):
     network, split = subject()
     crafted = pgd(network, to_unit_range(split.images), split.labels, epsilon=0.1)

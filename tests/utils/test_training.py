@@ -738,6 +738,9 @@ def test_log_is_read_as_it_was_written_and_anything_else_is_refused(digits, tmp_
         with pytest.raises(TrainingError, match=r"a\.jsonl is not a training log"):
             read_log(path)
         assert read_epochs(tmp_path / "a.safetensors") == []
+    path.write_text("")
+    with pytest.raises(TrainingError, match=r"a\.jsonl is not a training log \(it is empty\)"):
+        read_log(path)
 
 
 @pytest.mark.parametrize("name", ["a.partial.safetensors", "a.jsonl", "a.partial.jsonl"])

@@ -36,7 +36,8 @@ def newest_training(network: str) -> Path | None:
     """The newest checkpoint of this network where train-*.py writes by default; None if there is none."""
     from utils.checkpoints import CheckpointError, read_metadata
 
-    found = filter(Path.is_file, Path("runs").glob("*.safetensors"))
+    named = (path for path in Path("runs").glob("*.safetensors") if path.name.isprintable())  # by a terminal
+    found = filter(Path.is_file, named)
     for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
         with suppress(CheckpointError):  # the state of an interrupted run is not a checkpoint
             if read_metadata(path).network == network:

@@ -18,11 +18,13 @@ from utils.commands.test import (
     check_attack_flags,
     check_outputs,
     first_output,
+    folder_of,
     keeping,
     move,
     write_report,
 )
 from utils.constants import DATASETS, LARGEST_CLASSES, UserError
+from utils.files import resolved
 from utils.quoting import one_line
 
 if TYPE_CHECKING:
@@ -44,8 +46,20 @@ def model_script() -> None:
         parser.error(f"--split belongs to --data {' and '.join(DATASETS)}: your own images have no splits")
     if args.channels != "3" and not args.data.is_dir():
         parser.error("--channels is for a folder of pictures")
+    if args.save:
+        check_save_flags(parser, args)
     parser.refuse_many_processes()
     run(parser, lambda: model_command(args), output=first_output(args), batch_size=args.batch_size)
+
+
+def check_save_flags(parser: Parser, args: Namespace) -> None:
+    """End the process with an error if the folder of --save would hold other files, or two results in one folder."""
+    folders = [folder_of(attack, radius) for attack in args.attack for radius in args.epsilon or [args.default_radius]]
+    if len(set(folders)) < len(folders):
+        parser.error("--save needs attacks and radii that differ, in the first four digits: each has its own folder")
+    for path in filter(None, (args.json, args.figures)):
+        if resolved(path).is_relative_to(resolved(args.save)):
+            parser.error(f"--save {args.save} needs a folder of its own, but {path} is in it")
 
 
 def model_parser() -> Parser:

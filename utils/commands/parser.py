@@ -31,8 +31,15 @@ if TYPE_CHECKING:
 
 # What torchrun sets for each of the processes that it starts; Parser refuses other values.
 TORCHRUN = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT", "MASTER_ADDR")
+
+
+def is_number(text: str) -> bool:
+    """Whether a text of the environment is a whole number of a usual size."""
+    return text.isdecimal() and len(text) < 10
+
+
 WORLD_SIZE, RANK = (
-    int(value) if (value := os.environ.get(name, "")).isdecimal() else default
+    int(value) if is_number(value := os.environ.get(name, "")) else default
     for name, default in (("WORLD_SIZE", 1), ("RANK", 0))
 )
 RANK = RANK if WORLD_SIZE > 1 else 0
@@ -93,6 +100,10 @@ class Parser(argparse.ArgumentParser):
         if isinstance(sys.stdout, io.TextIOWrapper):  # in a notebook it is another class, and it may be missing
             sys.stdout.reconfigure(errors="backslashreplace")
         self._check_torchrun()
+        try:
+            os.getcwd()
+        except OSError:
+            self.error("the working folder does not exist any more: change to another one")
         return super().parse_args(*arguments)
 
     def _check_torchrun(self) -> None:
@@ -100,7 +111,7 @@ class Parser(argparse.ArgumentParser):
         values = {name: os.environ[name] for name in TORCHRUN if name in os.environ}
         for name in TORCHRUN[:-1]:
             number = values.get(name, "1")
-            if not number.isdecimal() or (name == "WORLD_SIZE" and not int(number)):
+            if not is_number(number) or (name == "WORLD_SIZE" and not int(number)):
                 self.error(f"{name} is {shown(number)} in the environment, but torchrun sets a number: unset {name}")
         if WORLD_SIZE > 1 and (missing := [name for name in TORCHRUN if not values.get(name)]):
             self.error(f"WORLD_SIZE is {WORLD_SIZE} in the environment without {missing[0]}: unset it, or use torchrun")
@@ -174,7 +185,11 @@ def check_writable(path: Path) -> None:
 
 
 def run(
-    parser: Parser, command: Callable[[], None], output: Path | None = None, *, batch_size: int | None = None
+    parser: argparse.ArgumentParser,
+    command: Callable[[], None],
+    output: Path | None = None,
+    *,
+    batch_size: int | None = None,
 ) -> None:
     """Run a command. Errors become one line on stderr: status 2 if the user can mend them, 1 if a disk fails.
 

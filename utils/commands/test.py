@@ -18,7 +18,14 @@ from msgspec import Meta
 from utils.commands import checkpoints, types
 from utils.commands.parser import Parser, check_writable, pick_device, run
 from utils.constants import DATASETS, EPSILONS, EVALUATION_BATCH, L2_RADIUS, RADIUS, SPLITS, UserError
-from utils.formats import AttackRow, DiagnosisReport, MinimalEpsilons, Precision, TestReport, read_document
+from utils.formats import (
+    AttackRow,
+    DiagnosisReport,
+    MinimalEpsilons,
+    Precision,
+    TestReport,
+    read_document,
+)
 from utils.quoting import shown
 from utils.tables import epsilon_text
 
@@ -198,6 +205,7 @@ def attack_and_report(subject: Prepared, args: Namespace, about: dict[str, Any])
 
     from utils.evaluation import hits
 
+    check_report_fits(len(subject.split), args)
     torch.manual_seed(args.seed)
     clean, rows = attack_table(subject, args)
     minimal = minimal_epsilons(subject, args) if args.minimal_epsilon else None
@@ -249,6 +257,15 @@ def check_outputs(args: Namespace) -> None:
         raise UserError("AutoAttack and --diagnose need the package pyautoattack: pip install pyautoattack")
 
 
+def check_report_fits(examples: int, args: Namespace) -> None:
+    """Raise UserError, before hours of attacks, if the report would be longer than one that is read."""
+    masks = 1 + len(args.attack) * len(args.epsilon or EPSILONS[1:])
+    of_an_image = masks * args.per_image + 20 * args.minimal_epsilon  # bytes, with the indent
+    if args.json and examples * of_an_image > TestReport.longest - 2**16:
+        flag = "--per-image" if args.per_image else "--minimal-epsilon"
+        raise UserError(f"a report on each of {examples:,} images is too long: leave out {flag}, or use --examples")
+
+
 def attack_table(subject: Prepared, args: Namespace) -> tuple[Result, list[AttackRow]]:
     """Run the attacks and print a line for each. Returns the result on clean images, and a row for each attack."""
     from utils.evaluation import evaluate, report_row
@@ -260,11 +277,6 @@ def attack_table(subject: Prepared, args: Namespace) -> tuple[Result, list[Attac
         attack: args.epsilon or (EPSILONS[1:] if attack == "fgsm" and usual else [args.default_radius])
         for attack in args.attack
     }
-    folders = [examples_folder(attack, radius) for attack, of_attack in radii.items() for radius in of_attack]
-    if subject.save and len(set(folders)) < len(folders):
-        raise UserError(
-            f"--save has a folder for each radius: {', '.join(folders)} must differ, so give each radius once"
-        )
     norm = {} if args.norm == "linf" else {"norm": args.norm}
     usual_options = {**norm, "seed": args.seed}
     reduced = {} if args.precision == "float32" else {"precision": args.precision}
@@ -370,9 +382,9 @@ def minimal_epsilons(subject: Prepared, args: Namespace) -> MinimalEpsilons:
     )
 
 
-def examples_folder(attack: str, radius: float) -> str:
-    """The name of the folder in --save for the examples of an attack at a radius."""
-    return f"{attack}-{radius:.4g}"
+def folder_of(attack: str, epsilon: float) -> str:
+    """The folder for the adversarial examples of an attack at one radius, in that of --save."""
+    return f"{attack}-{epsilon:.4g}"
 
 
 def save_examples(subject: Prepared, result: Result, crafted: list[Tensor], batch_size: int) -> None:
@@ -381,7 +393,7 @@ def save_examples(subject: Prepared, result: Result, crafted: list[Tensor], batc
     from utils.saving import save_images
 
     assert subject.save is not None
-    folder = subject.save / examples_folder(result.attack, result.epsilon)
+    folder = subject.save / folder_of(result.attack, result.epsilon)
     allowed = {"fgsm": 1, "pgd": result.options.get("steps", DEFAULT_STEPS) * result.options.get("restarts", 1)}
     about: dict[str, Any] = {"attack": result.attack, "epsilon": result.epsilon, "batch_size": batch_size}
     about |= {"iterations": allowed.get(result.attack), "norm": result.options.get("norm", "linf")}

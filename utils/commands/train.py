@@ -71,7 +71,7 @@ def train_parser(network: str) -> Parser:
     parser.add_training_flags()
     add = partial(parser.add, "data")
     add("--data", types.file_path, "your images instead: PATH/CLASS/*.png, or an .npz")
-    add("--classes", str, "classes of --data in order, or a file (default alphabetical)", nargs="+")
+    add("--classes", str, "classes of --data in order, or a file of them", nargs="+")
     parser.add("network", "--init", types.file_path, "start from the weights of this checkpoint")
     add_recipe_flags(parser)
     add_defense_flags(parser, network)

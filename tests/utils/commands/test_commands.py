@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -23,13 +24,13 @@ from tests.helpers.project import QUICK, ROOT, command, prog
 from utils.checkpoints import file_digest, load_checkpoint, read_metadata, save_checkpoint
 from utils.commands.checkpoints import overwrite_advice
 from utils.commands.parser import Parser, run
-from utils.commands.test import fgsm_results
+from utils.commands.test import check_report_fits, fgsm_results
 from utils.commands.test import test_parser as parser_of_tests
 from utils.commands.train import flags_of_recipe, train_parser
 from utils.commands.types import epsilon
 from utils.constants import UserError
 from utils.evaluation import report_row
-from utils.formats import TestReport, read_document
+from utils.formats import MinimalEpsilons, TestReport, encode, read_document
 from utils.notes import Notes
 from utils.recipes import RECIPES
 from utils.statistics import wilson_interval
@@ -370,11 +371,20 @@ def test_a_test_says_how_to_test_the_newest_training(script, trained, tmp_path):
     for age, name in enumerate(("my net.safetensors", "cnn-digits.safetensors", "broken.safetensors")):
         (tmp_path / "runs" / name).write_bytes(trained("cnn").read_bytes() if age < 2 else b"not a checkpoint")
         os.utime(tmp_path / "runs" / name, (1e9, 1e9 - age))
-    (tmp_path / "runs" / "lstm.safetensors").write_bytes(trained("cnn-lstm").read_bytes())  # newer than all others
+    for name, newer in (("lstm", "cnn-lstm"), ("\x1b[2J", "cnn")):  # the name of the second commands a terminal
+        (tmp_path / "runs" / f"{name}.safetensors").write_bytes(trained(newer).read_bytes())
     tested = script("test-cnn.py", "--dataset", "digits", "--examples", 5, cwd=tmp_path)
     assert tested.returncode == 0, tested.stderr
     hint = "to test your newest training: python test-cnn.py --checkpoint 'runs/my net.safetensors'"
     assert hint in tested.stdout.replace("\\", "/").splitlines()
+
+
+def test_a_working_folder_that_is_gone_is_one_line(tmp_path):
+    (tmp_path / "gone").mkdir()
+    train = " ".join(map(shlex.quote, command("train-cnn.py", "--data", "pictures")))
+    removed = ["bash", "-c", f"cd {shlex.quote(str(tmp_path))}/gone && rmdir ../gone && {train}"]
+    refused = subprocess.run(removed, capture_output=True, text=True, check=False, timeout=120)
+    assert_one_line(refused, "the working folder does not exist any more")
 
 
 @pytest.mark.parametrize("flags", [(), ("--resume",)])
@@ -800,6 +810,22 @@ def test_an_error_that_quotes_a_file_cannot_command_the_terminal(capsys):
     with pytest.raises(SystemExit):
         run(Parser("test.py", "", []), command)
     assert capsys.readouterr().err == "test.py: error: a [2J b\n"
+
+
+@pytest.mark.parametrize("flag", ["per_image", "minimal_epsilon"])
+def test_a_report_that_would_be_too_long_is_refused_before_the_attacks(flag):
+    """The longest report that is not refused can be written."""
+    about = {"checkpoint": "a", "network": "cnn", "dataset": "digits", "split": "train", "clean_accuracy": 1.0}
+    about |= {"clean_confidence_interval": (0.0, 1.0), "attacks": []}
+    asked = {"json": Path("a.json"), "attack": ["fgsm"], "epsilon": [0.1], "per_image": False, "minimal_epsilon": False}
+    args = Namespace(**asked | {flag: True})
+    count = (TestReport.longest - 2**16) // (2 if flag == "per_image" else 20)
+    check_report_fits(count, args)
+    minimal = MinimalEpsilons(norm="linf", steps=1, examples=count, median=0.1, epsilons=[1.23456e-07] * count)
+    parts = {"per_image": {"clean_hits": "1" * 2 * count}, "minimal_epsilon": {"minimal_epsilon": minimal}}
+    encode(TestReport(**about, examples=count, **parts[flag]), indent=2)
+    with pytest.raises(UserError, match=f"leave out --{flag.replace('_', '-')}, or use --examples"):
+        check_report_fits(count + 1, args)
 
 
 @pytest.mark.parametrize("flat", [True, False])

@@ -136,6 +136,14 @@ def test_a_folder_called_digits_does_not_hold_the_digits(folder, script, tmp_pat
         (["--model", "resnet18", "--data", "pictures", "--split", "train"], ["--split belongs to --data cifar10"]),
         (["--model", "resnet18", "--data", "pictures", "--save", "pictures"], ["pictures is not empty"]),
         (
+            ["--model", "resnet18", "--data", "pictures", "--save", "new", "--epsilon", "0.03137", "8/255"],
+            ["--save needs attacks and radii that differ"],
+        ),
+        (
+            ["--model", "resnet18", "--data", "pictures", "--save", "new", "--json", "new/a.json"],
+            ["--save new needs a folder of its own, but new/a.json is in it"],
+        ),
+        (
             ["--model", "resnet18", "--data", "pictures", "--weights", "net.pth"],
             ["does not fit", "conv1.weight", "missing"],
         ),
@@ -322,15 +330,6 @@ def test_training_takes_the_classes_from_a_file_too(tmp_path):
     classes = [str(tmp_path / "names.txt")]
     training, _ = own_splits(Namespace(data=tmp_path / "a.npz", classes=classes, quiet=True, dataset="a"))
     assert training.class_names == ("ant", "bee")
-
-
-def test_radii_that_would_be_saved_in_one_folder_are_refused_before_the_attack(folder, script, tmp_path):
-    arguments = ["--model", "net.py:build", "--data", "pictures", "--save", tmp_path / "s", "--epsilon", "0.1", "1/10"]
-    (folder / "net.py").write_text(
-        "from torch import nn\nbuild = lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(4))\n"
-    )
-    result = script("test-model.py", *arguments, cwd=folder)
-    assert_one_line(result, "test-model.py: error: ", "fgsm-0.1, fgsm-0.1 must differ, so give each radius once")
 
 
 @pytest.mark.parametrize("grey", [True, False])
