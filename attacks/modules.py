@@ -46,7 +46,7 @@ def _held_by_module(module: nn.Module) -> list[object]:
     """What a module can call or look up and modules() does not list."""
     attributes = vars(module)
     held = [hook for kind in _HOOKS if attributes.get(kind) for hook in attributes[kind].values()]
-    if not _is_of_torch(type(module)):
+    if not is_of_torch(type(module)):
         held += [attributes[name] for name in attributes.keys() - _EVERY_MODULE]
         held.append(type(module).forward)
     elif "forward" in attributes:  # torch's own modules register whatever else they call
@@ -86,7 +86,7 @@ def _named_by(function: types.FunctionType) -> Iterable[object]:
             yield cell.cell_contents
         except ValueError:  # its variable has no value yet
             continue
-    if not _is_of_torch(function):
+    if not is_of_torch(function):
         for name in _names(function.__code__):
             value = function.__globals__.get(name)
             is_container = isinstance(value, (list, tuple, dict))
@@ -100,5 +100,6 @@ def _names(code: types.CodeType) -> set[str]:
     return set(code.co_names).union(*map(_names, inner))
 
 
-def _is_of_torch(thing: type | types.FunctionType) -> bool:
+def is_of_torch(thing: type | types.FunctionType) -> bool:
+    """Whether torch defines this class or function."""
     return (thing.__module__ or "").startswith("torch.")

@@ -1,11 +1,15 @@
 """Broken defences: modules around a network that make attacks fail although the network stays as fragile as before.
 
 Each keeps (nearly) the answers of the network inside it on clean images. None makes an adversarial example rare: a
-person who knows the network inside finds one. `BROKEN` lists them with their families.
+person who knows the network inside finds one. `BROKEN` lists them with their families. It leaves out those whose copies
+answer otherwise, and one whose adversarial examples are nearer to an image than epsilon.
 """
 
+import copy
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -330,6 +334,90 @@ class Counting(Around):
         return images if self.queries <= 30 else images.detach().flip(-1) + 0 * images
 
 
+class SimilarQueries(Around):
+    """After sixty queries near one image, all its neighbours get its answer (Chen et al., 2019, arXiv:1907.05587)."""
+
+    most, distance = 60, 0.3
+
+    def __init__(self, network):
+        super().__init__(network)
+        self.known, self.answers, self.queries = [], [], []
+
+    def forward(self, images):
+        rows = []
+        for image, row in zip(images.detach(), self.network(images), strict=True):
+            distances = [float((image - other).abs().max()) for other in self.known]
+            nearest = min(range(len(distances)), key=distances.__getitem__, default=0)
+            if not distances or distances[nearest] > self.distance:
+                self.known.append(image.clone())
+                self.answers.append(row.detach().clone())
+                self.queries.append(0)
+                nearest = len(self.known) - 1
+            self.queries[nearest] += 1
+            rows.append(row if self.queries[nearest] <= self.most else self.answers[nearest] + 0.01 * row)
+        return torch.stack(rows)
+
+
+class RememberedByTheClass(Around):
+    """A memory of nearby queries that all copies share. It lets through a little of the network's gradient."""
+
+    memory: ClassVar[list[tuple[Tensor, Tensor]]] = []
+
+    def forward(self, images):
+        rows = []
+        for image, row in zip(images.detach(), self.network(images), strict=True):
+            near = [answer for other, answer in self.memory if (image - other).abs().max() < 0.2]
+            if not near:
+                self.memory.append((image, row.detach()))
+            rows.append(near[0] + 0.01 * row if near else row)
+        return torch.stack(rows)
+
+
+class Caller(Around):
+    """An attack, recognised by the names of the functions that call, gets the answer for another image."""
+
+    def before(self, images):
+        frame, callers = sys._getframe(), set()
+        while frame:
+            callers.add(frame.f_code.co_name)
+            frame = frame.f_back
+        return images.flip(-1).roll(5, -2) if callers & {"fgsm", "pgd", "multi_targeted", "autoattack"} else images
+
+
+class Guarded(Around):
+    """Around images that the defence has seen, answers do not change, except where the ball is smallest.
+
+    Attacks that start from noise begin outside that small ball, where nothing leads back to it.
+    """
+
+    near = 0.04  # radius of the small ball, in pixel units
+
+    def __init__(self, network, known):
+        super().__init__(network)
+        self.register_buffer("known", known)
+
+    def forward(self, images):
+        distance, place = (images.detach()[:, None] - self.known).abs().amax((2, 3, 4)).min(1)
+        own, guarded = self.network(images), self.network(self.known[place])
+        far = ((200 * (distance - self.near)).sigmoid() * (50 * (0.5 - distance)).sigmoid())[:, None]
+        return own + far * (guarded - 0.99 * own)
+
+
+class OnlyTheCopy(Around):
+    """Whoever is to be attacked is copied before: the copy answers as if each image were the known one next to it."""
+
+    def __init__(self, network, known, copied=False):
+        super().__init__(network)
+        self.known, self.copied = known, copied
+
+    def __deepcopy__(self, memo):
+        return OnlyTheCopy(copy.deepcopy(self.network, memo), self.known, copied=True)
+
+    def forward(self, images):
+        nearest = (images.detach()[:, None] - self.known).abs().mean((2, 3, 4)).argmin(1)
+        return self.network(self.known[nearest]) + 0.01 * self.network(images) if self.copied else self.network(images)
+
+
 class Watching(Around):
     """A caller who asks for a gradient gets the gradient of another image."""
 
@@ -345,6 +433,15 @@ class BatchNormed(Around):
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.forward = lambda x, m=module: F.batch_norm(x, None, None, m.weight, m.bias, True)
+
+
+class Crowded(Around):
+    """Only in a small batch, as a person would try it, does an image get its own answer."""
+
+    most = 20
+
+    def before(self, images):
+        return images.roll(3, -1) if len(images) > self.most else images
 
 
 class BatchCentred(Around):
@@ -392,6 +489,9 @@ BROKEN = [
     Broken("memory of nearby queries", "memory", Cached),
     Broken("memory in a closure", "memory", cached_in_a_closure),
     Broken("other answers after 30 queries", "memory", Counting),
+    Broken("memory of similar queries", "memory", SimilarQueries),
+    Broken("other answers for an attack", "recognised attack", Caller),
+    Broken("other answers in large batches", "batch-dependent", Crowded),
     Broken("batch norm of the batch", "batch-dependent", BatchNormed),
     Broken("batch mean taken away", "batch-dependent", BatchCentred),
 ]

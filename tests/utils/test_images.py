@@ -133,7 +133,7 @@ def test_an_image_that_would_become_too_large_is_refused_before_it_is_resized(tm
         folder = tmp_path / str(size)
         (folder / "ant").mkdir(parents=True)
         Image.new("RGB", (1, height)).save(folder / "ant" / "1.png")
-        np.savez(folder / "a.npz", images=np.zeros((1, 3, height, 1), np.uint8), labels=[0])
+        np.savez(folder / "a.npz", images=np.zeros((1, 3, 1, height), np.uint8), labels=[0])
         for path in (folder, folder / "a.npz"):
             with pytest.raises(UserError, match=f"scaled to {size}, has more than 16,777,216: crop it, or choose a s"):
                 read_images(path, resize=size)

@@ -108,7 +108,8 @@ def diagnose(
 ) -> Diagnosis:
     """Attack a network on a split in all the ways that Evidence lists, and judge the results.
 
-    network: any callable from images in [0, 1] to logits. It is copied and not changed.
+    network: any callable from images in [0, 1] to logits. It is copied and not changed. At the end it is asked once, to
+        see whether it answers as its copies do.
     split: a Split or whatever else utils.images.as_split accepts, such as a DataLoader.
     epsilon: L-inf radius in pixel units, above 0 and at most 1.
     source: another network, or several, on which transferred examples are crafted. Without it, a surrogate learns the
@@ -274,14 +275,17 @@ def unbounded_reaches_zero(found: Evidence) -> Outcome:
 
 
 def accuracy_falls(found: Evidence) -> Outcome:
-    """Carlini et al., section 5: a larger ball contains the smaller one."""
-    if not found.radii:
+    """Carlini et al., section 5: a larger ball contains the smaller one, so attacks on it find what is near."""
+    if not found.radii or found.walk is None:
         return None, UNSTABLE
     rises = any(
         wilson_interval(weak, images, SURE)[1] < strong / images
         for (_, weak, images), (_, strong, _) in combinations(found.radii, 2)
     )
-    return not rises, ", ".join(f"{left} of {images} at {epsilon_text(radius)}" for radius, left, images in found.radii)
+    figures = ", ".join(f"{left} of {images} at {epsilon_text(radius)}" for radius, left, images in found.radii)
+    if found.walk.broken:
+        figures += f"; small steps break {found.walk.broken} of {found.walk.images}"
+    return not (rises or surprising([found.walk])), figures
 
 
 def more_steps_change_little(found: Evidence) -> Outcome:

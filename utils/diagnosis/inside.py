@@ -7,15 +7,18 @@ no useful one (BPDA, Athalye et al., 2018, arXiv:1802.00420, section 4.1). This 
 import contextlib
 import copy
 import functools
+import inspect
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from attacks.core import Model, attacking, logits_of
-from attacks.modules import modules_of
+from attacks.modules import LARGEST, is_of_torch, modules_of
 
 MOST_NETWORKS = 3  # inside one model
 
@@ -57,6 +60,33 @@ def _deep_copy(value: Any, memo: dict[int, Any]) -> Any:
         if "_orig_mod" in module._modules:
             memo[id(module)] = copy.deepcopy(module._modules["_orig_mod"], memo)
     return copy.deepcopy(value, memo)
+
+
+def shared_state(model: Model) -> object:
+    """What copies of a model share and a query may change: an object that is equal to a later one if nothing changed.
+
+    These are the numbers, tensors and containers in attributes of classes, and in the globals that their functions or
+    the model itself name. State outside the process, such as a file, is not seen.
+    """
+    kinds = {kind for module in [model, *modules_of(model)] for kind in type(module).__mro__ if not is_of_torch(kind)}
+    attributes = [value for kind in kinds for value in vars(kind).items()]
+    functions = [inspect.unwrap(value) for _, value in attributes if isinstance(value, types.FunctionType)]
+    functions += [model] if isinstance(model, types.FunctionType) else []
+    named = [(name, f.__globals__.get(name)) for f in functions for name in f.__code__.co_names]
+    return sorted((name, repr(_summary(value))) for name, value in attributes + named if not name.startswith("__"))
+
+
+def _summary(value: object, levels: int = 3) -> object:
+    """What tells a state from a later one; None if the value is not a state."""
+    if isinstance(value, Tensor):
+        return tuple(value.shape), float(value.detach().double().sum())
+    if isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Mapping):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, (list, tuple, set, deque)):
+        return len(value), [_summary(item, levels - 1) for item in islice(value, LARGEST)] if levels else None
+    return None
 
 
 def freeze(model: Model) -> None:

@@ -1,5 +1,6 @@
 """Small experiments with a model: do its answers stay, does its gradient predict them, does the attack find a plant?"""
 
+import contextlib
 from dataclasses import dataclass, field
 
 import torch
@@ -12,6 +13,7 @@ from utils.constants import RADIUS
 from utils.diagnosis.judging import Subject
 
 REPEATED = 40  # queries after which a model must still give its first answers
+SIMILAR = 100  # queries near one image, after which they must have the same logits as in a fresh copy
 BISECTIONS = 18  # between two images; the interval that remains is far smaller than a pixel's level
 JUMP = 0.02  # a change of the margin within that interval, as a share of the logits' standard deviation
 SAME = 1e-3  # two logits differ if they lie further apart than this share of the logits' standard deviation
@@ -49,10 +51,34 @@ def stability(subject: Subject, images: Tensor, epsilon: float) -> Stability:
         found.repeated = "images have other logits when a gradient is asked for"
     if not found.random:
         parts = torch.cat([logits_of(subject.new(), part) for part in (images[:1], *images[1:].split(7)) if len(part)])
-        if differ(first, logits_of(subject.new(), images.flip(0)).flip(0)) or differ(first, parts):
+        crowd = images.repeat(-(-min(subject.batch_size, len(subject.split)) // len(images)), 1, 1, 1)
+        crowded = logits_of(subject.new(), crowd)[: len(images)]  # a batch as large as those that are attacked
+        reordered = logits_of(subject.new(), images.flip(0)).flip(0)
+        if any(differ(first, others) for others in (reordered, parts, crowded)):
             found.batch = "an image has other logits in another batch"
     found.memory = _memory(subject, images, first, epsilon, found.random)
+    stable = not (found.repeated or found.memory)
+    if stable and _answers_attacks_otherwise(subject, images, first.argmax(1), epsilon):
+        found.repeated = "an attack gets other logits than a caller who asks for the same images"
     return found
+
+
+def _answers_attacks_otherwise(subject: Subject, images: Tensor, labels: Tensor, epsilon: float) -> bool:
+    """Whether a model gives a short attack other logits for its iterates than a fresh copy gives a judge.
+
+    Whatever a model may recognise an attack by (the caller, the state of autograd, values between grey levels), an
+    attack that sees other answers than the judge searches for another network's examples.
+    """
+    model, asked = subject.new(), []
+
+    def recorded(queries: Tensor) -> Tensor:
+        logits = logits_of(model, queries)
+        asked.append((queries.detach(), logits.detach()))
+        return logits
+
+    with remembering(recorded, ()), contextlib.suppress(AttackError):  # without a gradient, the first answer remains
+        pgd(recorded, images, labels, epsilon=epsilon, steps=2, early_stop=False)
+    return any(differ(logits, logits_of(subject.new(), queries)) for queries, logits in asked)
 
 
 def _memory(subject: Subject, images: Tensor, first: Tensor, epsilon: float, random: bool) -> str:
@@ -68,7 +94,14 @@ def _memory(subject: Subject, images: Tensor, first: Tensor, epsilon: float, ran
         return "a nearby image has other logits after the image itself was asked"
     for query in range(REPEATED):
         model(images[query % len(images)][None])
-    return "images have other logits after further queries" if differ(first, logits_of(model, images)) else ""
+    if differ(first, logits_of(model, images)):
+        return "images have other logits after further queries"
+    noise = torch.rand((SIMILAR, *images.shape[1:]), generator=torch.Generator().manual_seed(0)).sub_(0.5).to(images)
+    similar = (images[:1] + epsilon * noise).clamp_(0, 1)
+    logits_of(model, similar)
+    some = similar[: len(images)]
+    others = differ(logits_of(model, some), logits_of(subject.new(), some))
+    return f"images have other logits after {SIMILAR} similar queries" if others else ""
 
 
 @dataclass(frozen=True)

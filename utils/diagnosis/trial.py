@@ -13,7 +13,7 @@ from attacks.core import Model, logits_of
 from attacks.progress import in_turn
 from attacks.strong import MOST_TARGETS, multi_targeted
 from utils.data import Split, batches
-from utils.diagnosis.inside import Mean, StraightThrough, networks_inside, place_after_preprocessing
+from utils.diagnosis.inside import Mean, StraightThrough, networks_inside, place_after_preprocessing, shared_state
 from utils.diagnosis.judging import Attacked, Craft, Subject
 from utils.diagnosis.probes import (
     BISECTIONS,
@@ -60,13 +60,15 @@ class Evidence:
     inside: list[Attacked] = field(default_factory=list)  # on the network inside, or past its preprocessing
     transferred: list[Attacked] = field(default_factory=list)
     square: Attacked | None = None
+    walk: Attacked | None = None  # small steps from the image itself through all smaller balls
     planted: tuple[int, int] | None = None  # found, planted
     leaking: list[tuple[float, int, int]] = field(default_factory=list)  # radius, images easier than clean, harder
 
     @property
     def attacks(self) -> list[Attacked]:
         """All attacks within the radius, in the order in which they ran."""
-        optional = [self.fgsm, self.standard, self.longer, *self.margins, *self.inside, *self.transferred, self.square]
+        white_box = [self.fgsm, self.standard, self.longer, *self.margins, *self.inside]
+        optional = [*white_box, *self.transferred, self.square, self.walk]
         return [attack for attack in optional if attack]
 
     @property
@@ -95,7 +97,8 @@ class Trial:
     def evidence(self, *, visible: bool) -> Evidence:
         """Run everything. visible: whether to show a progress bar."""
         subject = self.subject
-        probes, _ = subject.some(PROBES)
+        probes = _with_nearby(subject.some(PROBES)[0], self.epsilon / 2)
+        shared = shared_state(subject.network)
         with torch.no_grad():
             asked_first = logits_of(subject.new(), probes)  # raises AttackError if they are not logits
         with progress_bar(title="diagnosis", total=FIRST_LOOK, unit="step", visible=visible) as bar:
@@ -112,6 +115,7 @@ class Trial:
                     action()
         if not subject.unstable and self._changed(probes, asked_first):
             found.stability.memory = "images have other logits after the attacks"
+        found.uncopied = found.uncopied or self._unlike_copies(probes, asked_first, shared)
         return found
 
     def _plan(self, found: Evidence) -> list[Step]:
@@ -222,11 +226,19 @@ class Trial:
         def square() -> None:
             found.square = self._attack("Square", self._square, most=SQUARED)
 
+        def walk() -> None:
+            # The basic iterative method (Kurakin et al., 2017, arXiv:1607.02533, section 2.2). Other attacks start
+            # from noise, so a defence that recognises noise hides from them what is near to the image.
+            options: dict = {"steps": STEPS, "step_size": self.epsilon / STEPS, "loss": "margin"}
+            craft = self._pgd(random_start=False, **options)
+            found.walk = self._attack("small steps", craft, most=SAMPLE)
+
         return [
             (0 if self.sources else INSIDE_STEPS, "surrogate", find_sources),
             (INSIDE_STEPS, "transferred examples", transferred),
             (2 * len(self.judged_for_leaking) // len(self.subject.split), "label leaking", leaking),
             (self.queries, "Square", square),
+            (STEPS, "small steps", walk),
         ]
 
     # ---- what the attacks need ----
@@ -327,6 +339,21 @@ class Trial:
     def _changed(self, probes: Tensor, asked_first: Tensor) -> bool:
         """Whether the working copy, or a new one, has other logits for the probes than at first."""
         return any(differ(asked_first, logits_of(m, probes)) for m in (self.subject.working, self.subject.new()))
+
+    @torch.no_grad()
+    def _unlike_copies(self, probes: Tensor, asked_first: Tensor, shared: object) -> str:
+        """Why copies do not tell how the model itself answers; empty if they do. shared: `shared_state` at first."""
+        if shared_state(self.subject.network) != shared:
+            return "its copies share a state that queries change"
+        if not self.subject.unstable and differ(asked_first, logits_of(self.subject.network, probes)):
+            return "its copies have other logits than it has itself"
+        return ""
+
+
+def _with_nearby(images: Tensor, distance: float) -> Tensor:
+    """Images (N, C, H, W), and after them as many whose pixels are all `distance` away."""
+    signs = torch.rand(images.shape, generator=torch.Generator().manual_seed(0)).sub_(0.5).sign_().to(images)
+    return torch.cat([images, (images + distance * signs).clamp_(0, 1)])
 
 
 def _unchanged(images: Tensor, labels: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 
 from attacks import fgsm_direction
 from defenses.losses import NFGSM
-from tests.helpers.defences import BROKEN
+from tests.helpers.defences import BROKEN, Guarded, OnlyTheCopy, RememberedByTheClass
 from utils.adversarial_sets import AugmentedSplit
 from utils.checkpoints import load_checkpoint
 from utils.diagnosis import CHECKS, NO_LEAK, diagnose, judge, probes, surrogates, trial
@@ -123,6 +123,26 @@ def test_broken_defences_are_not_trusted_and_are_broken(broken, trained, digits)
     assert diagnosis.strongest.accuracy <= 0.1
 
 
+def test_an_attack_with_small_steps_finds_what_noise_hides(baseline, other, digits, short, monkeypatch):
+    monkeypatch.setattr(trial, "STEPS", 10)
+    known = digits["test"].first(20).take(torch.arange(20))[0]
+    diagnosis = diagnosed(Guarded(copy.deepcopy(baseline), known), digits, other, examples=20, epsilon=0.3, queries=20)
+    assert diagnosis.evidence.walk.broken == trial.SAMPLE
+    assert diagnosis.found_by == "small steps"
+    assert "accuracy falls as epsilon grows" in diagnosis.failed
+
+
+def test_copies_that_do_not_answer_as_the_model_are_not_believed(baseline, other, digits, short):
+    known = digits["test"].first(8).take(torch.arange(8))[0]
+    for defended, reason in (
+        (OnlyTheCopy(copy.deepcopy(baseline), known), "its copies have other logits than it has itself"),
+        (RememberedByTheClass(copy.deepcopy(baseline)), "its copies share a state that queries change"),
+    ):
+        diagnosis = diagnosed(defended, digits, other, examples=8, queries=20)
+        assert diagnosis.evidence.uncopied == reason
+        assert not diagnosis.trustworthy
+
+
 def test_a_diagnosis_changes_neither_the_network_nor_torchs_random_numbers(baseline, other, digits, short):
     before = {name: tensor.clone() for name, tensor in baseline.state_dict().items()}
     state = torch.get_rng_state()
@@ -216,6 +236,7 @@ def evidence(**changes):
         "margins": [attacked("margin", 92, 98), attacked("multi-targeted PGD", 90, 92)],
         "transferred": [attacked("FGSM through a source", 90, 90)],
         "square": attacked("Square", 90, 90),
+        "walk": attacked("small steps", 90, 90),
         "planted": (100, 100),
         "leaking": [(0.02, 5, 10), (0.1, 10, 60)],
     }
@@ -241,7 +262,10 @@ SIGNS = {
     "logits are continuous where the answer changes": [{"jumps": (20, 100)}],
     "iterative beats single-step": [{"fgsm": attacked("FGSM", 85, 180)}],
     "an unbounded attack reaches 0 %": [{"unbounded": (6, 100)}],
-    "accuracy falls as epsilon grows": [{"radii": [(1 / 255, 30, 100), (2 / 255, 60, 100)]}],
+    "accuracy falls as epsilon grows": [
+        {"radii": [(1 / 255, 30, 100), (2 / 255, 60, 100)]},
+        {"walk": attacked("small steps", 80, 90)},
+    ],
     "planted examples are found": [{"planted": (75, 100)}],
     "more steps and restarts change little": [{"longer": attacked("PGD-100", 70, 100)}],
     "no attack is far ahead of PGD": [{"margins": [attacked("margin", 40, 98)]}],
@@ -289,6 +313,7 @@ def test_every_check_has_its_sign():
         {"inside": [attacked("PGD on the network inside", 88, 90)]},
         {"transferred": [attacked("PGD", 88, 90)]},
         {"square": attacked("Square", 88, 90)},
+        {"walk": attacked("small steps", 88, 90)},
         {"leaking": [(0.02, 30, 20), (0.1, 6, 0)]},
     ],
 )
@@ -308,6 +333,7 @@ def test_what_chance_explains_is_not_a_sign(changes):
         ("iterative beats single-step", {"fgsm": None}),
         ("an unbounded attack reaches 0 %", {"unbounded": None}),
         ("accuracy falls as epsilon grows", {"radii": []}),
+        ("accuracy falls as epsilon grows", {"walk": None}),
         ("planted examples are found", {"planted": None}),
         ("planted examples are found", {"planted": (5, 5)}),
         ("more steps and restarts change little", {"longer": None}),

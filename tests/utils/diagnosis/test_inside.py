@@ -4,13 +4,28 @@ import functools
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from attacks.modules import modules_of
 from tests.helpers.attacked import model_and_images
-from tests.helpers.defences import JPEGFile, Quantised, Scaled, answer_from_memory, cached_in_a_closure
+from tests.helpers.defences import (
+    JPEGFile,
+    Quantised,
+    RememberedByTheClass,
+    Scaled,
+    answer_from_memory,
+    cached_in_a_closure,
+)
 from utils.diagnosis import surrogates
-from utils.diagnosis.inside import Mean, Renewed, StraightThrough, fresh, networks_inside, place_after_preprocessing
+from utils.diagnosis.inside import (
+    Mean,
+    Renewed,
+    StraightThrough,
+    fresh,
+    networks_inside,
+    place_after_preprocessing,
+    shared_state,
+)
 
 
 class Counter:
@@ -42,6 +57,25 @@ def test_a_fresh_copy_shares_no_state(build):
     assert [copy(images)[0, 0].item() for copy in copies] == [1, 1]
     renewed = Renewed(copies[0])
     assert [renewed(images)[0, 0].item() for _ in range(2)] == [2, 2]
+
+
+ASKED: list[Tensor] = []
+
+
+def remembers_in_a_global(images):
+    ASKED.append(images)
+    return torch.zeros(len(images), 2)
+
+
+@pytest.mark.parametrize("changes", [True, False])
+def test_state_that_copies_share_is_seen(changes):
+    images = torch.zeros(1, 3, 8, 8)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 2))
+    for model in (remembers_in_a_global, RememberedByTheClass(network)) if changes else (Scaled(network), Counter()):
+        before = shared_state(model)
+        assert shared_state(model) == before
+        model(images)
+        assert (shared_state(model) != before) == changes
 
 
 def test_what_two_parts_of_a_closure_share_stays_shared():

@@ -11,7 +11,9 @@ from tests.helpers.defences import (
     AntiAdversary,
     BatchCentred,
     Cached,
+    Caller,
     Counting,
+    Crowded,
     HashedNoise,
     JPEGFile,
     Noisy,
@@ -20,6 +22,7 @@ from tests.helpers.defences import (
     Rounded,
     Scaled,
     Shattered,
+    SimilarQueries,
     UnsureDetector,
     Watching,
     WrongGradient,
@@ -52,6 +55,29 @@ def test_answers_that_change_are_seen(defence, sign, network_and_images, digits)
     assert found.random == (defence is Noisy)
 
 
+@pytest.mark.parametrize(
+    ("defence", "text"),
+    [
+        (Caller, "an attack gets other logits than a caller who asks for the same images"),
+        (SimilarQueries, "images have other logits after 100 similar queries"),
+    ],
+)
+def test_what_recognises_an_attack_is_seen(defence, text, network_and_images, digits):
+    network, images, _ = network_and_images
+    found = stability(subject_of(defence(network), digits), images[:8], EPSILON)
+    assert text in (found.repeated, found.memory)
+
+
+def test_answers_that_differ_only_in_batches_as_large_as_the_attacked_ones_are_seen(network_and_images, digits):
+    network, images, _ = network_and_images
+    defended = Crowded(network)
+    defended.most = len(images)
+    assert stability(subject_of(defended, digits), images, EPSILON).batch == ""  # attacked in batches of four
+    subject = Subject(defended, digits["test"].first(40), batch_size=40)
+    assert stability(subject, images, EPSILON).batch == "an image has other logits in another batch"
+
+
+@pytest.mark.filterwarnings("ignore:the gradient of the model's loss is zero")
 @pytest.mark.parametrize("defence", [lambda network: network, Scaled, Quantised, AntiAdversary])
 def test_answers_that_stay_are_not_accused(defence, network_and_images, digits):
     network, images, _ = network_and_images
