@@ -97,16 +97,19 @@ def freeze(model: Model) -> None:
             parameter.requires_grad_(False)
 
 
-def networks_inside(model: Model, images: Tensor, labels: Tensor) -> Sequence[Model]:
+def networks_inside(
+    model: Model, images: Tensor, labels: Tensor, *, recognises_attacks: bool = False
+) -> Sequence[Model]:
     """The modules inside a model that classify images by themselves, at most three, the most accurate first.
 
     images: float (N, C, H, W) in [0, 1]; labels: int64 (N,). Such a module returns as many logits as the model, and is
     at least 0.7 times as accurate on these images. A module with the model's own logits and gradient is left out.
+    If the model recognises attacks, such a module stays, because it gives an attack other answers than the model does.
     The model should be a copy: the modules in it are called alone.
     """
     logits, gradient = _answer(model, images)
     found: list[tuple[float, nn.Module]] = []
-    known: list[tuple[Tensor, Tensor | None]] = [(logits, gradient)]
+    known: list[tuple[Tensor, Tensor | None]] = [] if recognises_attacks else [(logits, gradient)]
     for module in modules_of(model):
         if module is model:
             continue

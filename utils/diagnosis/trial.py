@@ -127,7 +127,7 @@ class Trial:
         subject.stateful = bool(stable.memory)
         found.gradient = self._gradient()
         misled = found.gradient is None or found.gradient.doubtful
-        inside = self._past_the_defence(found, self._models_inside(probes, labels, any_change=misled))
+        inside = self._past_the_defence(found, self._models_inside(found, probes, labels, any_change=misled))
         long = [] if subject.unstable else self._white_box(found)
         # Where the gradient leads nowhere, the long attacks on it get only what is left by those past the defence.
         plan = [*self._first(found), *(inside + long if misled else long + inside)]
@@ -283,14 +283,17 @@ class Trial:
         except AttackError:
             return None
 
-    def _models_inside(self, images: Tensor, labels: Tensor, *, any_change: bool) -> dict[str, Model]:
+    def _models_inside(
+        self, evidence: Evidence, images: Tensor, labels: Tensor, *, any_change: bool
+    ) -> dict[str, Model]:
         """What an attacker who knows the defence attacks in its place, by the names of the attacks.
 
         any_change: as for `place_after_preprocessing`.
         """
         subject = self.subject
         found: dict[str, Model] = {}
-        networks = networks_inside(subject.new(), images, labels)
+        recognises = bool(evidence.stability.repeated) and not subject.random
+        networks = networks_inside(subject.new(), images, labels, recognises_attacks=recognises)
         for number, network in enumerate(networks):
             found[f"PGD on the network inside{f' ({number + 1})' if number else ''}"] = network
         if len(networks) > 1:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from attacks.modules import modules_of
 from tests.helpers.attacked import model_and_images
 from tests.helpers.defences import (
+    Caller,
     JPEGFile,
     Quantised,
     RememberedByTheClass,
@@ -103,6 +104,13 @@ def test_a_network_that_only_wraps_itself_has_nothing_inside(network_and_images)
     network, images, labels = network_and_images
     assert list(networks_inside(network, images, labels)) == []
     assert list(networks_inside(nn.Sequential(network), images, labels)) == []
+
+
+def test_the_network_inside_a_model_that_recognises_attacks_is_found(network_and_images):
+    network, images, labels = network_and_images
+    defended = Caller(network)
+    assert list(networks_inside(defended, images, labels)) == []  # it answers as the network while nobody attacks
+    assert list(networks_inside(defended, images, labels, recognises_attacks=True)) == [network]
 
 
 def test_the_gradient_goes_past_the_preprocessing(network_and_images):
