@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from attacks import fgsm, pgd, pgd_iterates, strong
+from attacks import AttackError, fgsm, pgd, pgd_iterates, strong
 from attacks.core import margin
 from attacks.norms import noise_source
 from attacks.state import remembering
@@ -298,6 +298,21 @@ def test_seed_decides_the_noise_whatever_the_batch_loses():
     assert not torch.equal(first, other)
     labels[3] = (labels[3] + 1) % 10  # already misclassified, so it stops at once
     assert torch.equal(pgd(model, images, labels, epsilon=0.005, steps=2, seed=1)[4:], first[4:])
+
+
+@pytest.mark.parametrize("lacking", [True, False])
+def test_a_device_without_bfloat16_is_one_line_and_other_errors_stay(lacking):
+    def model(x):
+        if torch.is_autocast_enabled("cpu"):
+            raise RuntimeError("could not create a primitive descriptor for the LSTM" if lacking else "something else")
+        return x.flatten(1)[:, :3]
+
+    images = torch.rand(2, 3, 4, 4)
+    labels = model(images).argmax(1)
+    expected = (AttackError, "cannot compute the model in bfloat16: choose float32") if lacking else (RuntimeError, "e")
+    with pytest.raises(expected[0], match=expected[1]) as raised:
+        pgd(model, images, labels, epsilon=0.1, precision="bfloat16")
+    assert isinstance(raised.value, AttackError) == lacking
 
 
 @pytest.mark.filterwarnings("ignore:the gradient of the model's loss is zero")

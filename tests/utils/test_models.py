@@ -297,7 +297,7 @@ class Dictionary(nn.Module):
 
 UNFIT = [
     (Dictionary(), data(), r"must return logits \(N, classes\), not <class 'dict'>"),
-    (nn.Identity(), data(), r"must return \(N, classes\) with N=\d, not \(\d, 3, 8, 8\)"),
+    (nn.Identity(), data(), r"must return \(N, classes\) with N=\d+, not \(\d+, 3, 8, 8\)"),
     (nn.Conv2d(1, 4, 3), data(), r"cannot classify float32 images of shape \(3, 8, 8\)"),
     (nn.Sequential(nn.Flatten(), nn.Linear(192, 5)).double(), data(), "its weights are float64: convert one of both"),
     (nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), data(torch.float64), "float64 images.*its weights are float32"),
