@@ -144,7 +144,6 @@ class AgreementFigures(Record, frozen=True, kw_only=True):
     pgd_l2: Fraction
     mi_fgsm: Fraction
     targeted: Fraction  # of the images that PGD leads to the class after their own
-    minimal: Radius  # the median of the smallest radii at which images fall
 
 
 class AgreementEntry(Record, frozen=True, kw_only=True):
@@ -159,14 +158,26 @@ class AgreementEntry(Record, frozen=True, kw_only=True):
 
     def agrees(self) -> bool:
         """Whether the figures are as close as benchmarks.agreement says that they should be."""
-        ours, peers = self.ours, self.peers
         names = ("pgd", "pgd_l2", "mi_fgsm", "targeted")
         return (
             self.pixels_that_differ <= self.pixels / 100_000
-            and ours.fgsm == peers.fgsm
-            and all(abs(getattr(ours, name) - getattr(peers, name)) <= 0.01 for name in names)
-            and abs(ours.minimal - peers.minimal) <= 0.1 * peers.minimal
+            and self.ours.fgsm == self.peers.fgsm
+            and all(abs(getattr(self.ours, name) - getattr(self.peers, name)) <= 0.01 for name in names)
         )
+
+
+class AgreementRadii(Record, frozen=True, kw_only=True):
+    """The smallest radii at which a network's images fall, by our search and by a peer's."""
+
+    name: Name
+    sha256: Sha256
+    ours: Radius  # the median
+    peers: Radius
+    ratio: Annotated[float, Meta(gt=0, le=1e6)]  # ours divided by the peer's: the median over the images
+
+    def agrees(self) -> bool:
+        """Whether the radii are as close as benchmarks.agreement says that they should be."""
+        return abs(self.ratio - 1) <= 0.05
 
 
 class AgreementReport(Document, frozen=True, kw_only=True):
@@ -178,8 +189,9 @@ class AgreementReport(Document, frozen=True, kw_only=True):
     epsilon_l2: Radius
     steps: Positive  # of PGD
     examples: Positive
-    examples_of_minimal: Positive
+    examples_of_radii: Positive
     entries: list[AgreementEntry] = msgspec.field(name="networks")
+    radii: list[AgreementRadii]
 
 
 class TrainedOnGPU(Record, frozen=True, kw_only=True):

@@ -13,19 +13,26 @@ PEERS_FORMATS = {"contiguous_format": "out of the box", "channels_last": "all ch
 
 
 def agreement_table(report: AgreementReport) -> str:
-    """What our attacks and the peers' say of the same checkpoints. Radii are in 255ths."""
+    """What our attacks and the peers' say of the same checkpoints."""
     titles = {"fgsm": "FGSM", "pgd": f"PGD-{report.steps}", "pgd_l2": f"PGD-{report.steps} in L2", "mi_fgsm": "MI-FGSM"}
     titles |= {"targeted": "reached by targeted PGD"}
     rows = [
         [
             entry.name,
             *(f"{percent(getattr(entry.ours, name))} / {percent(getattr(entry.peers, name))}" for name in titles),
-            f"{255 * entry.ours.minimal:.2f} / {255 * entry.peers.minimal:.2f}",
             f"{entry.pixels_that_differ:,} of {entry.pixels:,}",
         ]
         for entry in report.entries
     ]
-    return markdown(["network", *titles.values(), "smallest epsilon, in 255ths", "pixels of FGSM that differ"], rows)
+    return markdown(["network", *titles.values(), "pixels of FGSM that differ"], rows)
+
+
+def radii_table(report: AgreementReport) -> str:
+    """The smallest radii at which images fall, in 255ths of a pixel's range: our search and a peer's."""
+    rows = [
+        [each.name, f"{255 * each.ours:.2f}", f"{255 * each.peers:.2f}", f"{each.ratio:.2f}"] for each in report.radii
+    ]
+    return markdown(["network", "our median", "foolbox's median", "ours / foolbox's, median of the images"], rows)
 
 
 def benchmarks_table(report: BenchmarkReport) -> str:

@@ -157,7 +157,7 @@ def test_every_report_of_the_benchmarks_is_read_back_and_shown(report):
 @given(REPORTS[AgreementReport])
 def test_every_report_of_the_agreement_is_read_back_and_shown(report):
     assert decode(encode(report), AgreementReport) == report
-    assert benchmark_tables.agreement_table(report).encode()
+    assert (benchmark_tables.agreement_table(report) + benchmark_tables.radii_table(report)).encode()
 
 
 @pytest.mark.parametrize(

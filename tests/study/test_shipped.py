@@ -210,11 +210,13 @@ def test_fgsm_overfits_catastrophically_and_n_fgsm_does_not():
 def test_other_libraries_agree():
     report = read_document(RESULTS / "agreement.json", AgreementReport, "a report of the agreement")
     assert benchmark_tables.agreement_table(report) in DOCS["robustness"]
-    assert report.examples == 500
-    assert [entry.name for entry in report.entries] == [entry.name for entry in ROBUSTNESS.entries]
-    for compared in report.entries:
-        assert compared.sha256 == ROBUSTNESS.entry(compared.name).sha256
-        assert compared.agrees()
+    assert benchmark_tables.radii_table(report) in DOCS["robustness"]
+    assert (report.examples, report.examples_of_radii) == (500, 100)
+    for compared in (report.entries, report.radii):
+        assert [each.name for each in compared] == [entry.name for entry in ROBUSTNESS.entries]
+        for each in compared:
+            assert each.sha256 == ROBUSTNESS.entry(each.name).sha256
+            assert each.agrees()
 
 
 def test_performance_page_shows_the_benchmarks():
