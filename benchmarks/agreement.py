@@ -1,6 +1,6 @@
 """Do other libraries' attacks agree with ours on the shipped checkpoints? `make agreement` writes agreement.json.
 
-FGSM's images should be the same except for one pixel in 100,000. (Our folded networks round differently, and rounding
+FGSM's images should be the same except for one pixel in 50,000. (Our folded networks round differently, and rounding
 decides whether an activation near 0 passes a ReLU.) Accuracies under FGSM should be the same. Those under PGD in both
 norms and under MI-FGSM should be within a point, and so should the share of images that targeted PGD leads to its
 target. An image's smallest radius, by PGD and bisection, should be within a twentieth of the one that foolbox's Fast

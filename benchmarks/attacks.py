@@ -3,7 +3,6 @@
 The peers are imported where they are called, so that the other sections run without them.
 """
 
-import contextlib
 import itertools
 import warnings
 from collections.abc import Callable
@@ -65,10 +64,11 @@ def seconds_of(
         theirs = images.contiguous(memory_format=memory_format), labels
         contenders = CONTENDERS[attack](setting.network(architecture, memory_format), *theirs)
         ours = CONTENDERS[attack](network, images, labels)
-        contenders["ours"] = ours["ours"]
-        with contextlib.suppress(KeyError, AttackError):  # not every CPU has an LSTM in bfloat16
-            ours[IN_BFLOAT16]()
-            contenders[IN_BFLOAT16] = ours[IN_BFLOAT16]
+        contenders |= {name: ours[name] for name in ("ours", IN_BFLOAT16) if name in ours}
+        try:
+            contenders.get(IN_BFLOAT16, contenders["ours"])()
+        except AttackError:  # not every CPU has an LSTM in bfloat16
+            del contenders[IN_BFLOAT16]
         check_equal(attack, contenders, network, images, labels)
         return interleaved(contenders, setting)
 

@@ -160,7 +160,7 @@ class AgreementEntry(Record, frozen=True, kw_only=True):
         """Whether the figures are as close as benchmarks.agreement says that they should be."""
         names = ("pgd", "pgd_l2", "mi_fgsm", "targeted")
         return (
-            self.pixels_that_differ <= self.pixels / 100_000
+            self.pixels_that_differ <= self.pixels / 50_000
             and self.ours.fgsm == self.peers.fgsm
             and all(abs(getattr(self.ours, name) - getattr(self.peers, name)) <= 0.01 for name in names)
         )
