@@ -49,7 +49,8 @@ def main() -> None:
     args = parser.parse_args()
     path = ROOT / "results" / "agreement.json"
     split = load_split("cifar10", "test", args.data_dir).first(args.examples)
-    networks = [path for _, path in checkpoint_paths(ROOT / "models")]
+    few = split.first(EXAMPLES_OF_RADII)
+    checkpoints = [checkpoint for _, checkpoint in checkpoint_paths(ROOT / "models")]
     about: dict[str, Any] = {
         "peers": [f"torchattacks {torchattacks.__version__}", f"foolbox {foolbox.__version__}"],
         "torch": torch.__version__,
@@ -57,13 +58,13 @@ def main() -> None:
         "epsilon_l2": L2_RADIUS,
         "steps": STEPS,
         "examples": len(split),
-        "examples_of_radii": min(EXAMPLES_OF_RADII, len(split)),
+        "examples_of_radii": len(few),
     }
     if args.radii:
         entries = read_document(path, AgreementReport, "a report of the agreement").entries
     else:
-        entries = [compare(path, split) for path in networks]
-    radii = [smallest_radii(path, split.first(EXAMPLES_OF_RADII)) for path in networks]
+        entries = [compare(checkpoint, split) for checkpoint in checkpoints]
+    radii = [smallest_radii(checkpoint, few) for checkpoint in checkpoints]
     write_document(path, AgreementReport(**about, entries=entries, radii=radii))
     sys.exit(not (all(entry.agrees() for entry in entries) and all(each.agrees() for each in radii)))
 

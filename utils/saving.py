@@ -19,7 +19,7 @@ from attacks.norms import check_epsilon
 from utils.constants import EVALUATION_BATCH, LARGEST_CLASSES, UserError
 from utils.data import Split
 from utils.files import read_bytes, write_atomically
-from utils.formats import LONGEST_LOG, SavedHeader, SavedImage, decode_lines, encode_lines
+from utils.formats import LONGEST_LOG, LONGEST_NAME, SavedHeader, SavedImage, decode_lines, encode_lines
 from utils.images import Data, as_split, read_pictures, with_numbers
 from utils.models import count_classes
 from utils.quoting import one_line
@@ -90,7 +90,7 @@ def save_images(
         norm=norm,  # type: ignore[arg-type]
         batch_size=batch_size,
         channels=split.images.shape[1],  # type: ignore[arg-type]  # the schema checks it
-        class_names=[name[:200] for name in split.class_names],  # a folder's name may be longer
+        class_names=[name[:LONGEST_NAME] for name in split.class_names],  # a folder's name may be longer
         clean_accuracy=(before == split.labels).double().mean().item(),
         accuracy=(after == split.labels).double().mean().item(),
         misclassified=int(wrong.sum()),
