@@ -75,7 +75,7 @@ test-all: $(VENV)/installed-dev  ## run all tests: kills, notebooks, benchmarks,
 
 coverage: $(VENV)/installed-dev  ## run all tests, and list the lines that none of them reaches
 	rm -f .coverage .coverage.*
-	OMP_NUM_THREADS=1 COVERAGE_FILE=$(CURDIR)/.coverage $(RUN) -m coverage run -m pytest -n auto --dist worksteal
+	OMP_NUM_THREADS=1 COVERAGE_FILE=$(CURDIR)/.coverage $(RUN) -m coverage run -m pytest -n auto --dist worksteal --durations 30
 	$(RUN) -m coverage combine --quiet
 	$(RUN) -m coverage report --show-missing --skip-covered
 	$(RUN) -m coverage json --quiet -o .coverage.json

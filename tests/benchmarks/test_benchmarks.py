@@ -1,6 +1,7 @@
 """The benchmarks run, their report is read back and shown, and docs/performance.md computes what gradients weigh."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -187,7 +188,9 @@ SECTIONS = ("startup", "adversarial-sets", "training", "time-to-accuracy", "abla
 def quick_run(python: object, folder: Path, *sections: str) -> BenchmarkReport:
     """Run sections on a few digits and return the report."""
     command = [str(python), "-m", "benchmarks.run", "--quick", "--results", str(folder), *sections]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    untraced = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
+    # Coverage would double the time of these many processes.
+    done = subprocess.run(command, cwd=ROOT, env=untraced, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     return read_document(folder / "benchmarks.json", BenchmarkReport, "a report")
 
