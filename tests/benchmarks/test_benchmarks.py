@@ -1,7 +1,6 @@
 """The benchmarks run, their report is read back and shown, and docs/performance.md computes what gradients weigh."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from benchmarks.run import main
 from networks import CNN, CNNLSTM
 from networks.cost import multiply_adds
 from tests.helpers.instances import instances
-from tests.helpers.project import ROOT
+from tests.helpers.project import ROOT, untraced
 from utils.constants import UserError
 from utils.formats import decode, encode, read_document
 
@@ -188,9 +187,7 @@ SECTIONS = ("startup", "adversarial-sets", "training", "time-to-accuracy", "abla
 def quick_run(python: object, folder: Path, *sections: str) -> BenchmarkReport:
     """Run sections on a few digits and return the report."""
     command = [str(python), "-m", "benchmarks.run", "--quick", "--results", str(folder), *sections]
-    untraced = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
-    # Coverage would double the time of these many processes.
-    done = subprocess.run(command, cwd=ROOT, env=untraced, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=untraced(), capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     return read_document(folder / "benchmarks.json", BenchmarkReport, "a report")
 

@@ -28,7 +28,7 @@ from msgspec import Meta
 
 from tests.helpers import faults
 from tests.helpers.hostile import SECONDS, Tally, Watch
-from tests.helpers.project import ROOT, command
+from tests.helpers.project import ROOT, command, untraced
 from utils.adversarial_sets import FOLDER
 from utils.checkpoints import load_checkpoint, read_header, read_tensors, versions
 from utils.data import DataError, load_split, tensor_digest
@@ -105,7 +105,7 @@ def started(arguments, folder, **options):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        **options,
+        **{"env": untraced(), **options},
     )
 
 
@@ -325,9 +325,7 @@ def full_disk(tries, draw, folder):
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
         arguments = (*TRAINING[:4], 2, *TRAINING[5:], "--output", OUTPUT, "--overwrite", "--quiet")
-        # A .pyc cut off at the limit would stay, and what counts coverage could not write its own file.
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
-        environment["PYTHONDONTWRITEBYTECODE"] = "1"
+        environment = untraced() | {"PYTHONDONTWRITEBYTECODE": "1"}  # a .pyc cut off at the limit would stay
         process = started(arguments, place, preexec_fn=starve, env=environment)
         _, errors = process.communicate(timeout=120)
         trouble = ""

@@ -22,7 +22,7 @@ from study.formats import Measurement, StudyEntry, StudyReport, WholeStudy, read
 from study.paper import PRINTED, REMEASURED, TRAINING_EPSILONS
 from study.plan import lines
 from study.runner import Study
-from tests.helpers.project import QUICK, ROOT, command
+from tests.helpers.project import QUICK, ROOT, command, untraced
 from utils.checkpoints import load_checkpoint, read_metadata, save_checkpoint
 from utils.constants import EPSILONS, UserError
 from utils.data import training_batches
@@ -348,7 +348,7 @@ def test_study_killed_at_random_points_ends_with_the_same_report(script, tmp_pat
     """It is killed after some more lines of its output: first halfway through a training, then at any moment."""
     draw, whole = random.Random(0), tmp_path_factory.mktemp("whole") / "results" / "digits"
     assert script("study", *QUICK, cwd=whole.parents[1]).returncode == 0
-    study, environment = command("study", *QUICK), {**os.environ, "PYTHONPATH": str(ROOT)}
+    study, environment = command("study", *QUICK), {**untraced(), "PYTHONPATH": str(ROOT)}
     resumed = []
     for attempt in range(3):
         process = subprocess.Popen(

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from tests.helpers.faults import odd_surroundings
-from tests.helpers.project import QUICK, ROOT, command, prog
+from tests.helpers.project import QUICK, ROOT, command, prog, untraced
 from utils.checkpoints import file_digest, load_checkpoint, read_metadata, save_checkpoint
 from utils.commands.checkpoints import overwrite_advice
 from utils.commands.parser import Parser, run
@@ -746,8 +746,7 @@ def test_full_disk_is_one_line_and_keeps_the_earlier_checkpoint(tmp_path):
         [sys.executable, ROOT / "train-cnn.py", *map(str, QUICK), "--output", output, "--overwrite", "--quiet"],
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
         # The limit would damage the .pyc files that Python writes, and stop coverage from writing its own file.
-        env={name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
-        | {"PYTHONDONTWRITEBYTECODE": "1"},
+        env=untraced() | {"PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
         text=True,
         timeout=120,
