@@ -34,7 +34,7 @@ from networks import CNN
 from study import tables
 from study.formats import read_robustness
 from tests.helpers.hostile import Tally
-from tests.helpers.project import QUICK, ROOT, command
+from tests.helpers.project import QUICK, ROOT, command, untraced
 from utils import files
 from utils.adversarial_sets import adversarial_set
 from utils.checkpoints import load_checkpoint, read_header, save_checkpoint
@@ -249,7 +249,7 @@ def faults(kind, end):
 
     def experiment(tries, draw, folder):
         arguments = [sys.executable, "-m", "tests.helpers.faults", kind, end, str(tries)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # because the process forks
+        environment = {**untraced(), "OMP_NUM_THREADS": "1"}  # because the process forks
         result = subprocess.run(
             arguments, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=60 + 30 * tries
         )

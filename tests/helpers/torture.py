@@ -98,14 +98,15 @@ def write(root, report):
     write_atomically(root / PAGE, f"{before}{BEFORE_THE_TABLE}\n\n{torture_table(report)}\n".encode())
 
 
-def started(arguments, folder, **options):
+def started(arguments, folder, preexec_fn=None, **environment):
     return subprocess.Popen(
         command(*arguments),
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        **{"env": untraced(), **options},
+        preexec_fn=preexec_fn,
+        env={**untraced(), **environment},
     )
 
 
@@ -325,8 +326,8 @@ def full_disk(tries, draw, folder):
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
         arguments = (*TRAINING[:4], 2, *TRAINING[5:], "--output", OUTPUT, "--overwrite", "--quiet")
-        environment = untraced() | {"PYTHONDONTWRITEBYTECODE": "1"}  # a .pyc cut off at the limit would stay
-        process = started(arguments, place, preexec_fn=starve, env=environment)
+        # A .pyc cut off at the limit would stay.
+        process = started(arguments, place, preexec_fn=starve, PYTHONDONTWRITEBYTECODE="1")
         _, errors = process.communicate(timeout=120)
         trouble = ""
         if process.returncode and (
