@@ -87,7 +87,7 @@ torture: $(VENV)/installed-dev  ## interrupt, starve and deceive many runs, coun
 mutants: $(VENV)/installed-dev  ## change the code in forty small ways, show what no test notices: twenty minutes
 	$(RUN) -m tests.helpers.mutants
 
-zoo: $(VENV)/installed-dev  ## diagnose thirty broken defences and all honest networks on CIFAR-10: 45 minutes on two cores
+zoo: $(VENV)/installed-dev  ## diagnose 33 broken defences and all honest networks on CIFAR-10: 45 minutes on two cores
 	$(RUN) -m tests.helpers.zoo
 
 lint: $(VENV)/installed-dev  ## check the style of the code and the direction of its imports

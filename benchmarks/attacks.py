@@ -4,6 +4,7 @@ The peers are imported where they are called, so that the other sections run wit
 """
 
 import itertools
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from attacks import AttackError, fgsm, pgd
 from benchmarks.formats import AttackSpeed
-from benchmarks.timing import Setting, compared, interleaved, say
+from benchmarks.timing import Setting, compared, interleaved, say, timed
 from utils.constants import ARCHITECTURES
 from utils.data import Split
 from utils.evaluation import correctly_classified
@@ -65,13 +66,22 @@ def seconds_of(
         contenders = CONTENDERS[attack](setting.network(architecture, memory_format), *theirs)
         ours = CONTENDERS[attack](network, images, labels)
         contenders |= {name: ours[name] for name in ("ours", IN_BFLOAT16) if name in ours}
-        if IN_BFLOAT16 in contenders:
-            try:
-                contenders[IN_BFLOAT16]()
-            except AttackError:  # not every CPU has an LSTM in bfloat16
-                del contenders[IN_BFLOAT16]
+        in_bfloat16 = contenders.get(IN_BFLOAT16)
+        if in_bfloat16 and not worth_measuring(in_bfloat16, contenders["ours"], setting.pick(2, math.inf)):
+            del contenders[IN_BFLOAT16]
         check_equal(attack, contenders, network, images, labels)
         return interleaved(contenders, setting)
+
+
+def worth_measuring(in_bfloat16: Callable[[], Tensor], in_float32: Callable[[], Tensor], at_most: float) -> bool:
+    """Whether this device computes the attack in bfloat16, and takes at_most times as long as in float32.
+
+    A CPU without AVX512_BF16 or AMX imitates bfloat16, about ten times as slowly. Some have no LSTM in it at all.
+    """
+    try:
+        return min(timed(in_bfloat16) for _ in range(2)) <= at_most * min(timed(in_float32) for _ in range(2))
+    except AttackError:
+        return False
 
 
 def robust_images(network: nn.Module, split: Split) -> tuple[Tensor, Tensor]:

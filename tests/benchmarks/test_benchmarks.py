@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from attacks import AttackError
 from benchmarks import tables as benchmark_tables
+from benchmarks.attacks import worth_measuring
 from benchmarks.formats import AgreementEntry, AgreementReport, BenchmarkReport, Growth, MemoryGrowth, SpeedGrowth
 from benchmarks.run import main
 from networks import CNN, CNNLSTM
@@ -257,6 +260,16 @@ def test_attacks_find_what_the_peers_find(tmp_path):
     # Not every CPU has an LSTM in bfloat16, and fewer than eight images may withstand PGD.
     assert {("fgsm", 1), ("pgd-20", 1)} <= set(of_the_lstm)
     assert all(len(speed.rows) == 4 for speed in report.attacks)
+
+
+@pytest.mark.parametrize(("seconds", "worth"), [(0.001, True), (0.02, False), (None, False)])
+def test_bfloat16_is_left_out_where_a_cpu_only_imitates_it(seconds, worth):
+    def in_bfloat16():
+        if seconds is None:
+            raise AttackError("this device cannot compute the model in bfloat16")
+        time.sleep(seconds)
+
+    assert worth_measuring(in_bfloat16, lambda: time.sleep(0.005), at_most=2) is worth
 
 
 @pytest.mark.parametrize(("title", "network"), [("CNN", CNN), ("CNN-LSTM", CNNLSTM)])
