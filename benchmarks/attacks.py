@@ -154,7 +154,10 @@ def as_arrays(images: Tensor, labels: Tensor) -> tuple[Any, Any]:
 
 
 def check_equal(name: str, contenders: Attacks, network: nn.Module, images: Tensor, labels: Tensor) -> None:
-    """Raise AssertionError unless all find the same, up to rounding: FGSM's pixels, or the loss that PGD reaches."""
+    """Raise AssertionError unless all find the same, up to rounding: FGSM's pixels, or the loss that PGD reaches.
+
+    Rounding decides the sign of a gradient near zero, and so where PGD goes from there. In many images this evens out.
+    """
     crafted = {peer: attack().to(images) for peer, attack in contenders.items()}
     for peer, adversarial in crafted.items():
         if name == "fgsm":
@@ -163,7 +166,8 @@ def check_equal(name: str, contenders: Attacks, network: nn.Module, images: Tens
         else:
             with torch.no_grad():
                 loss, ours = (F.cross_entropy(network(x), labels).item() for x in (adversarial, crafted["ours"]))
-            assert abs(loss - ours) < 0.01 * ours + 1e-3, f"{peer}: PGD reaches a loss of {loss}, ours {ours}"
+            tolerance = (0.01 + 0.05 / len(images) ** 0.5) * ours + 1e-3
+            assert abs(loss - ours) < tolerance, f"{peer}: PGD reaches a loss of {loss}, ours {ours}"
 
 
 CONTENDERS = {"fgsm": fgsm_contenders, "pgd-20": pgd_contenders}
