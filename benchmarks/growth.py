@@ -19,9 +19,10 @@ from benchmarks.attacks import EPSILON, robust_images
 from benchmarks.formats import MemoryGrowth, SpeedGrowth, TimedTraining
 from benchmarks.timing import Setting, compared, rounds_in_turn, say, timed
 from benchmarks.training import FAST, faster_precision, our_epoch
+from defenses.losses import NFGSM, Defense
 from networks import NETWORKS
 from utils.allocator import keep_freed_memory
-from utils.constants import ROOT
+from utils.constants import RADIUS, ROOT
 from utils.evaluation import evaluate_fgsm
 from utils.recipes import RECIPES
 from utils.runs import read_log
@@ -48,9 +49,9 @@ def measure(setting: Setting) -> list[SpeedGrowth]:
         count = min(count, len(images))
         return count, lambda: timed(lambda: function(network, images[:count], labels[:count], **options))
 
-    def train(batch_size: int = recipe.batch_size, width: int = 32) -> Work:
+    def train(batch_size: int = recipe.batch_size, width: int = 32, defense: Defense | None = None) -> Work:
         sized = replace(recipe, batch_size=batch_size)
-        return len(training), lambda: our_epoch(training, validation, None, sized, setting.device, width=width)
+        return len(training), lambda: our_epoch(training, validation, defense, sized, setting.device, width=width)
 
     def add(axis: str, value: int | str, what: str, count: int, seconds: Callable[[], float]) -> None:
         seconds()
@@ -64,6 +65,7 @@ def measure(setting: Setting) -> list[SpeedGrowth]:
     for width in setting.pick((16, 32, 64, 96), (8,)):
         add("width", width, "FGSM", *attack(fgsm, fresh("cnn", width), 250, epsilon=EPSILON))
         add("width", width, "training", *train(width=width))
+        add("width", width, "training with N-FGSM", *train(width=width, defense=NFGSM(RADIUS)))
     for batch in setting.pick((1, 8, 32, 64, 125, 250, 500, 1000), (1, 8)):
         if batch <= len(images):
             add("batch", batch, "FGSM", *attack(fgsm, setting.network(), batch, epsilon=EPSILON))
