@@ -92,37 +92,40 @@ class Search:
         self.best_values = torch.full(labels.shape, -math.inf, dtype=dtype, device=images.device)
         self.withstands = torch.ones_like(labels, dtype=torch.bool)  # no iterate has succeeded
         self.flat = torch.ones_like(self.withstands)  # every gradient has been zero in every pixel
+        self.may_be_flat = True  # for one image at least
+        # The indices of the images that have not stopped; a slice while all run, because that copies nothing.
+        self.running: Tensor | slice = slice(None)
+        self.left = len(labels)  # how many these are
 
     def climb(self, noise: Tensor | None, sizes: Sequence[Radius]) -> Iterator[int]:
         """Look at the iterates from images + noise on. Yields the number of each, before it looks at it.
 
         noise: (N, C, H, W); None: the images are the first iterate. sizes: of the steps, in pixel units.
         """
-        if len(self._running()) == 0:
+        if self.left == 0:
             return
         start = self.images if noise is None else (self.images + noise).clamp_(0, 1)
         for index, iterate in enumerate(self.iterates(start, self._gradient, sizes=sizes)):
             yield index
-            if len(self._running()) == 0:
+            if self.left == 0:
                 return
             if index == len(sizes):  # the last iterate, whose gradient `pgd_iterates` does not ask for
                 self.look_at(iterate)
 
     def look_at(self, iterate: Tensor) -> Tensor:
         """Keep this iterate of each running image on which it is the best so far. Returns their logits."""
-        running = self._running()
-        logits, values = self._judged(iterate[running], self.labels[running])
-        self._keep(iterate, running, logits, values)
+        logits, values = self._judged(iterate[self.running], self.labels[self.running])
+        self._keep(iterate, logits, values)
         return logits
 
     def warn_if_flat(self) -> None:
         """Warn if an image withstands the attack and its gradient was zero in every pixel at every step."""
-        if (self.withstands & self.flat).any():
+        if self.may_be_flat and (self.withstands & self.flat).any():
             warn_of_zero_gradient()
 
     def _gradient(self, iterate: Tensor) -> Tensor:
         """Do as `look_at`. Return the gradient to follow, (N, C, H, W), with zeros for images that have stopped."""
-        running = self._running()
+        running = self.running
         images, labels = iterate[running], self.labels[running]
         logits, values, found = input_gradient(self.guide, images, self.aims[running], self.towards, self.eot)
         if self.judges > 1:
@@ -133,8 +136,12 @@ class Search:
             seem = self._succeed(logits, labels).nonzero().flatten()
             if len(seem):
                 logits[seem], values[seem] = self._judged(images[seem], labels[seem])
-        self._keep(iterate, running, logits, values)
-        self.flat[running] &= zero_gradient(found)
+        self._keep(iterate, logits, values)
+        if self.may_be_flat:
+            self.flat[running] &= zero_gradient(found)
+            self.may_be_flat = bool(self.flat.any())
+        if isinstance(running, slice):
+            return found
         gradient = torch.zeros_like(iterate)
         gradient[running] = found
         return gradient
@@ -151,17 +158,20 @@ class Search:
         """Which images the attack has won, bool (N,)."""
         return (logits.argmax(1) == labels) == self.targeted
 
-    def _running(self) -> Tensor:
-        """The indices of the images that have not stopped."""
-        return (self.withstands if self.early_stop else torch.ones_like(self.withstands)).nonzero().flatten()
-
-    def _keep(self, iterate: Tensor, running: Tensor, logits: Tensor, values: Tensor) -> None:
+    def _keep(self, iterate: Tensor, logits: Tensor, values: Tensor) -> None:
+        running = self.running
         success = self._succeed(logits, self.labels[running])
         if self.whole_batch:
             values = values.mean().expand_as(values)
         better = values > self.best_values[running]
         if self.early_stop:
             better |= success
-        kept = running[better]
-        self.best[kept], self.best_values[kept] = iterate[kept], values[better].detach().to(self.best_values)
-        self.withstands[running] &= ~success
+        improved = better.nonzero().flatten()
+        if len(improved):
+            kept = improved if isinstance(running, slice) else running[improved]
+            self.best[kept], self.best_values[kept] = iterate[kept], values[improved].detach().to(self.best_values)
+        if success.any():
+            self.withstands[running] &= ~success
+            if self.early_stop:
+                self.running = self.withstands.nonzero().flatten()
+                self.left = len(self.running)
