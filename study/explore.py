@@ -14,6 +14,7 @@ from utils.explorer import Explorer
 from utils.tables import bold
 
 NETWORKS = {"baseline": "cnn", "study's defence": "cnn-fgsm-augment-0.2", "ours": "cnn-robust"}
+LARGEST_MESSAGE = 2**28  # bytes that the page sends at once; a picture above utils.images.LARGEST_UPLOAD is refused
 FOLDER = "EXPLORE_FOLDER"  # the environment variable with the folder in which the page was started
 
 
@@ -41,7 +42,9 @@ def serve() -> None:
     Ends with Voilà's status: where Voilà cannot start, it says why.
     """
     command = [sys.executable, "-m", "voila", __file__, "--no-browser", "--Voila.ip=127.0.0.1"]
-    command += ["--VoilaConfiguration.extension_language_mapping={'.py': 'python'}", *sys.argv[1:]]
+    command += ["--VoilaConfiguration.extension_language_mapping={'.py': 'python'}"]
+    # A message above the limit would end the connection, and the page would freeze without a word.
+    command += [f"--Voila.tornado_settings={{'websocket_max_message_size': {LARGEST_MESSAGE}}}", *sys.argv[1:]]
     with contextlib.suppress(KeyboardInterrupt):
         environment = {**os.environ, "PYTHONPATH": str(ROOT), FOLDER: os.getcwd()}
         sys.exit(subprocess.run(command, env=environment, check=False).returncode)

@@ -16,6 +16,11 @@ from utils.training import train
 LONG = ("test_study.py", "test_diagnosis.py", "test_commands.py", "test_files.py", "test_defended_training.py")
 
 
+def pytest_xdist_auto_num_workers():
+    """With `-n auto`: one more than there are cores, because many tests wait for a process that they started."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_collection_modifyitems(items):
     """Start with the slowest tests, so that the processes that run tests finish at about the same time."""
     items.sort(key=lambda item: not (item.get_closest_marker("slow") or item.path.name in LONG))

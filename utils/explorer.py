@@ -22,7 +22,7 @@ from attacks.core import Model, attacking, evaluation_mode, faster_equivalent, i
 from utils import plotting
 from utils.constants import UserError
 from utils.data import Split
-from utils.images import read_upload
+from utils.images import LARGEST_UPLOAD, read_upload
 from utils.quoting import one_line, printable
 from utils.tables import epsilon_text
 
@@ -101,7 +101,9 @@ class Explorer:
         self.source = menu("crafted on", [("the network itself", False), (f"the {first}", True)])
         self.levels = slider("ε × 255", largest // 2, 0, largest)
         self.steps = slider("steps", 10, 1, 40)
-        self.upload = widgets.FileUpload(accept="image/*", description="upload a picture", layout=width)
+        self.upload = widgets.FileUpload(
+            accept="image/*", description=f"upload, up to {LARGEST_UPLOAD >> 20} MiB", layout=width
+        )
         self.message = widgets.HTML()
         self.rows = {name: widgets.HTML() for name in self.networks}
         for choice in (self.image, self.attack, self.target, self.source, self.levels, self.steps):

@@ -41,7 +41,7 @@ MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # Pillow's 
 DTYPES = (torch.uint8, torch.float16, torch.float32, torch.float64)
 DEEPEST_FOLDER = 50  # levels of folders in the folder of a class
 LARGEST_PICTURE = 2**24  # pixels, after resizing
-LARGEST_UPLOAD = 2**24  # bytes of an uploaded picture
+LARGEST_UPLOAD = 2**23  # bytes of an uploaded picture; Jupyter's connection to a page ends at 10 MiB
 LARGEST_ARRAY = 2**28  # bytes of a compressed array; a larger one may be a hundred times as long as it is in the file
 
 _KEPT: "WeakKeyDictionary[Any, Split]" = WeakKeyDictionary()
@@ -164,7 +164,7 @@ def read_upload(data: bytes, size: int) -> Tensor:
     """
     if len(data) > LARGEST_UPLOAD:
         raise UserError(
-            f"the picture has {len(data) / 2**20:.0f} MiB: choose one of at most {LARGEST_UPLOAD >> 20} MiB"
+            f"the picture has {len(data) / 2**20:.1f} MiB: choose one of at most {LARGEST_UPLOAD >> 20} MiB"
         )
     pixels = _pixels(lambda: io.BytesIO(data), "the picture", 3, size, upright=True)
     return pixels[None].float() / 255

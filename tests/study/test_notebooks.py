@@ -285,6 +285,13 @@ def in_browser(command: list[str], path: str, folder: Path, log: Path, **environ
             os.killpg(server.pid, signal.SIGKILL)
 
 
+def upload(page: Any, content: bytes) -> None:
+    """Give the explorer a file."""
+    with page.expect_file_chooser() as chooser:
+        page.locator(".widget-upload").click()
+    chooser.value.set_files([{"name": "mine.png", "mimeType": "image/png", "buffer": content}])
+
+
 def use_the_explorer(page: Any) -> None:
     """Move the slider, upload a picture and then something else, and see the rows change."""
     first = page.locator("figure img").nth(2)
@@ -300,20 +307,17 @@ def use_the_explorer(page: Any) -> None:
             timeout=60_000,
         )
 
-    def upload(content: bytes) -> None:
-        with page.expect_file_chooser() as chooser:
-            page.locator(".widget-upload").click()
-        chooser.value.set_files([{"name": "mine.png", "mimeType": "image/png", "buffer": content}])
-
     handle = page.locator(".widget-slider .noUi-handle").first
     handle.click()
     changes(lambda: page.keyboard.press("ArrowRight"))
     file = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 60, 3), dtype=np.uint8)).save(file, "png")
-    changes(lambda: upload(file.getvalue()))
+    changes(lambda: upload(page, file.getvalue()))
     page.get_by_text("Your picture, as the networks see it: 32 × 32 pixels").wait_for(timeout=60_000)
-    upload(b"not a picture")
+    upload(page, b"not a picture")
     page.get_by_text("the picture cannot be read as a picture").wait_for(timeout=60_000)
+    upload(page, bytes(9 << 20))
+    page.get_by_text("the picture has 9.0 MiB: choose one of at most 8 MiB").wait_for(timeout=60_000)
 
 
 @needs_chromium
@@ -350,6 +354,8 @@ def test_explorer_without_a_notebook_in_a_browser(cifar10_dir, tmp_path):
         asked = []
         page.on("request", lambda request: asked.append(request.url))
         use_the_explorer(page)
+        upload(page, bytes(30 << 20))
+        page.get_by_text("the picture has 30.0 MiB: choose one of at most 8 MiB").wait_for(timeout=60_000)
         port = page.url.split(":")[2].strip("/")
         assert f"http://127.0.0.1:{port}" in log.read_text()
         with pytest.raises(OSError, match=r"refused|unreachable|timed out|assign"):
