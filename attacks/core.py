@@ -104,7 +104,7 @@ def input_gradient(
     if eot > 1:
         passes = [input_gradient(model, images, labels, loss) for _ in range(eot)]
         logits, losses, gradient = (torch.stack(parts).mean(0) for parts in zip(*passes, strict=True))
-        return logits, losses, gradient
+        return logits, losses, _finite(gradient)
     at_once = getattr(model, "images_at_once", None) if images.device.type == "cpu" else None
     if at_once and len(images) > at_once:
         chunks = -(-len(images) // at_once)
@@ -124,9 +124,14 @@ def input_gradient(
         (found,) = torch.autograd.grad(losses.sum(), inputs, allow_unused=True)
     if found is None:
         raise AttackError("the model's output does not depend on the images, or hides how: there is no gradient")
-    if found.numel() and not math.isfinite(found.abs().amax()):
+    return logits.detach(), losses.detach(), _finite(found)
+
+
+def _finite(gradient: Tensor) -> Tensor:
+    """The gradient. Raises AttackError if it holds NaN or infinity."""
+    if gradient.numel() and not math.isfinite(gradient.abs().amax()):
         raise AttackError("the gradient of the model's loss holds NaN or infinity, so an attack cannot follow it")
-    return logits.detach(), losses.detach(), found
+    return gradient
 
 
 def forward(model: Model, images: Tensor, labels: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:

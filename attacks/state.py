@@ -7,7 +7,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-from attacks.core import Model, attacking, faster_equivalent, logits_of, warn
+from attacks.core import Model, attacking, logits_of, warn
 from attacks.modules import modules_of
 
 SMALL = 16  # images that the model is examined with
@@ -60,7 +60,6 @@ def remembering(model: Model, found: tuple[str, ...]) -> Iterator[None]:
 
 def _examine(model: Model, images: Tensor) -> tuple[str, ...]:
     found = []
-    model = faster_equivalent(model)
     half, company = images[: (len(images) + 1) // 2], 1 - images[: (len(images) + 2) // 4]
     with attacking(model, images.device), torch.no_grad():
         logits = logits_of(model, images)

@@ -51,8 +51,8 @@ class Normalize(nn.Module):
             raise ValueError(f"images must be (N, {len(self.mean)}, H, W), not {tuple(images.shape)}")
 
 
+@torch.inference_mode(False)  # which would turn gradients on again, were it the inner one
 @torch.no_grad()
-@torch.inference_mode(False)
 def fold(network: nn.Module) -> nn.Module:
     """A module that computes what `network` computes in evaluation mode, up to rounding, a sixth faster in attacks.
 
@@ -127,10 +127,12 @@ class _FoldedConvolutions:
     def _bias_maps(self, size: Sequence[int]) -> list[Tensor]:
         """Each convolution's bias, (1, channels, height, width), for images of this height and width."""
         biases = []
-        for convolution, shift in zip(self.originals, self.shifts, strict=True):
-            bias = convolution(shift.expand(-1, -1, *size))
-            biases.append(bias.contiguous(memory_format=torch.channels_last))
-            size = bias.shape[2:]
+        # Not in bfloat16, although the first pass may be: passes in float32 use the same maps.
+        with torch.autocast(self.scale.device.type, enabled=False):
+            for convolution, shift in zip(self.originals, self.shifts, strict=True):
+                bias = convolution(shift.expand(-1, -1, *size))
+                biases.append(bias.contiguous(memory_format=torch.channels_last))
+                size = bias.shape[2:]
         return biases
 
 
@@ -157,7 +159,9 @@ def _can_fold(network: Any) -> bool:
         return False
     for block in network.features:
         kinds = [type(part) for part in block.children()]
-        if type(block) is not nn.Sequential or kinds[::2] != [nn.Conv2d, nn.BatchNorm2d] or kinds[1] not in _IN_PLACE:
+        if type(block) is not nn.Sequential or len(kinds) != 3:
+            return False
+        if kinds[::2] != [nn.Conv2d, nn.BatchNorm2d] or kinds[1] not in _IN_PLACE:
             return False
         convolution, _, norm = block
         plain = (convolution.padding_mode, convolution.dilation, convolution.groups) == ("zeros", (1, 1), 1)

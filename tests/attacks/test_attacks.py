@@ -323,6 +323,15 @@ def test_gradient_that_is_not_finite_is_refused(spoilt, attack):
         attack(lambda x: model(Spoilt.apply(x)), images, labels, epsilon=0.1)
 
 
+def test_gradients_whose_sum_is_not_finite_are_refused():
+    def model(images):
+        steep = images.flatten(1) @ torch.full((12,), 3e38)
+        return torch.stack([steep, torch.full_like(steep, -50)], 1)
+
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        fgsm(model, torch.zeros(2, 3, 2, 2), torch.tensor([1, 1]), epsilon=0.1, norm="l2", eot=2)
+
+
 def unreached(attack, predicted):
     """Labels with which no start of the attack has succeeded already."""
     targeted = "targeted" in getattr(attack, "keywords", {})

@@ -47,6 +47,18 @@ def test_same_function_of_larger_images():
         assert_same(network, torch.rand(2, 3, *size))
 
 
+def test_passes_in_bfloat16_leave_those_in_float32_as_they_were():
+    network, images = network_of(CNN), torch.rand(2, 3, 32, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        network.folded_for_attacks()(images)
+    torch.testing.assert_close(network.folded_for_attacks()(images), network(images), rtol=0, atol=1e-5)
+
+
+def test_what_is_folded_records_no_gradients():
+    folded = network_of(CNN).folded_for_attacks()
+    assert not folded.convolutions(torch.rand(2, 3, 32, 32)).requires_grad
+
+
 def test_of_the_weights_as_they_are_now():
     """Even if they changed where autograd does not count it."""
     network, images = network_of(CNN), torch.rand(2, 3, 32, 32)
@@ -113,7 +125,21 @@ def no_statistics(network):
     network.features[1][2] = nn.BatchNorm2d(4, track_running_stats=False).eval()
 
 
-CHANGES = [hooked, other_activation, other_input, other_forward, other_padding, depthwise, no_bias, no_statistics]
+def fourth_layer(network):
+    network.features[1].append(nn.Dropout(0.5))
+
+
+CHANGES = [
+    fourth_layer,
+    hooked,
+    other_activation,
+    other_input,
+    other_forward,
+    other_padding,
+    depthwise,
+    no_bias,
+    no_statistics,
+]
 
 
 @pytest.mark.parametrize("change", [*CHANGES, CNN.bfloat16])
