@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo digits notebooks explore study defenses overfitting robustness diagnosis agreement benchmark benchmark-quick benchmark-gpu robust-gpu test test-all coverage torture mutants zoo lint types audit format figures constraints clean
+.PHONY: help demo digits notebooks explore study defenses overfitting robustness diagnosis strong agreement benchmark benchmark-quick benchmark-gpu robust-gpu test test-all coverage torture mutants zoo lint types audit format figures constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -46,6 +46,12 @@ diagnosis: $(VENV)/installed  ## check whether the figures of the six networks c
 	for name in cnn cnn-lstm; do for defense in "" -fgsm-augment-0.2 -robust; do \
 	  $(RUN) test-$$name.py --checkpoint models/$$name$$defense.safetensors --attack fgsm --epsilon 8/255 \
 	    --examples 500 --diagnose --json results/diagnosis/$$name$$defense.json || exit; done; done
+
+strong: $(VENV)/installed  ## a robust figure in minutes: the attack `strong` on 1,000 images, beside AutoAttack's figure
+	mkdir -p results/strong
+	for name in cnn cnn-lstm; do \
+	  $(RUN) test-$$name.py --checkpoint models/$$name-robust.safetensors --attack strong --epsilon 8/255 \
+	    --examples 1000 --per-image --json results/strong/$$name-robust.json || exit; done
 
 agreement: .venv-peers/installed  ## compare our attacks with torchattacks', in a separate environment
 	.venv-peers/bin/python -m benchmarks.agreement

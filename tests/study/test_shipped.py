@@ -29,7 +29,7 @@ from utils.checkpoints import file_digest, load_checkpoint, read_metadata
 from utils.constants import PGD_20, RADIUS
 from utils.data import load_split
 from utils.diagnosis import NO_LEAK, diagnose
-from utils.evaluation import accuracy, evaluate, evaluate_fgsm
+from utils.evaluation import ATTACK_VERSIONS, accuracy, evaluate, evaluate_fgsm
 from utils.formats import LogHeader, TestReport, TrainingArguments, read_document
 from utils.runs import read_log
 from utils.tables import percent
@@ -173,6 +173,19 @@ def test_verdicts_are_the_expected_ones(name, report):
         assert not failed
     assert diagnosis.at_most > 0.25 if "robust" in name else diagnosis.at_most <= 0.01
     assert diagnosis.robust_accuracy == (None if failed else diagnosis.at_most)
+
+
+@pytest.mark.parametrize("name", ROBUST)
+def test_strong_says_in_minutes_what_autoattack_says_in_hours(name):
+    report = read_document(RESULTS / "strong" / f"{name}.json", TestReport, "a test report")
+    (row,) = report.attacks
+    assert (row.name, row.epsilon, row.examples, row.version) == ("strong", RADIUS, 1000, ATTACK_VERSIONS["strong"])
+    assert report.sha256 == file_digest(MODELS / f"{name}.safetensors")
+    entry = next(entry for entry in ROBUSTNESS.entries if entry.name == name)
+    (autoattack,) = (row for row in entry.results if row.name == "autoattack" and row.examples == 1000)
+    assert abs(row.accuracy - autoattack.accuracy) <= 0.005
+    cells = [name, *(f"{percent(each.accuracy)}" for each in (row, autoattack)), f"{row.seconds / 60:.0f} min"]
+    assert f"| {' | '.join(cells)} |" in DOCS["robustness"]
 
 
 @pytest.mark.slow
