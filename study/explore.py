@@ -44,7 +44,9 @@ def serve() -> None:
     command = [sys.executable, "-m", "voila", __file__, "--no-browser", "--Voila.ip=127.0.0.1"]
     command += ["--VoilaConfiguration.extension_language_mapping={'.py': 'python'}"]
     # A message above the limit would end the connection, and the page would freeze without a word.
-    command += [f"--Voila.tornado_settings={{'websocket_max_message_size': {LARGEST_MESSAGE}}}", *sys.argv[1:]]
+    if not any(argument.startswith("--Voila.tornado_settings") for argument in sys.argv):
+        command += [f"--Voila.tornado_settings={{'websocket_max_message_size': {LARGEST_MESSAGE}}}"]
+    command += sys.argv[1:]
     with contextlib.suppress(KeyboardInterrupt):
         environment = {**os.environ, "PYTHONPATH": str(ROOT), FOLDER: os.getcwd()}
         sys.exit(subprocess.run(command, env=environment, check=False).returncode)

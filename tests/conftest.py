@@ -16,9 +16,12 @@ from utils.training import train
 LONG = ("test_study.py", "test_diagnosis.py", "test_commands.py", "test_files.py", "test_defended_training.py")
 
 
+@pytest.hookimpl(optionalhook=True)  # pytest may run without xdist
 def pytest_xdist_auto_num_workers():
-    """With `-n auto`: one more than there are cores, because many tests wait for a process that they started."""
-    return (os.cpu_count() or 1) + 1
+    """With `-n auto`: one more than this process has cores, because many tests wait for a process that they started."""
+    asked = os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(asked) if asked else cores + 1
 
 
 def pytest_collection_modifyitems(items):

@@ -9,6 +9,7 @@ The files may come from anyone: nothing in them is executed, and whatever is wro
 """
 
 import io
+import math
 import tempfile
 import warnings
 import zipfile
@@ -163,9 +164,8 @@ def read_upload(data: bytes, size: int) -> Tensor:
     line, if the data are longer than LARGEST_UPLOAD, damaged or something else, or if the picture is too large.
     """
     if len(data) > LARGEST_UPLOAD:
-        raise UserError(
-            f"the picture has {len(data) / 2**20:.1f} MiB: choose one of at most {LARGEST_UPLOAD >> 20} MiB"
-        )
+        mebibytes = math.ceil(len(data) / 2**20 * 10) / 10
+        raise UserError(f"the picture has {mebibytes} MiB: choose one of at most {LARGEST_UPLOAD >> 20} MiB")
     pixels = _pixels(lambda: io.BytesIO(data), "the picture", 3, size, upright=True)
     return pixels[None].float() / 255
 
