@@ -16,14 +16,6 @@ from utils.training import train
 LONG = ("test_study.py", "test_diagnosis.py", "test_commands.py", "test_files.py", "test_defended_training.py")
 
 
-@pytest.hookimpl(optionalhook=True)  # pytest may run without xdist
-def pytest_xdist_auto_num_workers():
-    """With `-n auto`: one more than this process has cores, because many tests wait for a process that they started."""
-    asked = os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return int(asked) if asked else cores + 1
-
-
 def pytest_collection_modifyitems(items):
     """Start with the slowest tests, so that the processes that run tests finish at about the same time."""
     items.sort(key=lambda item: not (item.get_closest_marker("slow") or item.path.name in LONG))
