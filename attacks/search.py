@@ -92,22 +92,20 @@ class Search:
         self.best_values = torch.full(labels.shape, -math.inf, dtype=dtype, device=images.device)
         self.withstands = torch.ones_like(labels, dtype=torch.bool)  # no iterate has succeeded
         self.flat = torch.ones_like(self.withstands)  # every gradient has been zero in every pixel
-        self.may_be_flat = True  # for one image at least
         # The indices of the images that have not stopped; a slice while all run, because that copies nothing.
         self.running: Tensor | slice = slice(None)
-        self.left = len(labels)  # how many these are
 
     def climb(self, noise: Tensor | None, sizes: Sequence[Radius]) -> Iterator[int]:
         """Look at the iterates from images + noise on. Yields the number of each, before it looks at it.
 
         noise: (N, C, H, W); None: the images are the first iterate. sizes: of the steps, in pixel units.
         """
-        if self.left == 0:
+        if self._all_stopped():
             return
         start = self.images if noise is None else (self.images + noise).clamp_(0, 1)
         for index, iterate in enumerate(self.iterates(start, self._gradient, sizes=sizes)):
             yield index
-            if self.left == 0:
+            if self._all_stopped():
                 return
             if index == len(sizes):  # the last iterate, whose gradient `pgd_iterates` does not ask for
                 self.look_at(iterate)
@@ -120,7 +118,7 @@ class Search:
 
     def warn_if_flat(self) -> None:
         """Warn if an image withstands the attack and its gradient was zero in every pixel at every step."""
-        if self.may_be_flat and (self.withstands & self.flat).any():
+        if (self.withstands & self.flat).any():
             warn_of_zero_gradient()
 
     def _gradient(self, iterate: Tensor) -> Tensor:
@@ -137,9 +135,7 @@ class Search:
             if len(seem):
                 logits[seem], values[seem] = self._judged(images[seem], labels[seem])
         self._keep(iterate, logits, values)
-        if self.may_be_flat:
-            self.flat[running] &= zero_gradient(found)
-            self.may_be_flat = bool(self.flat.any())
+        self.flat[running] &= zero_gradient(found)
         if isinstance(running, slice):
             return found
         gradient = torch.zeros_like(iterate)
@@ -158,6 +154,9 @@ class Search:
         """Which images the attack has won, bool (N,)."""
         return (logits.argmax(1) == labels) == self.targeted
 
+    def _all_stopped(self) -> bool:
+        return isinstance(self.running, Tensor) and len(self.running) == 0
+
     def _keep(self, iterate: Tensor, logits: Tensor, values: Tensor) -> None:
         running = self.running
         success = self._succeed(logits, self.labels[running])
@@ -174,4 +173,3 @@ class Search:
             self.withstands[running] &= ~success
             if self.early_stop:
                 self.running = self.withstands.nonzero().flatten()
-                self.left = len(self.running)
