@@ -48,7 +48,6 @@ diagnosis: $(VENV)/installed  ## check whether the figures of the six networks c
 	    --examples 500 --diagnose --json results/diagnosis/$$name$$defense.json || exit; done; done
 
 strong: $(VENV)/installed  ## a robust figure in minutes: the attack `strong` on 1,000 images, beside AutoAttack's figure
-	mkdir -p results/strong
 	for name in cnn cnn-lstm; do \
 	  $(RUN) test-$$name.py --checkpoint models/$$name-robust.safetensors --attack strong --epsilon 8/255 \
 	    --examples 1000 --per-image --json results/strong/$$name-robust.json || exit; done

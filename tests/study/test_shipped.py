@@ -181,10 +181,9 @@ def test_strong_says_in_minutes_what_autoattack_says_in_hours(name):
     (row,) = report.attacks
     assert (row.name, row.epsilon, row.examples, row.version) == ("strong", RADIUS, 1000, ATTACK_VERSIONS["strong"])
     assert report.sha256 == file_digest(MODELS / f"{name}.safetensors")
-    entry = next(entry for entry in ROBUSTNESS.entries if entry.name == name)
-    (autoattack,) = (row for row in entry.results if row.name == "autoattack" and row.examples == 1000)
-    assert abs(row.accuracy - autoattack.accuracy) <= 0.005
-    cells = [name, *(f"{percent(each.accuracy)}" for each in (row, autoattack)), f"{row.seconds / 60:.0f} min"]
+    autoattack = under(name, "autoattack")
+    assert abs(row.accuracy - autoattack) <= 0.005
+    cells = [name, percent(row.accuracy), percent(autoattack), f"{row.seconds / 60:.0f} min"]
     assert f"| {' | '.join(cells)} |" in DOCS["robustness"]
 
 
