@@ -73,13 +73,12 @@ def fold(network: nn.Module) -> nn.Module:
 
 
 class _FoldedNetwork(nn.Module):
-    # On a CPU. With more images, a layer needs so much memory that malloc gives it back to the kernel after each use
-    # and asks for it again, page by page.
-    images_at_once = 64
-
     def __init__(self, network: Any, convolutions: "_FoldedConvolutions") -> None:
         super().__init__()
         self.head, self.convolutions = network.head, convolutions
+        # On a CPU. With more images, a layer leaves the cache, and needs so much memory that malloc gives it back to the
+        # kernel after each use and asks for it again, page by page.
+        self.images_at_once = max(1, 4096 // len(convolutions.weights[0]))
         # So that `modules()` finds what the head runs, such as an LSTM.
         self._modules = {name: part for name, part in network.named_children() if name not in ("normalize", "features")}
 
@@ -120,7 +119,8 @@ class _FoldedConvolutions:
             self._size, self._biases = images.shape[2:], self._bias_maps(images.shape[2:])
         layers = zip(self.originals, self.weights, self._biases, self.activations, strict=True)
         for convolution, weight, bias, activation in layers:
-            images = activation(F.conv2d(images, weight, None, convolution.stride, convolution.padding).add_(bias))
+            images = F.conv2d(images, weight, None, convolution.stride, convolution.padding)
+            images = activation(images.add_(bias.to(images.dtype)))  # mixed types would take three times as long
         return torch.addcmul(self.shift, images, self.scale)
 
     @torch.no_grad()

@@ -3,10 +3,12 @@
 import copy
 import gc
 import weakref
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from attacks import fgsm_direction
 from networks import CNN, CNNLSTM
@@ -16,7 +18,7 @@ from networks.folding import ACTIVATIONS
 def network_of(kind, **options):
     """With weights and statistics that are not those of a new network; in evaluation mode."""
     torch.manual_seed(0)
-    network = kind(width=4, **options)
+    network = kind(**({"width": 4} | options))
     for block in network.features:
         norm = block[2]
         nn.init.normal_(norm.weight)  # some are negative
@@ -52,6 +54,28 @@ def test_passes_in_bfloat16_leave_those_in_float32_as_they_were():
     with torch.autocast("cpu", torch.bfloat16):
         network.folded_for_attacks()(images)
     torch.testing.assert_close(network.folded_for_attacks()(images), network(images), rtol=0, atol=1e-5)
+
+
+def test_no_operation_mixes_types_in_bfloat16():
+    """With its bias in float32, adding it took longer than the convolution."""
+
+    class Additions(TorchDispatchMode):
+        types: ClassVar[list[set[torch.dtype]]] = []
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten.add_.Tensor:
+                self.types.append({tensor.dtype for tensor in args})
+            return function(*args, **(kwargs or {}))
+
+    folded = network_of(CNN).folded_for_attacks()
+    with torch.autocast("cpu", torch.bfloat16), Additions():
+        folded(torch.rand(2, 3, 32, 32))
+    assert Additions.types == [{torch.bfloat16}] * 6
+
+
+def test_a_wider_network_gets_fewer_images_at_once():
+    at_once = [network_of(CNN, width=width).folded_for_attacks().images_at_once for width in (8, 32, 96)]
+    assert at_once == [512, 128, 42]  # so that a layer's output is as large at every width
 
 
 def test_what_is_folded_records_no_gradients():
