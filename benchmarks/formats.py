@@ -134,6 +134,7 @@ class BenchmarkReport(Document, frozen=True, kw_only=True):
     processes: TimedTraining | None = None
     growth: list[SpeedGrowth] | None = None
     memory: list[MemoryGrowth] | None = None
+    profile: dict[Text, dict[Name, Fraction]] | None = None  # what runs -> kind of operation -> its share of the time
 
 
 class AgreementFigures(Record, frozen=True, kw_only=True):

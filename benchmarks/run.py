@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from msgspec.structs import asdict, replace
 
-from benchmarks import adversarial_sets, attacks, growth, startup, training
+from benchmarks import adversarial_sets, attacks, growth, profiles, startup, training
 from benchmarks.formats import BenchmarkReport
 from benchmarks.tables import benchmarks_document
 from benchmarks.timing import Setting, cpu_name
@@ -39,6 +39,7 @@ SECTIONS: dict[str, Callable[[Setting], Any]] = {
     "processes": growth.processes,
     "growth": growth.measure,
     "memory": growth.memory,
+    "profile": profiles.measure,
 }
 PEERS = ("torchattacks", "foolbox", "adversarial-robustness-toolbox")
 

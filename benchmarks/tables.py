@@ -104,6 +104,8 @@ def sections(report: BenchmarkReport) -> Mapping[str, str]:
         titled["How the cost grows"] = speed_growth_table(report.growth)
     if report.memory:
         titled["Peak memory, MiB"] = memory_growth_table(report.memory)
+    if report.profile:
+        titled["Where the time goes"] = profile_table(report.profile)
     return titled
 
 
@@ -173,6 +175,13 @@ def speed_growth_table(rows: Sequence[SpeedGrowth]) -> str:
 def memory_growth_table(rows: Sequence[MemoryGrowth]) -> str:
     """The peak memory by what it grows with."""
     return markdown(["what", "by", "peak mebibytes"], [[row.what, row.axis, f"{row.peak_mebibytes:,}"] for row in rows])
+
+
+def profile_table(profile: Mapping[str, Mapping[str, float]]) -> str:
+    """The share of each kind of operation in the time, in percent: a row for each thing that was profiled."""
+    kinds = list(dict.fromkeys(kind for shares in profile.values() for kind in shares))
+    lines = [[what, *(f"{100 * shares.get(kind, 0):.0f}" for kind in kinds)] for what, shares in profile.items()]
+    return markdown(["share of the time (%)", *kinds], lines)
 
 
 def fastest_of_the_others(rows: Sequence[Contender]) -> Contender:

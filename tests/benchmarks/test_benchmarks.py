@@ -15,7 +15,7 @@ from attacks import AttackError
 from benchmarks import attacks
 from benchmarks import tables as benchmark_tables
 from benchmarks.formats import AgreementEntry, AgreementReport, BenchmarkReport, Growth, MemoryGrowth, SpeedGrowth
-from benchmarks.run import main
+from benchmarks.run import SECTIONS, main
 from networks import CNN, CNNLSTM
 from networks.cost import multiply_adds
 from tests.helpers.instances import instances
@@ -77,6 +77,7 @@ REPORT = {
     },
     "growth": [{"width": 16, "what": "FGSM", "images_per_second": 5000.4}],
     "memory": [{"batch": 250, "what": "test-cnn.py", "peak_mebibytes": 512}],
+    "profile": {"a step": {"convolution": 0.75, "other": 0.25}, "another": {"LSTM": 1.0}},
 }
 
 
@@ -101,6 +102,7 @@ def test_document_says_what_the_report_does():
         "| import torch | 1 (0.01) |  | **2.00** (0.02) |",
         "| FGSM | width 16 | 5,000 |",
         "| test-cnn.py | batch 250 | 512 |",
+        "| a step | 75 | 25 | 0 |",
     ):
         assert part in text
 
@@ -183,7 +185,7 @@ def test_a_report_that_no_table_could_show_is_refused_in_one_line(section, chang
     assert "\n" not in str(raised.value)
 
 
-SECTIONS = ("startup", "adversarial-sets", "training", "time-to-accuracy", "ablation", "processes", "growth", "memory")
+WITHOUT_PEERS = [section for section in SECTIONS if section != "attacks"]
 
 
 def quick_run(python: object, folder: Path, *sections: str) -> BenchmarkReport:
@@ -197,10 +199,14 @@ def quick_run(python: object, folder: Path, *sections: str) -> BenchmarkReport:
 @pytest.mark.slow
 def test_every_section_runs_and_earlier_sections_are_kept(tmp_path):
     first = quick_run(sys.executable, tmp_path, "growth", "memory")
-    report = quick_run(sys.executable, tmp_path, *(name for name in SECTIONS if name not in ("growth", "memory")))
+    report = quick_run(sys.executable, tmp_path, *(name for name in WITHOUT_PEERS if name not in ("growth", "memory")))
     assert report.quick
     assert (report.growth, report.memory) == (first.growth, first.memory)
-    assert all(getattr(report, section.replace("-", "_")) for section in SECTIONS)
+    assert all(getattr(report, section.replace("-", "_")) for section in WITHOUT_PEERS)
+    for shares in report.profile.values():
+        assert sum(shares.values()) == pytest.approx(1)
+        assert shares["convolution"] > 0
+    assert ["LSTM" in shares for shares in report.profile.values()] == [False, False, True]
     text = (tmp_path / "benchmarks.md").read_text(encoding="utf-8")
     assert text == benchmark_tables.benchmarks_document(report)
     assert all(
