@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo digits notebooks explore study defenses overfitting robustness diagnosis strong agreement benchmark benchmark-quick benchmark-gpu robust-gpu test test-all coverage torture mutants zoo lint types audit format figures constraints clean
+.PHONY: help demo digits notebooks explore study defenses overfitting robustness diagnosis strong bfloat16 agreement benchmark benchmark-quick benchmark-gpu robust-gpu test test-all coverage torture mutants zoo lint types audit format figures constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -51,6 +51,11 @@ strong: $(VENV)/installed  ## a robust figure in minutes: the attack `strong` on
 	for name in cnn cnn-lstm; do \
 	  $(RUN) test-$$name.py --checkpoint models/$$name-robust.safetensors --attack strong --epsilon 8/255 \
 	    --examples 1000 --per-image --json results/strong/$$name-robust.json || exit; done
+
+bfloat16: $(VENV)/installed  ## PGD-20 with gradients in bfloat16, on 1,000 images of both robust networks
+	for name in cnn cnn-lstm; do \
+	  $(RUN) test-$$name.py --checkpoint models/$$name-robust.safetensors --attack pgd --epsilon 8/255 \
+	    --examples 1000 --precision bfloat16 --json results/bfloat16/$$name-robust.json || exit; done
 
 agreement: .venv-peers/installed  ## compare our attacks with torchattacks', in a separate environment
 	.venv-peers/bin/python -m benchmarks.agreement
