@@ -187,6 +187,17 @@ def test_strong_says_in_minutes_what_autoattack_says_in_hours(name):
     assert f"| {' | '.join(cells)} |" in DOCS["robustness"]
 
 
+@pytest.mark.parametrize("name", ROBUST)
+def test_gradients_in_bfloat16_are_as_strong(name):
+    report = read_document(RESULTS / "bfloat16" / f"{name}.json", TestReport, "a test report")
+    (row,) = report.attacks
+    assert (row.name, row.epsilon, row.steps, row.examples, row.precision) == ("pgd", RADIUS, 20, 1000, "bfloat16")
+    assert report.sha256 == file_digest(MODELS / f"{name}.safetensors")
+    in_float32 = under(name, "pgd", steps=20)
+    assert abs(row.accuracy - in_float32) <= 0.003
+    assert f"| {name} | {percent(in_float32)} | {percent(row.accuracy)} |" in DOCS["performance"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "source", "examples"),
@@ -377,7 +388,8 @@ def test_percentages_in_the_prose_are_results():
         known |= {percent(row.accuracy) for row in (*e.transfer, *e.white_box)}
     for e in ROBUSTNESS.entries:
         known |= {percent(row.accuracy) for row in e.results}
-    known |= {percent(reached) for seeds in BENCHMARKS.processes.accuracies.values() for reached in seeds}
+    for timed in (BENCHMARKS.processes, BENCHMARKS.time_to_accuracy):
+        known |= {percent(reached) for seeds in timed.accuracies.values() for reached in (*seeds, mean(seeds))}
     prose = [line for page in (README, *DOCS.values()) for line in page.splitlines() if not line.startswith("|")]
     quoted = re.findall(r"(\d+\.\d+) %", "\n".join(prose))
     assert len(quoted) >= 5
