@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-13s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-15s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/installed  ## the study's story in two minutes, on scikit-learn's digits: a table and a picture
 	$(RUN) -m study demo
@@ -63,8 +63,9 @@ agreement: .venv-peers/installed  ## compare our attacks with torchattacks', in 
 benchmark: .venv-peers/installed  ## compare our speed with that of other libraries: half an hour on two cores
 	.venv-peers/bin/python -m benchmarks.run
 
-benchmark-quick: .venv-peers/installed  ## the same for attacks and training alone: five minutes on two cores
-	.venv-peers/bin/python -m benchmarks.run --rounds 3 --results runs/benchmark-quick startup attacks training
+benchmark-quick: .venv-peers/installed  ## one round of the attacks and the training alone: five minutes on two cores
+	rm -rf runs/benchmark-quick  # a report of older versions could not be continued
+	.venv-peers/bin/python -m benchmarks.run --rounds 1 --results runs/benchmark-quick startup attacks training
 
 benchmark-gpu: .venv-peers/installed  ## the same on an NVIDIA GPU
 	.venv-peers/bin/python -m benchmarks.run --device cuda --results results/gpu attacks training time-to-accuracy

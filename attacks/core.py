@@ -157,7 +157,7 @@ def check_precision(precision: str) -> None:
 
 
 def in_bfloat16(model: Model) -> Model:
-    """The same model, whose passes compute in bfloat16 where autocast says so; its logits are float32.
+    """The same model, whose passes compute in bfloat16 where autocast says so; its logits are at least float32.
 
     It raises AttackError if the device lacks an operation of the model in bfloat16, as some CPUs lack an LSTM.
     """
@@ -165,7 +165,8 @@ def in_bfloat16(model: Model) -> Model:
     def reduced(images: Tensor) -> Tensor:
         try:
             with torch.autocast(images.device.type, torch.bfloat16):
-                return logits_of(model, images).float()
+                logits = logits_of(model, images)
+                return logits.to(torch.promote_types(logits.dtype, torch.float32))
         except RuntimeError as error:
             if "could not create a primitive" in str(error) or "BFloat16" in str(error):
                 raise AttackError("this device cannot compute the model in bfloat16: choose float32") from error

@@ -133,7 +133,8 @@ class Search:
         if self.judges == 1 and self.guide is not self.model:
             seem = self._succeed(logits, labels).nonzero().flatten()
             if len(seem):
-                logits[seem], values[seem] = self._judged(images[seem], labels[seem])
+                judged, judged_values = self._judged(images[seem], labels[seem])
+                logits[seem], values[seem] = judged.to(logits), judged_values.to(values)
         self._keep(iterate, logits, values)
         self.flat[running] &= zero_gradient(found)
         if isinstance(running, slice):

@@ -59,11 +59,11 @@ def shares(run: Callable[[], Any]) -> dict[str, float]:
         run()
     times: Counter[str] = Counter()
     for event in profiler.key_averages():
-        if "::" in event.key:  # an operation, not what torch says of the profiler or the optimiser
+        if "::" in event.key:  # torch also lists the steps of the profiler and the optimiser
             times[kind_of(event.key)] += event.self_cpu_time_total
     return {kind: time / times.total() for kind, time in times.most_common()}
 
 
 def kind_of(operation: str) -> str:
-    """The key of KINDS whose part is in the operation's name; OTHER if there is not one."""
+    """The first kind with a part that occurs in the operation's name, or OTHER."""
     return next((kind for kind, parts in KINDS.items() if any(part in operation for part in parts)), OTHER)

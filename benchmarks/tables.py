@@ -68,7 +68,7 @@ def benchmarks_document(report: BenchmarkReport) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in report.versions.items() if number)
     about = f"{report.device}, {report.cores} cores, {report.threads} threads, Python {report.python}, {versions}"
     opening = (
-        f"# Benchmarks\n\nMade by `make benchmark` from benchmarks.json: {plain(about)}; "
+        f"# Benchmarks\n\nMade by `python -m benchmarks.run` from benchmarks.json: {plain(about)}; "
         f"{TITLES.get(report.dataset, report.dataset)}. Contenders ran in turn: medians, and in brackets "
         "interquartile ranges; *ratio* is how many times faster ours was in the same round."
     )

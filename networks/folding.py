@@ -76,8 +76,8 @@ class _FoldedNetwork(nn.Module):
     def __init__(self, network: Any, convolutions: "_FoldedConvolutions") -> None:
         super().__init__()
         self.head, self.convolutions = network.head, convolutions
-        # On a CPU. With more images, a layer leaves the cache, and needs so much memory that malloc gives it back to the
-        # kernel after each use and asks for it again, page by page.
+        # On a CPU. With more images, a layer's output does not fit into the cache. It is also so large that malloc
+        # gives it back to the kernel after each use, and asks for it again, page by page.
         self.images_at_once = max(1, 4096 // len(convolutions.weights[0]))
         # So that `modules()` finds what the head runs, such as an LSTM.
         self._modules = {name: part for name, part in network.named_children() if name not in ("normalize", "features")}
@@ -120,7 +120,7 @@ class _FoldedConvolutions:
         layers = zip(self.originals, self.weights, self._biases, self.activations, strict=True)
         for convolution, weight, bias, activation in layers:
             images = F.conv2d(images, weight, None, convolution.stride, convolution.padding)
-            images = activation(images.add_(bias.to(images.dtype)))  # mixed types would take three times as long
+            images = activation(images.add_(bias.to(images.dtype)))  # types that differ are slow to add
         return torch.addcmul(self.shift, images, self.scale)
 
     @torch.no_grad()

@@ -64,7 +64,7 @@ class Muon(Optimizer):
                     for direction, weight in zip(gradients, weights, strict=True)
                 ]
                 for weight in weights:
-                    weight.mul_(len(weight) ** 0.5 / weight.norm())
+                    weight.mul_(len(weight) ** 0.5 / (weight.norm() + 1e-7))
             torch._foreach_sub_(weights, gradients, alpha=group["lr"])
 
 

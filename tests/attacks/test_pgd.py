@@ -315,6 +315,17 @@ def test_a_device_without_bfloat16_is_one_line_and_other_errors_stay(lacking):
     assert isinstance(raised.value, AttackError) == lacking
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_gradients_in_bfloat16_of_a_model_of_another_type(dtype):
+    torch.manual_seed(0)
+    model, images = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10)).to(dtype), torch.rand(6, 3, 8, 8)
+    images = images.to(dtype)
+    labels = model(images).argmax(1)
+    adversarial = pgd(model, images, labels, epsilon=0.3, steps=5, precision="bfloat16")
+    assert adversarial.dtype == dtype
+    assert not (model(adversarial).argmax(1) == labels).any()
+
+
 @pytest.mark.filterwarnings("ignore:the gradient of the model's loss is zero")
 @pytest.mark.parametrize("attack", [partial(pgd, steps=10, loss="margin"), partial(strong, steps=5)])
 def test_gradients_in_bfloat16_and_success_in_float32(attack):

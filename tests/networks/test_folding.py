@@ -57,7 +57,7 @@ def test_passes_in_bfloat16_leave_those_in_float32_as_they_were():
 
 
 def test_no_operation_mixes_types_in_bfloat16():
-    """With its bias in float32, adding it took longer than the convolution."""
+    """Adding a bias in float32 would take as long as a convolution."""
 
     class Additions(TorchDispatchMode):
         types: ClassVar[list[set[torch.dtype]]] = []

@@ -44,6 +44,13 @@ def test_no_gradient_is_no_step():
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
 
 
+def test_filters_that_are_zero_stay_finite():
+    filters = torch.nn.Parameter(torch.zeros(4, 3, 3, 3))
+    filters.grad = torch.ones_like(filters)
+    Muon([filters], RECIPES["fast"]).step()
+    assert filters.isfinite().all()
+
+
 def test_filters_take_orthogonal_steps_and_all_else_those_of_sgd():
     """Two steps, so that the momentum counts; the second at half the rate."""
     network, images = CNN(width=4), torch.rand(8, 3, 32, 32)
