@@ -34,16 +34,16 @@ def measure(setting: Setting) -> dict[str, dict[str, float]]:
     training = setting.splits["train"].first(setting.pick(1280, 64))
     validation = setting.splits["validation"].first(10)
     attacked = setting.splits["train"].first(setting.pick(500, 50)).to(setting.device)
-    epoch = [training, validation, NFGSM(RADIUS), RECIPES["robust"], setting.device]
+    recipe, options = RECIPES["robust"], {"width": width, "precision": precision}
     profiled: dict[str, Callable[[], Any]] = {
         f"training a CNN of width {width} with N-FGSM in {precision}": partial(
-            our_epoch, *epoch, width=width, precision=precision
+            our_epoch, training, validation, NFGSM(RADIUS), recipe, setting.device, **options
         )
     }
+    pgd_20: dict[str, Any] = {"epsilon": EPSILON, "steps": setting.pick(20, 2), "random_start": False}
     for name in ARCHITECTURES:
         network = setting.network(name)
-        options = {"epsilon": EPSILON, "steps": setting.pick(20, 2), "random_start": False}
-        profiled[f"PGD on the {TITLES[name]}"] = partial(pgd, network, *robust_images(network, attacked), **options)
+        profiled[f"PGD on the {TITLES[name]}"] = partial(pgd, network, *robust_images(network, attacked), **pgd_20)
     report = {}
     print("\nwhere the time goes")
     for what, run in profiled.items():
