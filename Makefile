@@ -47,15 +47,12 @@ diagnosis: $(VENV)/installed  ## check whether the figures of the six networks c
 	  $(RUN) test-$$name.py --checkpoint models/$$name$$defense.safetensors --attack fgsm --epsilon 8/255 \
 	    --examples 500 --diagnose --json results/diagnosis/$$name$$defense.json || exit; done; done
 
-strong: $(VENV)/installed  ## a robust figure in minutes: the attack `strong` on 1,000 images, beside AutoAttack's figure
+strong: FLAGS = --attack strong --per-image  ## a robust figure in minutes: the attack `strong` on 1,000 images, beside AutoAttack's figure
+bfloat16: FLAGS = --attack pgd --precision bfloat16  ## PGD-20 with gradients in bfloat16, on 1,000 images of both robust networks
+strong bfloat16: $(VENV)/installed
 	for name in cnn cnn-lstm; do \
-	  $(RUN) test-$$name.py --checkpoint models/$$name-robust.safetensors --attack strong --epsilon 8/255 \
-	    --examples 1000 --per-image --json results/strong/$$name-robust.json || exit; done
-
-bfloat16: $(VENV)/installed  ## PGD-20 with gradients in bfloat16, on 1,000 images of both robust networks
-	for name in cnn cnn-lstm; do \
-	  $(RUN) test-$$name.py --checkpoint models/$$name-robust.safetensors --attack pgd --epsilon 8/255 \
-	    --examples 1000 --precision bfloat16 --json results/bfloat16/$$name-robust.json || exit; done
+	  $(RUN) test-$$name.py --checkpoint models/$$name-robust.safetensors --epsilon 8/255 --examples 1000 $(FLAGS) \
+	    --json results/$@/$$name-robust.json || exit; done
 
 agreement: .venv-peers/installed  ## compare our attacks with torchattacks', in a separate environment
 	.venv-peers/bin/python -m benchmarks.agreement

@@ -8,7 +8,7 @@ from typing import Any
 from torch.profiler import ProfilerActivity, profile
 
 from attacks import pgd
-from benchmarks.attacks import EPSILON, robust_images
+from benchmarks.attacks import EPSILON, STEPS, robust_images
 from benchmarks.timing import Setting
 from benchmarks.training import faster_precision, our_epoch
 from defenses.losses import NFGSM
@@ -22,7 +22,6 @@ KINDS = {  # of operations: parts of torch's names for them
     "LSTM": ("rnn", "lstm"),
     "matrix product": ("::mm", "addmm"),
 }
-OTHER = "other"
 
 
 def measure(setting: Setting) -> dict[str, dict[str, float]]:
@@ -34,13 +33,13 @@ def measure(setting: Setting) -> dict[str, dict[str, float]]:
     training = setting.splits["train"].first(setting.pick(1280, 64))
     validation = setting.splits["validation"].first(10)
     attacked = setting.splits["train"].first(setting.pick(500, 50)).to(setting.device)
-    recipe, options = RECIPES["robust"], {"width": width, "precision": precision}
+    recipe, device = RECIPES["robust"], setting.device
     profiled: dict[str, Callable[[], Any]] = {
         f"training a CNN of width {width} with N-FGSM in {precision}": partial(
-            our_epoch, training, validation, NFGSM(RADIUS), recipe, setting.device, **options
+            our_epoch, training, validation, NFGSM(RADIUS), recipe, device, width=width, precision=precision
         )
     }
-    pgd_20: dict[str, Any] = {"epsilon": EPSILON, "steps": setting.pick(20, 2), "random_start": False}
+    pgd_20: dict[str, Any] = {"epsilon": EPSILON, "steps": setting.pick(STEPS, 2), "random_start": False}
     for name in ARCHITECTURES:
         network = setting.network(name)
         profiled[f"PGD on the {TITLES[name]}"] = partial(pgd, network, *robust_images(network, attacked), **pgd_20)
@@ -65,5 +64,5 @@ def shares(run: Callable[[], Any]) -> dict[str, float]:
 
 
 def kind_of(operation: str) -> str:
-    """The first kind with a part that occurs in the operation's name, or OTHER."""
-    return next((kind for kind, parts in KINDS.items() if any(part in operation for part in parts)), OTHER)
+    """The first kind with a part that occurs in the operation's name, or "other"."""
+    return next((kind for kind, parts in KINDS.items() if any(part in operation for part in parts)), "other")

@@ -86,7 +86,7 @@ RECIPES = {
     # weight decay.
     "short": replace(ONE_CYCLE, lr=0.05, epochs=4, batch_size=64, weight_decay=2e-3, shift=1),
     # Two epochs to about the study's accuracy. Muon gives most of it, then the whitened filters. Two epochs hardly
-    # overfit, so there is no shift.
+    # overfit, so the images are not shifted.
     "fast": replace(ONE_CYCLE, optimizer="muon", lr=0.07, momentum=0.8, epochs=2, shift=0, whitened=True),
     # For adversarial training, such as --defense n-fgsm --width 104. Muon and the smooth activation gain most. The
     # average is as long as a twentieth of the training: a longer one keeps weights from before they were good.

@@ -30,7 +30,7 @@ from utils.constants import PGD_20, RADIUS
 from utils.data import load_split
 from utils.diagnosis import NO_LEAK, diagnose
 from utils.evaluation import ATTACK_VERSIONS, accuracy, evaluate, evaluate_fgsm
-from utils.formats import LogHeader, TestReport, TrainingArguments, read_document
+from utils.formats import AttackRow, LogHeader, TestReport, TrainingArguments, read_document
 from utils.runs import read_log
 from utils.tables import percent
 from utils.validation import collapse_warning
@@ -175,13 +175,19 @@ def test_verdicts_are_the_expected_ones(name, report):
     assert diagnosis.robust_accuracy == (None if failed else diagnosis.at_most)
 
 
+def robust_row(folder: str, name: str) -> AttackRow:
+    """The one attack on 1,000 images of a shipped network that results/FOLDER/NAME.json holds."""
+    report = read_document(RESULTS / folder / f"{name}.json", TestReport, "a test report")
+    (row,) = report.attacks
+    assert report.sha256 == file_digest(MODELS / f"{name}.safetensors")
+    assert (row.epsilon, row.examples, row.version) == (RADIUS, 1000, ATTACK_VERSIONS[row.name])
+    return row
+
+
 @pytest.mark.parametrize("name", ROBUST)
 def test_strong_says_in_minutes_what_autoattack_says_in_hours(name):
-    report = read_document(RESULTS / "strong" / f"{name}.json", TestReport, "a test report")
-    (row,) = report.attacks
-    assert (row.name, row.epsilon, row.examples, row.version) == ("strong", RADIUS, 1000, ATTACK_VERSIONS["strong"])
-    assert report.sha256 == file_digest(MODELS / f"{name}.safetensors")
-    autoattack = under(name, "autoattack")
+    row, autoattack = robust_row("strong", name), under(name, "autoattack")
+    assert row.name == "strong"
     assert abs(row.accuracy - autoattack) <= 0.005
     cells = [name, percent(row.accuracy), percent(autoattack), f"{row.seconds / 60:.0f} min"]
     assert f"| {' | '.join(cells)} |" in DOCS["robustness"]
@@ -189,11 +195,8 @@ def test_strong_says_in_minutes_what_autoattack_says_in_hours(name):
 
 @pytest.mark.parametrize("name", ROBUST)
 def test_gradients_in_bfloat16_are_as_strong(name):
-    report = read_document(RESULTS / "bfloat16" / f"{name}.json", TestReport, "a test report")
-    (row,) = report.attacks
-    assert (row.name, row.epsilon, row.steps, row.examples, row.precision) == ("pgd", RADIUS, 20, 1000, "bfloat16")
-    assert report.sha256 == file_digest(MODELS / f"{name}.safetensors")
-    in_float32 = under(name, "pgd", steps=20)
+    row, in_float32 = robust_row("bfloat16", name), under(name, "pgd", steps=20)
+    assert (row.name, row.steps, row.precision) == ("pgd", 20, "bfloat16")
     assert abs(row.accuracy - in_float32) <= 0.003
     assert f"| {name} | {percent(in_float32)} | {percent(row.accuracy)} |" in DOCS["performance"]
 
