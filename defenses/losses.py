@@ -7,11 +7,13 @@ All defences here craft on the network in training, through its own gradient. Me
 its batch-norm statistics do not change. `epsilon` is the L-infinity radius in pixel units, such as 8/255; a value that
 is not from 0 to 1 raises ValueError at once. `crafting` says how batch norm normalises meanwhile: "training" by the
 batch, as in the step that follows, or "evaluation" by the statistics so far, which did no better on validation
-(models/README.md).
+(models/README.md). `loss` says what the examples raise: "cross_entropy", as in the papers, or "margin", with which the
+networks hold better (docs/robustness.md); another name raises ValueError at once. The network learns from the examples
+by cross-entropy in either case.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -19,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attacks import step
+from attacks.core import LOSSES
 from attacks.norms import check_epsilon
 from defenses.crafting import crafting_gradient, crafting_state, last_iterate
 
@@ -35,23 +38,39 @@ class _WithRadius:
 
 
 @dataclass(frozen=True)
-class FGSM(_WithRadius):
+class _Climbing(_WithRadius):
+    """A defence whose examples raise a loss of the logits and the labels."""
+
+    loss: str = field(default="cross_entropy", kw_only=True)
+    crafting: str = field(default="training", kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss must be one of {', '.join(LOSSES)}, not {self.loss!r}")
+
+    def gradient(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """The gradient of the summed loss with respect to images, (N, C, H, W), which leads to examples."""
+        return crafting_gradient(model, images, lambda logits: LOSSES[self.loss](logits, labels).sum(), self.crafting)
+
+
+@dataclass(frozen=True)
+class FGSM(_Climbing):
     """Cross-entropy on one FGSM step from each image (Goodfellow et al., 2015, arXiv:1412.6572, section 6).
 
     It is here to be studied: it overfits catastrophically, which means that the network learns to withstand the single
     step and nothing else. (Goodfellow et al. average this loss with that of the clean images.)
     """
 
-    crafting: str = "training"
     name: ClassVar[str] = "fgsm"
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        gradient = crafting_gradient(model, images, _summed_cross_entropy(labels), self.crafting)
-        return cross_entropy(model, step(images, gradient.sign(), self.epsilon), labels)
+        ascent = self.gradient(model, images, labels).sign()
+        return cross_entropy(model, step(images, ascent, self.epsilon), labels)
 
 
 @dataclass(frozen=True)
-class NFGSM(_WithRadius):
+class NFGSM(_Climbing):
     """N-FGSM: cross-entropy on a step of epsilon from a noisy image (de Jorge et al., 2022, arXiv:2202.01181).
 
     As in the paper's algorithm 1, the noise is part of the training image and nothing is clipped: an example may lie
@@ -60,29 +79,27 @@ class NFGSM(_WithRadius):
     """
 
     noise: float = 2.0
-    crafting: str = "training"
     name: ClassVar[str] = "n-fgsm"
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         noisy = images + torch.empty_like(images).uniform_(-1, 1) * (self.noise * self.epsilon)
-        gradient = crafting_gradient(model, noisy, _summed_cross_entropy(labels), self.crafting)
-        return cross_entropy(model, noisy + self.epsilon * gradient.sign(), labels)
+        ascent = self.gradient(model, noisy, labels).sign()
+        return cross_entropy(model, noisy + self.epsilon * ascent, labels)
 
 
 @dataclass(frozen=True)
-class PGD(_WithRadius):
+class PGD(_Climbing):
     """Cross-entropy on PGD's last iterate, from a random start (Madry et al., 2018, arXiv:1706.06083, section 2.1).
 
     steps: at least 1.
     """
 
     steps: int = 7
-    crafting: str = "training"
     name: ClassVar[str] = "pgd"
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         def gradient(iterate: Tensor) -> Tensor:
-            return crafting_gradient(model, iterate, _summed_cross_entropy(labels), self.crafting)
+            return self.gradient(model, iterate, labels)
 
         adversarial = last_iterate(images, gradient, epsilon=self.epsilon, steps=self.steps)
         return cross_entropy(model, adversarial, labels)
@@ -129,7 +146,3 @@ def cross_entropy(model: nn.Module, images: Tensor, labels: Tensor, label_smooth
     """
     logits = model(images).float()  # under autocast, logits come in bfloat16, which has only three digits
     return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-
-
-def _summed_cross_entropy(labels: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda logits: F.cross_entropy(logits, labels, reduction="sum")

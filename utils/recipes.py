@@ -27,9 +27,7 @@ class Recipe(Struct, frozen=True, kw_only=True):
     label_smoothing: Annotated[float, Meta(ge=0, lt=1)]
     shift: Annotated[int, Meta(ge=0, le=31, description="augmentation: shift by up to this many pixels")]
     contrast: Annotated[float, Meta(gt=0, le=1, description="augmentation: random contrast from this to 1")] = 1.0
-    average: Annotated[
-        float, Meta(ge=0, lt=1, description="moving average of the weights: the part kept in each step")
-    ] = 0.0
+    average: Annotated[float, Meta(ge=0, lt=1, description="average of the weights: the part kept in each step")] = 0.0
     momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.6  # of the filters, with "muon"
     other_lr: Annotated[float, Meta(gt=0, le=1e9)] = 0.1  # with "muon": the highest rate of what is not a filter
     # The first convolution's filters are principal components of the training images' patches, and are not trained.

@@ -129,8 +129,9 @@ def argument_differences(found: TrainingArguments | None, wanted: TrainingArgume
     before = msgspec.structs.asdict(found) if found else {}
     after = msgspec.structs.asdict(wanted)
     older, newer = before.get("defense"), after["defense"]
-    if isinstance(older, dict) and isinstance(newer, dict) and "crafting" in newer:
-        before["defense"] = {"crafting": "training", **older}  # older trainings do not name their only mode
+    if isinstance(older, dict) and isinstance(newer, dict):  # older trainings do not name what they could not choose
+        only = {"crafting": "training", "loss": "cross_entropy"}
+        before["defense"] = {name: value for name, value in only.items() if name in newer} | older
     names = [name for name in sorted(TrainingArguments.__struct_fields__) if before.get(name) != after[name]]
     return [f"{name} {shown(before.get(name))}, not {shown(after[name])}" for name in names]
 

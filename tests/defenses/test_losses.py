@@ -43,19 +43,27 @@ def climbed(crafter, images, steps, loss):
     return x
 
 
-def plain_fgsm(crafter, trained, images, labels):
-    ascent = gradient(crafter, images, lambda logits: F.cross_entropy(logits, labels)).sign()
+def summed_margin(logits, labels):
+    rivals = logits.scatter(1, labels[:, None], -torch.inf).max(1).values
+    return (rivals - logits.gather(1, labels[:, None])[:, 0]).sum()
+
+
+RAISED = {"cross_entropy": F.cross_entropy, "margin": summed_margin}
+
+
+def plain_fgsm(crafter, trained, images, labels, raised="cross_entropy"):
+    ascent = gradient(crafter, images, lambda logits: RAISED[raised](logits, labels)).sign()
     return F.cross_entropy(trained((images + EPSILON * ascent).clamp(0, 1)), labels)
 
 
-def plain_n_fgsm(crafter, trained, images, labels):
+def plain_n_fgsm(crafter, trained, images, labels, raised="cross_entropy"):
     noisy = images + 2 * EPSILON * (2 * torch.rand_like(images) - 1)
-    ascent = gradient(crafter, noisy, lambda logits: F.cross_entropy(logits, labels)).sign()
+    ascent = gradient(crafter, noisy, lambda logits: RAISED[raised](logits, labels)).sign()
     return F.cross_entropy(trained(noisy + EPSILON * ascent), labels)
 
 
-def plain_pgd(crafter, trained, images, labels):
-    adversarial = climbed(crafter, images, 3, lambda logits: F.cross_entropy(logits, labels))
+def plain_pgd(crafter, trained, images, labels, raised="cross_entropy"):
+    adversarial = climbed(crafter, images, 3, lambda logits: RAISED[raised](logits, labels))
     return F.cross_entropy(trained(adversarial), labels)
 
 
@@ -73,10 +81,16 @@ DEFINITIONS = {
     "pgd": (functools.partial(PGD, steps=3), plain_pgd),
     "trades": (functools.partial(TRADES, steps=3, beta=4), plain_trades),
 }
+CLIMBING = [name for name in DEFENSES if name != "trades"]
+DEFINITIONS |= {
+    f"{name}, margin": (functools.partial(defense, loss="margin"), functools.partial(definition, raised="margin"))
+    for name, (defense, definition) in DEFINITIONS.items()
+    if name in CLIMBING
+}
 
 
 @pytest.mark.parametrize("crafting", CRAFTING)
-@pytest.mark.parametrize("name", DEFENSES)
+@pytest.mark.parametrize("name", DEFINITIONS)
 def test_loss_its_gradient_and_the_statistics_equal_the_definition(name, crafting):
     model, images, labels = network_and_images()
     images[::2] = images[::2].round()  # on the ends of the range, so that clipping shows
@@ -150,6 +164,12 @@ def test_unknown_crafting_is_refused(name):
     model, images, labels = network_and_images(count=2)
     with pytest.raises(ValueError, match="training or evaluation, not 'magic'"):
         DEFENSES[name](EPSILON, crafting="magic")(model, images, labels)
+
+
+@pytest.mark.parametrize("name", CLIMBING)
+def test_an_unknown_loss_is_refused_at_once(name):
+    with pytest.raises(ValueError, match="one of cross_entropy, margin, not 'magic'"):
+        DEFENSES[name](EPSILON, loss="magic")
 
 
 @pytest.mark.parametrize("name", DEFENSES)

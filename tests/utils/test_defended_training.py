@@ -32,7 +32,8 @@ def test_best_epoch_is_kept_and_scores_what_the_log_says(digits, tmp_path):
     output = tmp_path / "a.safetensors"
     network = run(digits, output, NFGSM(0.05))
     first, *epochs = log(output)
-    assert first["defense"] == {"name": "n-fgsm", "epsilon": 0.05, "noise": 2.0, "crafting": "training"}
+    options = {"epsilon": 0.05, "loss": "cross_entropy", "crafting": "training", "noise": 2.0}
+    assert first["defense"] == {**options, "name": "n-fgsm"}
     best = max(epochs, key=lambda epoch: epoch["choosing_accuracy"])
     metadata = read_metadata(output)
     assert metadata.epochs == best["epoch"]

@@ -370,11 +370,12 @@ def test_a_training_from_before_a_field_of_the_recipe_was_made_with_its_default(
     assert argument_differences(TrainingArguments(**fields), replace(wanted, contrast=0.5)) == ["contrast 1.0, not 0.5"]
     assert argument_differences(None, wanted)
     older = {"name": "n-fgsm", "epsilon": 0.1, "noise": 2.0}
-    newer = replace(wanted, defense={**older, "crafting": "training"})
+    newer = replace(wanted, defense={**older, "crafting": "training", "loss": "cross_entropy"})
     assert argument_differences(replace(wanted, defense=older), newer) == []
-    assert argument_differences(
-        replace(wanted, defense=older), replace(newer, defense={**older, "crafting": "evaluation"})
-    )
+    for name, value in (("crafting", "evaluation"), ("loss", "margin")):
+        assert argument_differences(
+            replace(wanted, defense=older), replace(newer, defense={**newer.defense, name: value})
+        )
 
 
 # ---- the loop against a plain one ----
@@ -554,7 +555,7 @@ DEFENSES = {
     ),
     "partial of a dataclass": (
         functools.partial(PGD(0.1, steps=2)),
-        {"name": "pgd", "epsilon": 0.1, "steps": 2, "crafting": "training"},
+        {"name": "pgd", "epsilon": 0.1, "steps": 2, "crafting": "training", "loss": "cross_entropy"},
     ),
     "numbers of NumPy and torch": (
         Weighted(numpy.float32(0.5), torch.tensor(2)),
@@ -569,7 +570,7 @@ DEFENSES = {
     "dataclass": (Weighted(0.5, Module()), {"name": "Weighted", "strength": 0.5, "network": "Module"}),
     "dataclass with a name": (
         PGD(0.1, steps=2),
-        {"name": "pgd", "epsilon": 0.1, "steps": 2, "crafting": "training"},
+        {"name": "pgd", "epsilon": 0.1, "steps": 2, "crafting": "training", "loss": "cross_entropy"},
     ),
 }
 

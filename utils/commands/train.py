@@ -31,6 +31,7 @@ SIZE = 32  # pixels, the width and height of the images that the networks take
 ONLINE = ("fgsm", "n-fgsm", "pgd", "trades")  # defences that are losses, by their names in defenses.losses.DEFENSES
 DEFENSES_OF_FLAG: dict[str, tuple[str, ...]] = {"epsilon": ("fgsm-augment", *ONLINE), "source": ("fgsm-augment",)}
 DEFENSES_OF_FLAG |= {"steps": ("pgd", "trades"), "beta": ("trades",), "crafting": ONLINE}
+DEFENSES_OF_FLAG |= {"loss": ("fgsm", "n-fgsm", "pgd")}
 
 
 def train_script(network: str) -> None:
@@ -94,7 +95,7 @@ def flags_of_recipe() -> Iterator[tuple[str, Any, str]]:
 def add_recipe_flags(parser: Parser) -> None:
     """Add --recipe, a flag for each number of a recipe, and a table of all recipes' numbers."""
     columns: dict[str, list[str]] = {"recipe": [*RECIPES], "optimizer": [r.optimizer for r in RECIPES.values()]}
-    text = "from the table (default one-cycle): long for baselines, retrain* for fgsm-augment, paper as in the study"
+    text = "from the table (default one-cycle): paper is the study's"
     parser.add("training", "--recipe", tuple(RECIPES), text, default="one-cycle")
     for name, annotation, text in flags_of_recipe():
         flag = name.replace("_", "-")
@@ -119,6 +120,7 @@ def add_defense_flags(parser: Parser, network: str) -> None:
     add("--epsilon", types.epsilon, "L-infinity radius (default 8/255; not of fgsm-augment)")
     add("--steps", types.positive_int, "of the attack in pgd and trades (default 7)")
     add("--beta", types.positive_float, "weight of the robust term in trades (default 6)")
+    add("--loss", ("cross_entropy", "margin"), "raised by the examples: cross_entropy (default) or margin")
     add("--crafting", ("training", "evaluation"), "batch norm's mode: training (default) or evaluation")
     add("--source", types.file_path, "crafts the examples of fgsm-augment (default: baseline)")
 
@@ -171,7 +173,7 @@ def prepare_training(
     if augmented:  # the examples follow below, where they are needed
         training = AugmentedSplit(clean, None, args.epsilon, file_digest(args.source))  # type: ignore[arg-type]
     elif args.defense != "none":
-        asked = {name: getattr(args, name) for name in ("epsilon", "steps", "beta", "crafting")}
+        asked = {name: getattr(args, name) for name in ("epsilon", "steps", "beta", "loss", "crafting")}
         defense = DEFENSES[args.defense](**{name: value for name, value in asked.items() if value is not None})
     if is_finished(network, args, recipe, training, defense):
         if not args.quiet:

@@ -540,7 +540,7 @@ def test_help_fits_on_a_screen_explains_every_flag_and_needs_no_torch(name, colu
         "train": (
             "data network training defence output",
             "dataset data-dir epochs batch-size lr weight-decay shift contrast average width recipe defense epsilon "
-            "steps beta crafting source output overwrite resume seed device precision quiet data classes init",
+            "steps beta loss crafting source output overwrite resume seed device precision quiet data classes init",
         ),
         "study": (
             "data network training output",
@@ -645,6 +645,8 @@ def assert_one_line(result, *parts, status=2):
         ("train-cnn.py", ["--defense", "trades", "--beta", "-1"], ["--beta"]),
         ("train-cnn.py", ["--defense", "trades", "--crafting", "magic"], ["--crafting", "magic"]),
         ("train-cnn.py", ["--crafting", "training"], ["--crafting", "n-fgsm"]),
+        ("train-cnn.py", ["--defense", "trades", "--loss", "margin"], ["--loss", "fgsm or n-fgsm or pgd"]),
+        ("train-cnn.py", ["--defense", "n-fgsm", "--loss", "magic"], ["--loss", "magic", "margin"]),
         ("study", ["robusness"], ["robusness", "robustness"]),
         ("study", ["--dataset", "digits", "robustness"], ["robustness comes before the flags"]),
         ("study", ["--dataset", "mnist"], ["mnist", "digits"]),
