@@ -47,7 +47,7 @@ class Settings:
     seed: int = 0  # of the initial weights, the order of the images and their augmentation
     device: Device = "cpu"
     # The forward and backward passes compute in "float32", or in "bfloat16" through torch.autocast. That is about twice
-    # as fast on a device that supports it. Weights, optimiser and validation stay in float32.
+    # as fast on a device that supports it. Weights, optimiser and what validation counts stay in float32.
     precision: Precision = "float32"
     init: str | Path | None = None  # a checkpoint whose weights the training starts from; None: random weights
     resume: bool = False  # continue an interrupted run, if there is one, after its last finished epoch
@@ -103,7 +103,7 @@ def train(
     longest = Epoch(epoch=recipe.epochs, loss=0, precision="bfloat16", seconds=0, images_per_second=0, **ACCURACIES)
     check_saveable(state.network, about_checkpoint(arguments, longest, training.class_names))
     loss_function = defense or partial(cross_entropy, label_smoothing=recipe.label_smoothing)
-    robust_validation = None if radius is None else RobustValidation(validation, radius)
+    robust_validation = None if radius is None else RobustValidation(validation, radius, how.precision)
     run = PartialRun(output)
     with run.locked():
         epochs = run.restore(arguments, how.precision, state) if how.resume else []

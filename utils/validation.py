@@ -7,7 +7,7 @@ from torch import nn
 from attacks.norms import check_epsilon
 from utils.data import Split
 from utils.evaluation import evaluate
-from utils.formats import Epoch
+from utils.formats import Epoch, Precision
 
 
 class RobustValidation:
@@ -18,16 +18,17 @@ class RobustValidation:
     the margin, which flatters a small network less. A split of one image serves as both groups.
     """
 
-    def __init__(self, validation: Split, epsilon: float) -> None:
+    def __init__(self, validation: Split, epsilon: float, precision: Precision = "float32") -> None:
         """validation: at least one image. epsilon: the L-inf radius of the attacks, in pixel units.
 
+        precision: of PGD's gradients. What PGD finds counts only if it also holds in float32.
         Raises ValueError if epsilon is not from 0 to 1.
         """
         check_epsilon(epsilon)
         watched = max(1, min(500, len(validation) // 5))
         self.watched = validation.between(0, watched)
         self.choosing = validation.between(watched, watched + 2000) if len(validation) > 1 else validation
-        self.epsilon = epsilon
+        self.epsilon, self.precision = epsilon, precision
 
     def __call__(self, network: nn.Module) -> dict[str, float]:
         """The accuracies of the network in evaluation mode, in [0, 1], under the names that the log uses."""
@@ -38,7 +39,8 @@ class RobustValidation:
         }
 
     def _under_pgd(self, network: nn.Module, split: Split, loss: str) -> float:
-        return evaluate(network, split, "pgd", self.epsilon, options={"steps": 10, "loss": loss}).accuracy
+        options = {"steps": 10, "loss": loss, "precision": self.precision}
+        return evaluate(network, split, "pgd", self.epsilon, options=options).accuracy
 
 
 def best_epoch(epochs: Sequence[Epoch]) -> Epoch:

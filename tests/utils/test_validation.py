@@ -1,9 +1,13 @@
 """Validation under attack: which images it uses, which epoch it chooses, and when it warns."""
 
+from types import SimpleNamespace
+
 import pytest
 from msgspec.structs import replace
+from torch import nn
 
 from defenses.losses import FGSM
+from utils import validation as robust_validation
 from utils.checkpoints import read_metadata
 from utils.formats import Epoch
 from utils.recipes import RECIPES
@@ -52,6 +56,19 @@ def test_groups_of_images_do_not_overlap(digits):
     assert groups.choosing.digest() == digits["validation"].between(60, 300).digest()
     with pytest.raises(ValueError, match="did you mean 8/255"):  # before the training, not after its first epoch
         RobustValidation(digits["validation"], 8)
+
+
+def test_gradients_of_the_attacks_follow_the_trainings_precision(digits, monkeypatch):
+    asked = []
+
+    def evaluated(network, split, attack, epsilon, options=None):
+        asked.append((attack, options and options["precision"]))
+        return SimpleNamespace(accuracy=0.5)
+
+    monkeypatch.setattr(robust_validation, "evaluate", evaluated)
+    RobustValidation(digits["validation"], 0.1, "bfloat16")(nn.Identity())
+    RobustValidation(digits["validation"], 0.1)(nn.Identity())
+    assert asked == [("fgsm", None), *[("pgd", "bfloat16")] * 2, ("fgsm", None), *[("pgd", "float32")] * 2]
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
