@@ -91,6 +91,12 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
 LOSSES: dict[str, Loss] = {"cross_entropy": per_image_cross_entropy, "margin": margin}
 
 
+def check_loss(loss: str) -> None:
+    """Raise ValueError unless loss is a key of LOSSES."""
+    if loss not in LOSSES:
+        raise ValueError(f"loss must be one of {', '.join(LOSSES)}, not {loss!r}")
+
+
 def input_gradient(
     model: Model, images: Tensor, labels: Tensor, loss: Loss = per_image_cross_entropy, eot: int = 1
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,7 +5,16 @@ from typing import Any
 
 from torch import Tensor
 
-from attacks.core import LOSSES, Model, attacking, check_eot, check_precision, checked_batch, faster_equivalent
+from attacks.core import (
+    LOSSES,
+    Model,
+    attacking,
+    check_eot,
+    check_loss,
+    check_precision,
+    checked_batch,
+    faster_equivalent,
+)
 from attacks.norms import Radius, check_epsilon, noise_source
 from attacks.progress import report_progress
 from attacks.search import Search
@@ -114,5 +123,4 @@ def _check_options(
         raise ValueError("without random_start every restart would be the same")
     if not 0 <= momentum <= 2:
         raise ValueError(f"momentum must be from 0 to 2, not {momentum}")
-    if loss not in LOSSES:
-        raise ValueError(f"loss must be one of {', '.join(LOSSES)}, not {loss!r}")
+    check_loss(loss)

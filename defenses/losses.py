@@ -14,6 +14,7 @@ by cross-entropy in either case.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attacks import step
-from attacks.core import LOSSES
+from attacks.core import LOSSES, check_loss
 from attacks.norms import check_epsilon
 from defenses.crafting import crafting_gradient, crafting_state, last_iterate
 
@@ -46,8 +47,7 @@ class _Climbing(_WithRadius):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.loss not in LOSSES:
-            raise ValueError(f"loss must be one of {', '.join(LOSSES)}, not {self.loss!r}")
+        check_loss(self.loss)
 
     def gradient(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         """The gradient of the summed loss with respect to images, (N, C, H, W), which leads to examples."""
@@ -98,9 +98,7 @@ class PGD(_Climbing):
     name: ClassVar[str] = "pgd"
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        def gradient(iterate: Tensor) -> Tensor:
-            return self.gradient(model, iterate, labels)
-
+        gradient = partial(self.gradient, model, labels=labels)
         adversarial = last_iterate(images, gradient, epsilon=self.epsilon, steps=self.steps)
         return cross_entropy(model, adversarial, labels)
 

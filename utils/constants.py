@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]  # of the project
 DATASETS = ("cifar10", "digits")
 ARCHITECTURES = ("cnn", "cnn-lstm")  # the study's two, by their names in networks.NETWORKS
 SPLITS = ("train", "validation", "test")
+LOSSES = ("cross_entropy", "margin")  # that adversarial examples raise, by their names in attacks.core.LOSSES
 
 EVALUATION_BATCH = 250  # images in a batch; on two cores, larger batches are not faster
 LARGEST_WIDTH = 256  # 19 million parameters; a checkpoint that asks for more is treated as hostile

@@ -17,7 +17,7 @@ from msgspec import Meta
 
 from utils.commands import checkpoints, types
 from utils.commands.parser import Parser, check_writable, pick_device, run
-from utils.constants import DATASETS, EPSILONS, EVALUATION_BATCH, L2_RADIUS, RADIUS, SPLITS, UserError
+from utils.constants import DATASETS, EPSILONS, EVALUATION_BATCH, L2_RADIUS, LOSSES, RADIUS, SPLITS, UserError
 from utils.formats import (
     AttackRow,
     DiagnosisReport,
@@ -123,7 +123,7 @@ def add_test_flags(parser: Parser) -> None:
     add("--restarts", types.positive_int, "random starts of pgd (default 1)")
     number = types.number(Annotated[float, Meta(ge=0, le=2)])
     add("--momentum", number, "of pgd's gradients; 1 transfers better (default 0)")
-    add("--loss", ("cross_entropy", "margin"), "of pgd: cross_entropy (default) or margin")
+    add("--loss", LOSSES, "of pgd: cross_entropy (default) or margin")
     text = "passes of a random network for each gradient (default 1)"
     add("--eot", types.positive_int, text, default=1)
     text = "of gradients of pgd and strong: float32 (default), bfloat16"

@@ -15,7 +15,7 @@ import msgspec
 
 from utils.commands import checkpoints, types
 from utils.commands.parser import Parser, check_writable, pick_device, run
-from utils.constants import DATASETS, RADIUS, UserError
+from utils.constants import DATASETS, LOSSES, RADIUS, UserError
 from utils.files import resolved
 from utils.quoting import printable
 from utils.recipes import RECIPES, Recipe
@@ -120,7 +120,7 @@ def add_defense_flags(parser: Parser, network: str) -> None:
     add("--epsilon", types.epsilon, "L-infinity radius (default 8/255; not of fgsm-augment)")
     add("--steps", types.positive_int, "of the attack in pgd and trades (default 7)")
     add("--beta", types.positive_float, "weight of the robust term in trades (default 6)")
-    add("--loss", ("cross_entropy", "margin"), "raised by the examples: cross_entropy (default) or margin")
+    add("--loss", LOSSES, "raised by the examples: cross_entropy (default) or margin")
     add("--crafting", ("training", "evaluation"), "batch norm's mode: training (default) or evaluation")
     add("--source", types.file_path, "crafts the examples of fgsm-augment (default: baseline)")
 

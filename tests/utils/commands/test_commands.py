@@ -19,6 +19,7 @@ import msgspec
 import pytest
 import torch
 
+from attacks import core
 from tests.helpers.faults import odd_surroundings
 from tests.helpers.project import QUICK, ROOT, command, prog, untraced
 from utils.checkpoints import file_digest, load_checkpoint, read_metadata, save_checkpoint
@@ -28,7 +29,7 @@ from utils.commands.test import check_report_fits, fgsm_results
 from utils.commands.test import test_parser as parser_of_tests
 from utils.commands.train import flags_of_recipe, train_parser
 from utils.commands.types import epsilon
-from utils.constants import UserError
+from utils.constants import LOSSES, UserError
 from utils.evaluation import report_row
 from utils.formats import MinimalEpsilons, TestReport, encode, read_document
 from utils.notes import Notes
@@ -567,6 +568,10 @@ def test_help_names_every_choice(parser):
     for action in parser._actions:
         for choice in (action.choices or ()) if action.help != SUPPRESS else ():
             assert re.search(rf"(?<![\w-]){choice}(?![\w-])", parser.format_help()), (action.dest, choice)
+
+
+def test_every_loss_of_the_attacks_can_be_asked_for():
+    assert tuple(core.LOSSES) == LOSSES
 
 
 @pytest.mark.parametrize("name", [*SCRIPTS, "study demo"])
