@@ -290,6 +290,8 @@ def attacking(model: Model, device: torch.device) -> Iterator[None]:
 def evaluating(model: Model, device: torch.device, modules: list[nn.Module] | None = None) -> Iterator[None]:
     """Evaluation mode in float32: without autocast, and on a GPU without TF32, which keeps only ten bits.
 
+    On a GPU, cuDNN does not search for the fastest kernel meanwhile (torch.backends.cudnn.benchmark). It would search
+    for each size of a batch, and attacks make many sizes, because they drop images that are fooled.
     modules: as for `evaluation_mode`.
     """
     with contextlib.ExitStack() as stack:
@@ -297,6 +299,7 @@ def evaluating(model: Model, device: torch.device, modules: list[nn.Module] | No
         if torch.is_autocast_enabled(device.type):
             stack.enter_context(torch.autocast(device.type, enabled=False))
         if device.type == "cuda":
+            stack.enter_context(holding([torch.backends.cudnn], "benchmark"))
             stack.enter_context(holding([torch.backends.cudnn], "allow_tf32"))
             if hasattr(torch.backends.cudnn, "fp32_precision"):  # newer versions of torch have it beside allow_tf32
                 stack.enter_context(holding([torch.backends.cudnn], "fp32_precision", "none"))

@@ -108,6 +108,9 @@ class _MovingAverage(AveragedModel):
     def __init__(self, network: nn.Module, decay: float) -> None:
         super().__init__(network, use_buffers=True)
         self.decay = decay
+        for module in self.module.modules():
+            if isinstance(module, nn.RNNBase):
+                module.flatten_parameters()  # into one block, which copying has split: cuDNN would warn in each pass
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:

@@ -208,6 +208,15 @@ def test_on_a_gpu_a_recurrent_layer_without_dropout_is_attacked_in_training_mode
     assert not model.lstm.training
 
 
+def test_on_a_gpu_attacks_compute_in_float32_and_do_not_search_for_kernels(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    with attacking(nn.Linear(2, 2), torch.device("cuda")):
+        assert not torch.backends.cudnn.benchmark
+        assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.benchmark
+    assert torch.backends.cudnn.allow_tf32
+
+
 def test_cudnn_is_off_for_plain_functions_which_may_hide_an_lstm(attack):
     model, images, labels = model_and_images("lstm")
     hidden, seen = [[[[model]]]], []  # deeper than `modules_of` looks

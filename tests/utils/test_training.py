@@ -28,6 +28,7 @@ from utils.constants import UserError
 from utils.data import load_split, training_batches
 from utils.evaluation import accuracy
 from utils.formats import CheckpointHeader, RunState, TrainingArguments
+from utils.optimizers import moving_average
 from utils.recipes import RECIPES, Recipe
 from utils.runs import (
     Interrupted,
@@ -161,6 +162,14 @@ def test_resumed_run_ends_bit_identical(name, recipe, average, steps, digits, tm
         "halves.safetensors",
         "halves.jsonl",
     }
+
+
+def test_averaged_weights_of_an_lstm_are_made_one_block_for_cudnn(monkeypatch):
+    """Without a GPU there are no such blocks, so the call itself is checked."""
+    called = []
+    monkeypatch.setattr(nn.LSTM, "flatten_parameters", lambda lstm: called.append(lstm))
+    average = moving_average(NETWORKS["cnn-lstm"](4), 0.9)
+    assert average.module.lstm in called
 
 
 def test_moving_average_of_the_weights_is_what_is_kept(digits, tmp_path):
