@@ -33,7 +33,7 @@ from utils.evaluation import ATTACK_VERSIONS, accuracy, evaluate, evaluate_fgsm
 from utils.formats import AttackRow, LogHeader, TestReport, TrainingArguments, read_document
 from utils.runs import read_log
 from utils.tables import percent
-from utils.validation import collapse_warning
+from utils.validation import best_epoch, collapse_warning
 
 RESULTS, MODELS = ROOT / "results", ROOT / "models"
 STUDY = read_whole_study(RESULTS / "study.json")
@@ -252,6 +252,14 @@ def test_performance_page_shows_the_benchmarks():
     assert mean(BENCHMARKS.time_to_accuracy.accuracies["ours"]) >= PRINTED["cnn"][None][0] / 100
     made = (RESULTS / "benchmarks.md").read_text(encoding="utf-8")
     assert made == benchmark_tables.benchmarks_document(BENCHMARKS)
+
+
+def test_performance_page_shows_what_the_gpu_trained():
+    epochs = read_log(RESULTS / "gpu" / "cnn.jsonl").epochs
+    for named, epoch in (("which is kept", best_epoch(epochs)), ("the last one", epochs[-1])):
+        accuracies = map(percent, (epoch.validation_accuracy, epoch.choosing_accuracy))
+        assert f"| {' | '.join([f'{epoch.epoch}, {named}', *accuracies])} |" in DOCS["performance"]
+    assert f"{sum(epoch.seconds for epoch in epochs):.0f} s for the steps" in DOCS["performance"]
 
 
 @pytest.mark.parametrize(("name", "floor"), [("cnn", 0.88), ("cnn-lstm", 0.865)])
