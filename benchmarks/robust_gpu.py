@@ -1,7 +1,7 @@
 """Two robust networks in a few minutes on one GPU: `make robust-gpu` trains and tests them.
 
-The recipe is "robust" with N-FGSM on the margin, as on a CPU, in larger batches and for more epochs. The report,
-results/robust-gpu.json, has the seconds of training and the accuracy on clean images, under PGD-20 and under
+The recipe is "robust" with N-FGSM on the margin, as on a CPU, in larger batches and with other numbers to suit. The
+report, results/robust-gpu.json, has the seconds of training and the accuracy on clean images, under PGD-20 and under
 AutoAttack. The defaults are for an H100. A finished network is not trained again: remove it from runs/robust-gpu first.
 """
 
@@ -71,8 +71,8 @@ def argument_parser() -> argparse.ArgumentParser:
     for name in ARCHITECTURES:
         option(f"--{name}-width", type=int, default=WIDTHS[name], help="default %(default)s")
         option(f"--{name}-epochs", type=int, default=EPOCHS[name], help="default %(default)s")
-    recipe = replace(RECIPES["robust"], lr=0.1, shift=4, average=0.998)
-    option("--batch-size", type=int, default=512, help="images in each step (default 512)")
+    recipe = replace(RECIPES["robust"], batch_size=512, lr=0.1, shift=4, average=0.998)
+    option("--batch-size", type=int, default=recipe.batch_size, help="images in each step (default %(default)s)")
     option("--lr", type=float, default=recipe.lr, help="highest learning rate (default %(default)s)")
     option("--shift", type=int, default=recipe.shift, help="augmentation, in pixels (default %(default)s)")
     option("--average", type=float, default=recipe.average, help="part kept in each step (default %(default)s)")
@@ -97,7 +97,7 @@ def trained(name: str, splits: dict[str, Split], device: torch.device, args: arg
     numbers = {key: getattr(args, key) for key in ("batch_size", "lr", "shift", "average")}
     recipe = replace(RECIPES["robust"].with_defense(), epochs=epochs, **numbers)
     how = {"width": width, "seed": args.seed, "device": device, "precision": args.precision}
-    # Fewer than in other trainings: on a GPU, an epoch takes little longer than its validation.
+    # Other trainings validate on more images. On a GPU, an epoch takes little longer than its validation.
     validation = splits["validation"].first(args.validation)
     start = time.perf_counter()
     train(name, splits["train"], validation, recipe, output=path, defense=NFGSM(RADIUS, loss="margin"), **how)

@@ -165,7 +165,7 @@ def test_resumed_run_ends_bit_identical(name, recipe, average, steps, digits, tm
 
 
 def test_averaged_weights_of_an_lstm_are_made_one_block_for_cudnn(monkeypatch):
-    """Without a GPU there are no such blocks, so the call itself is checked."""
+    """A CPU does not have such blocks, so the test checks the call itself."""
     called = []
     monkeypatch.setattr(nn.LSTM, "flatten_parameters", lambda lstm: called.append(lstm))
     average = moving_average(NETWORKS["cnn-lstm"](4), 0.9)
