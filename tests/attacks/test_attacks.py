@@ -210,6 +210,7 @@ def test_on_a_gpu_a_recurrent_layer_without_dropout_is_attacked_in_training_mode
 
 def test_on_a_gpu_attacks_compute_in_float32_and_do_not_search_for_kernels(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # a notebook that ran before this test turns it off
     with attacking(nn.Linear(2, 2), torch.device("cuda")):
         assert not torch.backends.cudnn.benchmark
         assert not torch.backends.cudnn.allow_tf32
