@@ -9,7 +9,8 @@ is not from 0 to 1 raises ValueError at once. `crafting` says how batch norm nor
 batch, as in the step that follows, or "evaluation" by the statistics so far, which did no better on validation
 (models/README.md). `loss` says what the examples raise: "cross_entropy", as in the papers, or "margin", with which the
 networks hold better (docs/robustness.md); another name raises ValueError at once. The network learns from the examples
-by cross-entropy in either case.
+by cross-entropy in either case. `smoothing`, from 0 to below 1, is the part of each label that all classes share
+equally in this cross-entropy. It keeps a long training from overfitting. Another value raises ValueError at once.
 """
 
 from collections.abc import Callable
@@ -44,10 +45,13 @@ class _Climbing(_WithRadius):
 
     loss: str = field(default="cross_entropy", kw_only=True)
     crafting: str = field(default="training", kw_only=True)
+    smoothing: float = field(default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_loss(self.loss)
+        if not 0 <= self.smoothing < 1:
+            raise ValueError(f"smoothing must be from 0 to below 1, not {self.smoothing}")
 
     def gradient(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         """The gradient of the summed loss with respect to images, (N, C, H, W), which leads to examples."""
@@ -66,7 +70,7 @@ class FGSM(_Climbing):
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         ascent = self.gradient(model, images, labels).sign()
-        return cross_entropy(model, step(images, ascent, self.epsilon), labels)
+        return cross_entropy(model, step(images, ascent, self.epsilon), labels, self.smoothing)
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ class NFGSM(_Climbing):
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         noisy = images + torch.empty_like(images).uniform_(-1, 1) * (self.noise * self.epsilon)
         ascent = self.gradient(model, noisy, labels).sign()
-        return cross_entropy(model, noisy + self.epsilon * ascent, labels)
+        return cross_entropy(model, noisy + self.epsilon * ascent, labels, self.smoothing)
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ class PGD(_Climbing):
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         gradient = partial(self.gradient, model, labels=labels)
         adversarial = last_iterate(images, gradient, epsilon=self.epsilon, steps=self.steps)
-        return cross_entropy(model, adversarial, labels)
+        return cross_entropy(model, adversarial, labels, self.smoothing)
 
 
 @dataclass(frozen=True)

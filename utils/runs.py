@@ -61,6 +61,9 @@ class Interrupted(KeyboardInterrupt):
 
 # ---- what was asked ----
 
+# Options that were added to the defences later, each with the value that older trainings used.
+USUAL_OPTIONS = {"loss": "cross_entropy", "crafting": "training", "smoothing": 0.0}
+
 
 def training_arguments(
     name: str,
@@ -130,8 +133,7 @@ def argument_differences(found: TrainingArguments | None, wanted: TrainingArgume
     after = msgspec.structs.asdict(wanted)
     older, newer = before.get("defense"), after["defense"]
     if isinstance(older, dict) and isinstance(newer, dict):  # older trainings do not name what they could not choose
-        only = {"crafting": "training", "loss": "cross_entropy"}
-        before["defense"] = {name: value for name, value in only.items() if name in newer} | older
+        before["defense"] = {name: value for name, value in USUAL_OPTIONS.items() if name in newer} | older
     names = [name for name in sorted(TrainingArguments.__struct_fields__) if before.get(name) != after[name]]
     return [f"{name} {shown(before.get(name))}, not {shown(after[name])}" for name in names]
 

@@ -51,20 +51,20 @@ def summed_margin(logits, labels):
 RAISED = {"cross_entropy": F.cross_entropy, "margin": summed_margin}
 
 
-def plain_fgsm(crafter, trained, images, labels, raised="cross_entropy"):
+def plain_fgsm(crafter, trained, images, labels, raised="cross_entropy", smoothing=0.0):
     ascent = gradient(crafter, images, lambda logits: RAISED[raised](logits, labels)).sign()
-    return F.cross_entropy(trained((images + EPSILON * ascent).clamp(0, 1)), labels)
+    return F.cross_entropy(trained((images + EPSILON * ascent).clamp(0, 1)), labels, label_smoothing=smoothing)
 
 
-def plain_n_fgsm(crafter, trained, images, labels, raised="cross_entropy"):
+def plain_n_fgsm(crafter, trained, images, labels, raised="cross_entropy", smoothing=0.0):
     noisy = images + 2 * EPSILON * (2 * torch.rand_like(images) - 1)
     ascent = gradient(crafter, noisy, lambda logits: RAISED[raised](logits, labels)).sign()
-    return F.cross_entropy(trained(noisy + EPSILON * ascent), labels)
+    return F.cross_entropy(trained(noisy + EPSILON * ascent), labels, label_smoothing=smoothing)
 
 
-def plain_pgd(crafter, trained, images, labels, raised="cross_entropy"):
+def plain_pgd(crafter, trained, images, labels, raised="cross_entropy", smoothing=0.0):
     adversarial = climbed(crafter, images, 3, lambda logits: RAISED[raised](logits, labels))
-    return F.cross_entropy(trained(adversarial), labels)
+    return F.cross_entropy(trained(adversarial), labels, label_smoothing=smoothing)
 
 
 def plain_trades(crafter, trained, images, labels):
@@ -82,10 +82,11 @@ DEFINITIONS = {
     "trades": (functools.partial(TRADES, steps=3, beta=4), plain_trades),
 }
 CLIMBING = [name for name in DEFENSES if name != "trades"]
+OPTIONS = {"margin": ({"loss": "margin"}, {"raised": "margin"}), "smoothing": ({"smoothing": 0.2}, {"smoothing": 0.2})}
 DEFINITIONS |= {
-    f"{name}, margin": (functools.partial(defense, loss="margin"), functools.partial(definition, raised="margin"))
-    for name, (defense, definition) in DEFINITIONS.items()
-    if name in CLIMBING
+    f"{name}, {option}": tuple(functools.partial(one, **how) for one, how in zip(DEFINITIONS[name], hows, strict=True))
+    for name in CLIMBING
+    for option, hows in OPTIONS.items()
 }
 
 
@@ -164,6 +165,13 @@ def test_unknown_crafting_is_refused(name):
     model, images, labels = network_and_images(count=2)
     with pytest.raises(ValueError, match="training or evaluation, not 'magic'"):
         DEFENSES[name](EPSILON, crafting="magic")(model, images, labels)
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1, float("nan")])
+@pytest.mark.parametrize("name", CLIMBING)
+def test_smoothing_out_of_range_is_refused_at_once(name, smoothing):
+    with pytest.raises(ValueError, match="smoothing must be from 0 to below 1"):
+        DEFENSES[name](EPSILON, smoothing=smoothing)
 
 
 @pytest.mark.parametrize("name", CLIMBING)

@@ -11,6 +11,7 @@ from defenses import DEFENSES, FGSM, NFGSM, cross_entropy
 from utils.checkpoints import load_checkpoint, read_metadata
 from utils.evaluation import evaluate
 from utils.recipes import RECIPES
+from utils.runs import USUAL_OPTIONS
 from utils.training import train
 from utils.validation import RobustValidation
 
@@ -32,8 +33,7 @@ def test_best_epoch_is_kept_and_scores_what_the_log_says(digits, tmp_path):
     output = tmp_path / "a.safetensors"
     network = run(digits, output, NFGSM(0.05))
     first, *epochs = log(output)
-    options = {"epsilon": 0.05, "loss": "cross_entropy", "crafting": "training", "noise": 2.0}
-    assert first["defense"] == {**options, "name": "n-fgsm"}
+    assert first["defense"] == {"name": "n-fgsm", "epsilon": 0.05, "noise": 2.0, **USUAL_OPTIONS}
     best = max(epochs, key=lambda epoch: epoch["choosing_accuracy"])
     metadata = read_metadata(output)
     assert metadata.epochs == best["epoch"]

@@ -31,6 +31,7 @@ from utils.formats import CheckpointHeader, RunState, TrainingArguments
 from utils.optimizers import moving_average
 from utils.recipes import RECIPES, Recipe
 from utils.runs import (
+    USUAL_OPTIONS,
     Interrupted,
     PartialRun,
     TrainingError,
@@ -379,9 +380,9 @@ def test_a_training_from_before_a_field_of_the_recipe_was_made_with_its_default(
     assert argument_differences(TrainingArguments(**fields), replace(wanted, contrast=0.5)) == ["contrast 1.0, not 0.5"]
     assert argument_differences(None, wanted)
     older = {"name": "n-fgsm", "epsilon": 0.1, "noise": 2.0}
-    newer = replace(wanted, defense={**older, "crafting": "training", "loss": "cross_entropy"})
+    newer = replace(wanted, defense={**older, **USUAL_OPTIONS})
     assert argument_differences(replace(wanted, defense=older), newer) == []
-    for name, value in (("crafting", "evaluation"), ("loss", "margin")):
+    for name, value in (("crafting", "evaluation"), ("loss", "margin"), ("smoothing", 0.2)):
         assert argument_differences(
             replace(wanted, defense=older), replace(newer, defense={**newer.defense, name: value})
         )
@@ -564,7 +565,7 @@ DEFENSES = {
     ),
     "partial of a dataclass": (
         functools.partial(PGD(0.1, steps=2)),
-        {"name": "pgd", "epsilon": 0.1, "steps": 2, "crafting": "training", "loss": "cross_entropy"},
+        {"name": "pgd", "epsilon": 0.1, "steps": 2, **USUAL_OPTIONS},
     ),
     "numbers of NumPy and torch": (
         Weighted(numpy.float32(0.5), torch.tensor(2)),
@@ -579,7 +580,7 @@ DEFENSES = {
     "dataclass": (Weighted(0.5, Module()), {"name": "Weighted", "strength": 0.5, "network": "Module"}),
     "dataclass with a name": (
         PGD(0.1, steps=2),
-        {"name": "pgd", "epsilon": 0.1, "steps": 2, "crafting": "training", "loss": "cross_entropy"},
+        {"name": "pgd", "epsilon": 0.1, "steps": 2, **USUAL_OPTIONS},
     ),
 }
 

@@ -31,7 +31,7 @@ SIZE = 32  # pixels, the width and height of the images that the networks take
 ONLINE = ("fgsm", "n-fgsm", "pgd", "trades")  # defences that are losses, by their names in defenses.losses.DEFENSES
 DEFENSES_OF_FLAG: dict[str, tuple[str, ...]] = {"epsilon": ("fgsm-augment", *ONLINE), "source": ("fgsm-augment",)}
 DEFENSES_OF_FLAG |= {"steps": ("pgd", "trades"), "beta": ("trades",), "crafting": ONLINE}
-DEFENSES_OF_FLAG |= {"loss": ("fgsm", "n-fgsm", "pgd")}
+DEFENSES_OF_FLAG |= dict.fromkeys(("loss", "smoothing"), ("fgsm", "n-fgsm", "pgd"))
 
 
 def train_script(network: str) -> None:
@@ -120,7 +120,8 @@ def add_defense_flags(parser: Parser, network: str) -> None:
     add("--epsilon", types.epsilon, "L-infinity radius (default 8/255; not of fgsm-augment)")
     add("--steps", types.positive_int, "of the attack in pgd and trades (default 7)")
     add("--beta", types.positive_float, "weight of the robust term in trades (default 6)")
-    add("--loss", LOSSES, "raised by the examples: cross_entropy (default) or margin")
+    add("--loss", LOSSES, "raised by examples: cross_entropy (default) or margin")
+    add("--smoothing", types.smoothing, "part of a label that all classes share (default 0)")
     add("--crafting", ("training", "evaluation"), "batch norm's mode: training (default) or evaluation")
     add("--source", types.file_path, "crafts the examples of fgsm-augment (default: baseline)")
 
@@ -173,7 +174,7 @@ def prepare_training(
     if augmented:  # the examples follow below, where they are needed
         training = AugmentedSplit(clean, None, args.epsilon, file_digest(args.source))  # type: ignore[arg-type]
     elif args.defense != "none":
-        asked = {name: getattr(args, name) for name in ("epsilon", "steps", "beta", "loss", "crafting")}
+        asked = {name: getattr(args, name) for name in ("epsilon", "steps", "beta", "loss", "smoothing", "crafting")}
         defense = DEFENSES[args.defense](**{name: value for name, value in asked.items() if value is not None})
     if is_finished(network, args, recipe, training, defense):
         if not args.quiet:

@@ -66,6 +66,7 @@ def number(annotation: Any) -> Callable[[str], float]:
 
 positive_int = number(Positive)
 positive_float = number(Annotated[float, Meta(gt=0, le=1e9)])
+smoothing = number(Annotated[float, Meta(ge=0, lt=1)])
 seed = number(Seed)
 width = number(Width)
 

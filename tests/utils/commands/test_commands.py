@@ -652,6 +652,8 @@ def assert_one_line(result, *parts, status=2):
         ("train-cnn.py", ["--crafting", "training"], ["--crafting", "n-fgsm"]),
         ("train-cnn.py", ["--defense", "trades", "--loss", "margin"], ["--loss", "fgsm or n-fgsm or pgd"]),
         ("train-cnn.py", ["--defense", "n-fgsm", "--loss", "magic"], ["--loss", "magic", "margin"]),
+        ("train-cnn.py", ["--smoothing", "0.2"], ["--smoothing", "fgsm or n-fgsm or pgd"]),
+        ("train-cnn.py", ["--defense", "n-fgsm", "--smoothing", "1"], ["--smoothing", "below 1"]),
         ("study", ["robusness"], ["robusness", "robustness"]),
         ("study", ["--dataset", "digits", "robustness"], ["robustness comes before the flags"]),
         ("study", ["--dataset", "mnist"], ["mnist", "digits"]),
