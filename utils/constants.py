@@ -29,6 +29,7 @@ TITLES = {
     "cifar10": "CIFAR-10",
     "fgsm": "FGSM",
     "n-fgsm": "N-FGSM",
+    "n-pgd": "N-PGD",
     "pgd": "PGD",
     "trades": "TRADES",
     "strong": "strong attack",

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from defenses import DEFENSES, FGSM, NFGSM, PGD, TRADES, cross_entropy
+from defenses import DEFENSES, FGSM, NFGSM, NPGD, PGD, TRADES, cross_entropy
 from tests.helpers.attacked import model_and_images
 
 EPSILON = 0.03
@@ -62,6 +62,13 @@ def plain_n_fgsm(crafter, trained, images, labels, raised="cross_entropy", smoot
     return F.cross_entropy(trained(noisy + EPSILON * ascent), labels, label_smoothing=smoothing)
 
 
+def plain_n_pgd(crafter, trained, images, labels, raised="cross_entropy", smoothing=0.0):
+    x = images + EPSILON * (2 * torch.rand_like(images) - 1)
+    for _ in range(3):
+        x = x + 0.6 * EPSILON * gradient(crafter, x, lambda logits: RAISED[raised](logits, labels)).sign()
+    return F.cross_entropy(trained(x), labels, label_smoothing=smoothing)
+
+
 def plain_pgd(crafter, trained, images, labels, raised="cross_entropy", smoothing=0.0):
     adversarial = climbed(crafter, images, 3, lambda logits: RAISED[raised](logits, labels))
     return F.cross_entropy(trained(adversarial), labels, label_smoothing=smoothing)
@@ -78,6 +85,7 @@ def plain_trades(crafter, trained, images, labels):
 DEFINITIONS = {
     "fgsm": (FGSM, plain_fgsm),
     "n-fgsm": (NFGSM, plain_n_fgsm),
+    "n-pgd": (functools.partial(NPGD, steps=3), plain_n_pgd),
     "pgd": (functools.partial(PGD, steps=3), plain_pgd),
     "trades": (functools.partial(TRADES, steps=3, beta=4), plain_trades),
 }
@@ -126,7 +134,7 @@ def test_crafting_freezes_parameters_and_statistics_in_the_mode_asked_for(name, 
     DEFENSES[name](EPSILON, crafting=crafting)(model, images, labels)
     learning = 2 if name == "trades" else 1
     assert passes[-learning:] == [(True, True, True)] * learning
-    crafted = {"fgsm": 1, "n-fgsm": 1, "pgd": 7, "trades": 1 + 7}[name]
+    crafted = {"fgsm": 1, "n-fgsm": 1, "n-pgd": 2, "pgd": 7, "trades": 1 + 7}[name]
     assert passes[:-learning] == [(True, False, False) if crafting == "training" else (False, True, False)] * crafted
 
 
@@ -197,3 +205,12 @@ def test_cross_entropy_is_computed_in_float32_and_smoothed_if_asked():
 def test_defaults_are_those_of_the_papers():
     assert (PGD(8 / 255).steps, TRADES(8 / 255).steps, TRADES(8 / 255).beta) == (7, 7, 6)
     assert NFGSM(8 / 255).noise == 2
+
+
+def test_n_pgd_with_one_step_and_the_noise_of_n_fgsm_is_n_fgsm():
+    model, images, labels = network_and_images()
+    losses = []
+    for defense in (NFGSM(EPSILON), NPGD(EPSILON, steps=1, noise=2, step_size=1)):
+        torch.manual_seed(1)
+        losses.append(defense(copy.deepcopy(model), images, labels))
+    assert torch.equal(*losses)

@@ -28,10 +28,11 @@ if TYPE_CHECKING:
     from utils.data import Split
 
 SIZE = 32  # pixels, the width and height of the images that the networks take
-ONLINE = ("fgsm", "n-fgsm", "pgd", "trades")  # defences that are losses, by their names in defenses.losses.DEFENSES
+# Defences that are losses, by their names in defenses.losses.DEFENSES.
+ONLINE = ("fgsm", "n-fgsm", "n-pgd", "pgd", "trades")
 DEFENSES_OF_FLAG: dict[str, tuple[str, ...]] = {"epsilon": ("fgsm-augment", *ONLINE), "source": ("fgsm-augment",)}
-DEFENSES_OF_FLAG |= {"steps": ("pgd", "trades"), "beta": ("trades",), "crafting": ONLINE}
-DEFENSES_OF_FLAG |= dict.fromkeys(("loss", "smoothing"), ("fgsm", "n-fgsm", "pgd"))
+DEFENSES_OF_FLAG |= {"steps": ("n-pgd", "pgd", "trades"), "beta": ("trades",), "crafting": ONLINE}
+DEFENSES_OF_FLAG |= dict.fromkeys(("loss", "smoothing"), ("fgsm", "n-fgsm", "n-pgd", "pgd"))
 
 
 def train_script(network: str) -> None:
@@ -113,12 +114,12 @@ def add_recipe_flags(parser: Parser) -> None:
 def add_defense_flags(parser: Parser, network: str) -> None:
     """Add --defense and the options of the defences."""
     add = partial(parser.add, "defence")
-    text = "none (default); fgsm, n-fgsm, pgd, trades: on its own examples; fgsm-augment: on those of a trained network"
+    text = "none (default), fgsm, n-fgsm, n-pgd, pgd, trades, or fgsm-augment (on examples of --source)"
     names = ("none", "fgsm-augment", *ONLINE)
     add("--defense", names, text, default="none")
     add("--defence", names, SUPPRESS, default=SUPPRESS, dest="defense")
     add("--epsilon", types.epsilon, "L-infinity radius (default 8/255; not of fgsm-augment)")
-    add("--steps", types.positive_int, "of the attack in pgd and trades (default 7)")
+    add("--steps", types.positive_int, "of the attack in n-pgd (default 2), pgd and trades (7)")
     add("--beta", types.positive_float, "weight of the robust term in trades (default 6)")
     add("--loss", LOSSES, "raised by examples: cross_entropy (default) or margin")
     add("--smoothing", types.smoothing, "part of a label that all classes share (default 0)")
