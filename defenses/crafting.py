@@ -1,7 +1,7 @@
-"""What the defences share: the gradient of the network in training, and PGD's last iterate along it."""
+"""What the defences share: the gradient of the network in training, and examples that follow it."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,18 @@ def last_iterate(images: Tensor, gradient: Callable[[Tensor], Tensor], *, epsilo
     for iterate in pgd_iterates(images, start, gradient, epsilon=epsilon, sizes=sizes):
         last = iterate
     return last
+
+
+def from_noise(images: Tensor, gradient: Callable[[Tensor], Tensor], *, noise: float, sizes: Sequence[float]) -> Tensor:
+    """Examples (N, C, H, W): the images plus uniform noise, after steps along the gradient's sign. Nothing is clipped.
+
+    images, gradient: as for `last_iterate`. noise: the largest of a pixel; sizes: those of the steps. Both are in pixel
+    units. The noise is drawn from torch's own generator.
+    """
+    example = images + torch.empty_like(images).uniform_(-1, 1) * noise
+    for size in sizes:
+        example = example + size * gradient(example).sign()
+    return example
 
 
 def crafting_gradient(model: nn.Module, images: Tensor, loss: Callable[[Tensor], Tensor], mode: str) -> Tensor:

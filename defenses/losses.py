@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from attacks import step
 from attacks.core import LOSSES, check_loss
 from attacks.norms import check_epsilon
-from defenses.crafting import crafting_gradient, crafting_state, last_iterate
+from defenses.crafting import crafting_gradient, crafting_state, from_noise, last_iterate
 
 # From a network in training, images (N, C, H, W) in [0, 1] and int64 labels (N,) to a scalar.
 Defense = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -57,16 +57,6 @@ class _Climbing(_WithRadius):
         """The gradient of the summed loss with respect to images, (N, C, H, W), which leads to examples."""
         return crafting_gradient(model, images, lambda logits: LOSSES[self.loss](logits, labels).sum(), self.crafting)
 
-    def from_noise(self, model: nn.Module, images: Tensor, labels: Tensor, noise: float, sizes: list[float]) -> Tensor:
-        """Examples (N, C, H, W): the images plus uniform noise, after steps along the gradient's sign.
-
-        Nothing is clipped. noise: the largest of a pixel; sizes: those of the steps. Both are in units of epsilon.
-        """
-        example = images + torch.empty_like(images).uniform_(-1, 1) * (noise * self.epsilon)
-        for size in sizes:
-            example = example + size * self.epsilon * self.gradient(model, example, labels).sign()
-        return example
-
 
 @dataclass(frozen=True)
 class FGSM(_Climbing):
@@ -96,7 +86,8 @@ class NFGSM(_Climbing):
     name: ClassVar[str] = "n-fgsm"
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        example = self.from_noise(model, images, labels, self.noise, [1.0])
+        gradient = partial(self.gradient, model, labels=labels)
+        example = from_noise(images, gradient, noise=self.noise * self.epsilon, sizes=[self.epsilon])
         return cross_entropy(model, example, labels, self.smoothing)
 
 
@@ -115,7 +106,9 @@ class NPGD(_Climbing):
     name: ClassVar[str] = "n-pgd"
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        example = self.from_noise(model, images, labels, self.noise, [self.step_size] * self.steps)
+        gradient = partial(self.gradient, model, labels=labels)
+        sizes = [self.step_size * self.epsilon] * self.steps
+        example = from_noise(images, gradient, noise=self.noise * self.epsilon, sizes=sizes)
         return cross_entropy(model, example, labels, self.smoothing)
 
 
