@@ -5,7 +5,7 @@ import math
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -91,10 +91,10 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
 LOSSES: dict[str, Loss] = {"cross_entropy": per_image_cross_entropy, "margin": margin}
 
 
-def check_loss(loss: str) -> None:
-    """Raise ValueError unless loss is a key of LOSSES."""
-    if loss not in LOSSES:
-        raise ValueError(f"loss must be one of {', '.join(LOSSES)}, not {loss!r}")
+def check_loss(loss: str, losses: Iterable[str] = LOSSES) -> None:
+    """Raise ValueError unless loss is a key of losses."""
+    if loss not in losses:
+        raise ValueError(f"loss must be one of {', '.join(losses)}, not {loss!r}")
 
 
 def input_gradient(

@@ -7,12 +7,14 @@ All defences here craft on the network in training, through its own gradient. Me
 its batch-norm statistics do not change. `epsilon` is the L-infinity radius in pixel units, such as 8/255; a value that
 is not from 0 to 1 raises ValueError at once. `crafting` says how batch norm normalises meanwhile: "training" by the
 batch, as in the step that follows, or "evaluation" by the statistics so far, which did no better on validation
-(models/README.md). `loss` says what the examples raise: "cross_entropy", as in the papers, or "margin", with which the
-networks hold better (docs/robustness.md); another name raises ValueError at once. The network learns from the examples
-by cross-entropy in either case. `smoothing`, from 0 to below 1, is the part of each label that all classes share
-equally in this cross-entropy. It keeps a long training from overfitting. Another value raises ValueError at once.
+(models/README.md). `loss` names the loss that the examples raise, a key of DEFENSE_LOSSES: "cross_entropy", as in the
+papers, or another (docs/robustness.md compares them); any other name raises ValueError at once. The network learns
+from the examples by cross-entropy in every case. `smoothing`, from 0 to below 1, is the part of each label that all
+classes share equally in this cross-entropy. With it, a long training seems to overfit less. Another value raises
+ValueError at once.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,12 +25,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attacks import step
-from attacks.core import LOSSES, check_loss
+from attacks.core import LOSSES, Loss, check_loss
 from attacks.norms import check_epsilon
 from defenses.crafting import crafting_gradient, crafting_state, from_noise, last_iterate
 
 # From a network in training, images (N, C, H, W) in [0, 1] and int64 labels (N,) to a scalar.
 Defense = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+
+def sampled_margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """The logit of another class minus the label's logit, (N,), unbounded; 0 if K is 1.
+
+    The class is drawn for each image in each call, in proportion to the network's probabilities of the other classes.
+    So the examples lead to every class that is near, while those on the margin lead to the nearest one only. This loss
+    is ours. logits: float (N, K); labels: int64 (N,) in 0..K-1. The generator is torch's own, of the logits' device.
+    """
+    label = labels[:, None]
+    # The class with the shortest exponential waiting time is a draw from the softmax. multinomial fails on nan.
+    waiting = torch.empty_like(logits).exponential_().log()
+    drawn = (logits.detach() - waiting).scatter(1, label, -math.inf).argmax(1, keepdim=True)
+    return (logits.gather(1, drawn) - logits.gather(1, label))[:, 0]
+
+
+DEFENSE_LOSSES: dict[str, Loss] = {**LOSSES, "sampled": sampled_margin}
 
 
 @dataclass(frozen=True)
@@ -49,13 +68,14 @@ class _Climbing(_WithRadius):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_loss(self.loss)
+        check_loss(self.loss, DEFENSE_LOSSES)
         if not 0 <= self.smoothing < 1:
             raise ValueError(f"smoothing must be from 0 to below 1, not {self.smoothing}")
 
     def gradient(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         """The gradient of the summed loss with respect to images, (N, C, H, W), which leads to examples."""
-        return crafting_gradient(model, images, lambda logits: LOSSES[self.loss](logits, labels).sum(), self.crafting)
+        loss = DEFENSE_LOSSES[self.loss]
+        return crafting_gradient(model, images, lambda logits: loss(logits, labels).sum(), self.crafting)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ DATASETS = ("cifar10", "digits")
 ARCHITECTURES = ("cnn", "cnn-lstm")  # the study's two, by their names in networks.NETWORKS
 SPLITS = ("train", "validation", "test")
 LOSSES = ("cross_entropy", "margin")  # that adversarial examples raise, by their names in attacks.core.LOSSES
+DEFENSE_LOSSES = (*LOSSES, "sampled")  # the same in a defence, by their names in defenses.losses.DEFENSE_LOSSES
 
 EVALUATION_BATCH = 250  # images in a batch; on two cores, larger batches are not faster
 LARGEST_WIDTH = 256  # 19 million parameters; a checkpoint that asks for more is treated as hostile
@@ -21,11 +22,15 @@ L2_RADIUS = 0.5  # the one that RobustBench tests L2 robustness on CIFAR-10 at
 EPSILONS = (0.0, 0.02, 0.04, 0.06, 0.08, 0.1)  # the study's testing radii; 0 is the clean images
 PGD_20 = {"steps": 20, "seed": 0}
 
-# How tables and figures write the names of networks, data sets, attacks and defences.
+# How tables and figures write the names of networks, optimisers, data sets, attacks and so on.
 TITLES = {
     "cnn": "CNN",
     "cnn-lstm": "CNN-LSTM",
     "small-cnn": "small CNN",
+    "sgd": "SGD",
+    "muon": "Muon",
+    "relu": "ReLU",
+    "silu": "SiLU",
     "cifar10": "CIFAR-10",
     "fgsm": "FGSM",
     "n-fgsm": "N-FGSM",

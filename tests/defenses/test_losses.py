@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from defenses import DEFENSES, FGSM, NFGSM, NPGD, PGD, TRADES, cross_entropy
+from defenses.losses import DEFENSE_LOSSES
 from tests.helpers.attacked import model_and_images
 
 EPSILON = 0.03
@@ -48,7 +49,13 @@ def summed_margin(logits, labels):
     return (rivals - logits.gather(1, labels[:, None])[:, 0]).sum()
 
 
-RAISED = {"cross_entropy": F.cross_entropy, "margin": summed_margin}
+def summed_sampled(logits, labels):
+    others = logits.softmax(1).scatter(1, labels[:, None], 0)
+    drawn = (others / torch.empty_like(logits).exponential_()).argmax(1)
+    return (logits.gather(1, drawn[:, None]) - logits.gather(1, labels[:, None])).sum()
+
+
+RAISED = {"cross_entropy": F.cross_entropy, "margin": summed_margin, "sampled": summed_sampled}
 
 
 def plain_fgsm(crafter, trained, images, labels, raised="cross_entropy", smoothing=0.0):
@@ -90,7 +97,8 @@ DEFINITIONS = {
     "trades": (functools.partial(TRADES, steps=3, beta=4), plain_trades),
 }
 CLIMBING = [name for name in DEFENSES if name != "trades"]
-OPTIONS = {"margin": ({"loss": "margin"}, {"raised": "margin"}), "smoothing": ({"smoothing": 0.2}, {"smoothing": 0.2})}
+OPTIONS = {name: ({"loss": name}, {"raised": name}) for name in ("margin", "sampled")}
+OPTIONS["smoothing"] = ({"smoothing": 0.2}, {"smoothing": 0.2})
 DEFINITIONS |= {
     f"{name}, {option}": tuple(functools.partial(one, **how) for one, how in zip(DEFINITIONS[name], hows, strict=True))
     for name in CLIMBING
@@ -182,9 +190,35 @@ def test_smoothing_out_of_range_is_refused_at_once(name, smoothing):
         DEFENSES[name](EPSILON, smoothing=smoothing)
 
 
+def test_sampled_draws_another_class_in_proportion_to_its_probability():
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0]).repeat(20_000, 1)
+    differences = DEFENSE_LOSSES["sampled"](logits, torch.zeros(20_000, dtype=torch.int64))
+    drawn = torch.stack([(differences == value).float().mean() for value in (-1, -2, -3)])
+    torch.testing.assert_close(drawn, logits[0, 1:].softmax(0), atol=0.02, rtol=0)
+
+
+def test_sampled_leads_from_the_label_to_the_class_that_is_drawn():
+    logits = torch.randn(8, 5, requires_grad=True)
+    labels = torch.arange(8) % 5
+    DEFENSE_LOSSES["sampled"](logits, labels).sum().backward()
+    assert (logits.grad.gather(1, labels[:, None]) == -1).all()
+    assert torch.equal(logits.grad.sort(1).values, torch.tensor([-1.0, 0, 0, 0, 1]).expand(8, 5))
+
+
+@pytest.mark.parametrize("logits", [torch.zeros(3, 1), torch.full((3, 4), float("nan"))])
+def test_sampled_takes_one_class_and_logits_of_nan(logits):
+    """Training itself names a loss that is not finite."""
+    logits.requires_grad_()
+    loss = DEFENSE_LOSSES["sampled"](logits, torch.zeros(3, dtype=torch.int64))
+    loss.sum().backward()
+    assert loss.shape == (3,)
+    assert torch.equal(loss.detach(), logits[:, 0].detach() * 0) or loss.isnan().all()
+    assert logits.shape[1] > 1 or not logits.grad.any()
+
+
 @pytest.mark.parametrize("name", CLIMBING)
 def test_an_unknown_loss_is_refused_at_once(name):
-    with pytest.raises(ValueError, match="one of cross_entropy, margin, not 'magic'"):
+    with pytest.raises(ValueError, match="one of cross_entropy, margin, sampled, not 'magic'"):
         DEFENSES[name](EPSILON, loss="magic")
 
 

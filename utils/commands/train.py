@@ -5,6 +5,7 @@ The flags of a recipe are made from the fields of utils.recipes.Recipe that have
 
 from __future__ import annotations
 
+import sys
 from argparse import SUPPRESS, Namespace
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,7 +16,7 @@ import msgspec
 
 from utils.commands import checkpoints, types
 from utils.commands.parser import Parser, check_writable, pick_device, run
-from utils.constants import DATASETS, LOSSES, RADIUS, UserError
+from utils.constants import DATASETS, DEFENSE_LOSSES, RADIUS, UserError
 from utils.files import resolved
 from utils.quoting import printable
 from utils.recipes import RECIPES, Recipe
@@ -121,7 +122,7 @@ def add_defense_flags(parser: Parser, network: str) -> None:
     add("--epsilon", types.epsilon, "L-infinity radius (default 8/255; not of fgsm-augment)")
     add("--steps", types.positive_int, "of the attack in n-pgd (default 2), pgd and trades (7)")
     add("--beta", types.positive_float, "weight of the robust term in trades (default 6)")
-    add("--loss", LOSSES, "raised by examples: cross_entropy (default) or margin")
+    add("--loss", DEFENSE_LOSSES, "examples raise cross_entropy (default), margin, sampled")
     add("--smoothing", types.smoothing, "part of a label that all classes share (default 0)")
     add("--crafting", ("training", "evaluation"), "batch norm's mode: training (default) or evaluation")
     add("--source", types.file_path, "crafts the examples of fgsm-augment (default: baseline)")
@@ -185,6 +186,9 @@ def prepare_training(
         signs = adversarial_set(args.source, clean, device=device, progress=not args.quiet)
         training = replace(training, direction=signs.direction)
     if not args.quiet:
+        if args.recipe == "robust" and not defense:
+            text = f"note: with --defense {args.defense}, the recipe robust trains a network that is not robust"
+            print(text, file=sys.stderr)
         defended = f", {args.defense} at {epsilon_text(args.epsilon)}" if args.epsilon else ""
         data = f"{len(training):,} {args.dataset} images"
         print(f"training {network}, width {args.width}, on {data}{defended}, {device}", flush=True)

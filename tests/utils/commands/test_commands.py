@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from attacks import core
+from defenses import losses
 from tests.helpers.faults import odd_surroundings
 from tests.helpers.project import QUICK, ROOT, command, prog, untraced
 from utils.checkpoints import file_digest, load_checkpoint, read_metadata, save_checkpoint
@@ -29,7 +30,7 @@ from utils.commands.test import check_report_fits, fgsm_results
 from utils.commands.test import test_parser as parser_of_tests
 from utils.commands.train import flags_of_recipe, train_parser
 from utils.commands.types import epsilon
-from utils.constants import LOSSES, UserError
+from utils.constants import DEFENSE_LOSSES, LOSSES, UserError
 from utils.evaluation import report_row
 from utils.formats import MinimalEpsilons, TestReport, encode, read_document
 from utils.notes import Notes
@@ -316,6 +317,27 @@ def test_flags_replace_the_numbers_of_a_recipe(script, tmp_path):
     assert (training.optimizer, training.warmup) == ("adam", RECIPES["retrain"].warmup)
 
 
+@pytest.mark.parametrize(
+    ("flags", "noted"),
+    [
+        ((), "none"),
+        (("--quiet",), None),
+        (("--defense", "n-fgsm"), None),
+        (("--recipe", "fast"), None),
+        (("--defense", "fgsm-augment", "--epsilon", 0.1), "fgsm-augment"),
+    ],
+)
+def test_the_recipe_robust_without_an_online_defence_is_noted(flags, noted, script, trained, tmp_path):
+    """The name promises robustness, which the defence brings."""
+    if "fgsm-augment" in flags:
+        flags = (*flags, "--source", trained("cnn"))
+    quick = ["--dataset", "digits", "--width", 2, "--recipe", "robust", "--epochs", 1]
+    result = script("train-cnn.py", *quick, *flags, "--output", tmp_path / "a.safetensors")
+    assert result.returncode == 0, result.stderr
+    note = f"note: with --defense {noted}, the recipe robust trains a network that is not robust\n"
+    assert result.stderr.count("note") == result.stderr.count(note) == (noted is not None)
+
+
 @pytest.mark.slow
 def test_retrain_on_adversarial_examples(script, tmp_path):
     """The study's defence: the default source and name, --resume, and the adversarial set, which is used again."""
@@ -572,8 +594,9 @@ def test_help_names_every_choice(parser):
             assert re.search(rf"(?<![\w-]){choice}(?![\w-])", parser.format_help()), (action.dest, choice)
 
 
-def test_every_loss_of_the_attacks_can_be_asked_for():
+def test_every_loss_can_be_asked_for():
     assert tuple(core.LOSSES) == LOSSES
+    assert tuple(losses.DEFENSE_LOSSES) == DEFENSE_LOSSES
 
 
 @pytest.mark.parametrize("name", [*SCRIPTS, "study demo"])
