@@ -125,18 +125,20 @@ def robustness_script() -> None:
     """Test the networks under every attack, as the command line says."""
     parser = Parser(
         "python -m study robustness",
-        "Test the baselines, the networks retrained on 0.2 and the robust networks under every attack, from "
-        "transferred FGSM to AutoAttack. Finished tests are skipped, and an interrupted test continues.",
+        "Test the baselines, the networks retrained on 0.2, the robust networks and undefended ones of the same "
+        "width under every attack, from transferred FGSM to AutoAttack. Finished tests are skipped, "
+        "and an interrupted test continues.",
         ["--data-dir data", "--examples 100 --results runs/robustness"],
     )
     parser.add_switch("--quiet", "print only errors")
     parser.add("data", "--dataset", DATASETS, "the data set to test on: cifar10 (default) or digits", default="cifar10")
-    text = "attack the first N test images with PGD and AutoAttack, and all with FGSM (default 1000)"
+    text = "attack the first N test images with PGD and AutoAttack (default 1000), the next N with AutoAttack, "
+    text += "ten times as many with the strong attack, and all with FGSM"
     parser.add("data", "--examples", types.positive_int, text, default=1000)
-    text = f"the six networks (default models, for digits {DIGITS})"
+    text = f"the networks (default models, for digits {DIGITS})"
     parser.add("network", "--models", types.file_path, text)
     text = "robustness.json, robustness.md and, in robustness/, the figures, some of which show the logs in defenses/, "
-    text += f"overfitting/ and tried/ (default results, for digits {DIGITS})"
+    text += f"candidates/, overfitting/, tried/ and validation/ (default results, for digits {DIGITS})"
     parser.add("output", "--results", types.file_path, text)
     text = "replace results of other checkpoints, versions or numbers of images in the report"
     parser.add_switch("--overwrite", text)
@@ -161,9 +163,9 @@ def robustness_command(args: Namespace) -> None:
     keep_freed_memory()
     split = load_split(args.dataset, "test", args.data_dir).to(pick_device(args.device))
     networks = {path: load_network(path, split, name).to(split.device) for name, path in checkpoint_paths(args.models)}
+    logs = training_logs(args.models, args.results)  # a mistake in them is found before hours of attacks
     path = args.results / "robustness.json"
     report = measure(networks, split, path, examples=args.examples, overwrite=args.overwrite, quiet=args.quiet)
-    logs = training_logs(args.models, args.results)
     write_atomically(args.results / "robustness.md", tables.robustness_document(report, logs).encode())
     by_name = {path.stem: network for path, network in networks.items()}
     for name, figure in figures.robustness_figures(report, logs, by_name, split).items():

@@ -3,6 +3,8 @@
 The study has three parts. "study" is its ten networks: for each architecture a baseline, and four networks retrained on
 the baseline's FGSM examples. "reproduction" does the same with the recipe of the original study, at one radius.
 "spread" repeats one short training with three seeds.
+
+Two robust networks stand beside the study's.
 """
 
 from collections.abc import Mapping
@@ -11,8 +13,9 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from defenses.losses import NPGD, Defense
 from study.formats import Part
-from utils.constants import ARCHITECTURES, checkpoint_stem
+from utils.constants import ARCHITECTURES, RADIUS, checkpoint_stem
 from utils.recipes import RECIPES, Recipe
 
 SPREAD_SEEDS = (0, 1, 2)
@@ -40,6 +43,25 @@ class Planned:
         """Whether its checkpoint belongs to the results; other checkpoints may be deleted after their test."""
         return self.part == "study"
 
+
+@dataclass(frozen=True)
+class Robust:
+    """How a robust network is trained on CIFAR-10."""
+
+    width: int
+    recipe: Recipe
+    defense: Defense
+
+
+# models/README.md lists what was tried.
+ROBUST = {
+    "cnn": Robust(96, RECIPES["robust"], NPGD(RADIUS, loss="sampled", smoothing=0.4)),
+    "cnn-lstm": Robust(
+        80,
+        replace(RECIPES["robust"], lr=0.025, epochs=40, weight_decay=5e-4, shift=2),
+        NPGD(RADIUS, smoothing=0.2),
+    ),
+}
 
 Line = tuple[Planned, ...]  # a baseline and the networks retrained on its FGSM examples, in order
 

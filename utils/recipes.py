@@ -4,7 +4,7 @@ Each field states its type, its bounds and its meaning once. The flags of train-
 a checkpoint are all made from these fields.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 from msgspec.structs import replace
@@ -86,10 +86,19 @@ RECIPES = {
     # Two epochs to about the study's accuracy. Muon gives most of it, then the whitened filters. Two epochs hardly
     # overfit, so the images are not shifted.
     "fast": replace(ONE_CYCLE, optimizer="muon", lr=0.07, momentum=0.8, epochs=2, shift=0, whitened=True),
-    # For adversarial training, such as --defense n-fgsm --width 104. Muon and the smooth activation gain most. The
-    # average is as long as a twentieth of the training: a longer one keeps weights from before they were good.
+    # For adversarial training, such as --defense n-pgd --loss sampled --smoothing 0.4. Muon and the smooth activation
+    # gain most. Muon keeps the filters' norms, so weight decay shrinks only the other parameters. With little of it,
+    # fewer epochs do. At width 96, it takes about two hours on two cores (models/README.md).
     "robust": replace(
-        ONE_CYCLE, optimizer="muon", lr=0.05, epochs=40, label_smoothing=0, average=0.999, activation="silu"
+        ONE_CYCLE,
+        optimizer="muon",
+        lr=0.05,
+        epochs=32,
+        weight_decay=5e-5,
+        label_smoothing=0,
+        shift=4,
+        average=0.999,
+        activation="silu",
     ),
     # The study's own recipe, so that its figures can be reproduced.
     "paper": Recipe(
@@ -103,3 +112,17 @@ RECIPES = {
         shift=0,
     ),
 }
+
+
+def nearest_recipe(asked: Recipe) -> tuple[str, dict[str, Any]]:
+    """The recipe in RECIPES that differs least from `asked`, by name, and the numbers that differ.
+
+    asked: of a training with a defence. Each recipe is compared as a defence changes it (`Recipe.with_defense`).
+    """
+
+    def differences(recipe: Recipe) -> dict[str, Any]:
+        pairs = {field: (getattr(asked, field), getattr(recipe, field)) for field in Recipe.__struct_fields__}
+        return {field: ours for field, (ours, theirs) in pairs.items() if ours != theirs}
+
+    found = ((name, differences(recipe.with_defense())) for name, recipe in RECIPES.items())
+    return min(found, key=lambda pair: len(pair[1]))

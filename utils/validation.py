@@ -15,7 +15,8 @@ class RobustValidation:
 
     The first group is watched: a fifth of the split, at most 500 images, under PGD-10 on the cross-entropy and under a
     single step. The second group chooses the epoch: the next 2,000 images, or the rest of the split, under PGD-10 on
-    the margin, which flatters a small network less. A split of one image serves as both groups.
+    the margin. Its figure is usually nearer to AutoAttack's than the cross-entropy's is; docs/robustness.md shows an
+    exception. A split of one image serves as both groups.
     """
 
     def __init__(self, validation: Split, epsilon: float, precision: Precision = "float32") -> None:
