@@ -9,13 +9,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 from torch import Tensor, nn
 
 from attacks import fgsm
 from study.formats import RobustnessReport, StudyReport, WholeStudy
 from study.paper import PRINTED
 from study.robustness import RADII, Logs
-from study.tables import crafted_in_evaluation_mode, tested_counts, trained_on
+from study.tables import tested_counts, trained_on
 from utils.constants import ARCHITECTURES, EPSILONS, PGD_20, RADIUS, TITLES
 from utils.data import Split
 from utils.plotting import (
@@ -41,9 +42,11 @@ from utils.plotting import (
 from utils.runs import Log
 from utils.statistics import difference_interval
 from utils.tables import epsilon_text, images_text
+from utils.validation import best_epoch
 
 TESTING = "testing epsilon (L-infinity, pixels in [0, 1])"
 SETTINGS = ("transfer", "white_box")
+PANELS = ("PGD-10 on the margin, 2,000 images", "clean, 5,000 images")  # of the figures about trainings
 BELOW: dict[str, Any] = {"loc": "outside lower center", "ncols": 5, "frameon": False}  # where most legends stand
 
 
@@ -222,17 +225,12 @@ def robustness_figures(
         ours = {label for label, log in by_settings.items() if log.arguments.defense_name == "n-fgsm"}
         figures["overfitting"] = trainings_compared(by_settings, "Catastrophic overfitting", ours, against="epoch")
     if logs.tried:
-        tried, shipped = (
-            {_settings(log, "width", "epochs", "average", "crafting"): log for log in some}
-            for some in (logs.tried, logs.shipped)
-        )
-        title = "Adversarial training: what was tried, and the shipped networks (blue)"
-        figures["tried"] = trainings_compared(tried | shipped, title, shipped)
+        figures["tried"] = time_and_robustness(logs.tried, logs.shipped)
     for name in ARCHITECTURES:
         named = {
             {"none": "baseline", "ours": "robust"}[entry.defense]: networks[entry.name]
             for entry in report.entries
-            if entry.architecture == name and entry.defense in ("none", "ours")
+            if entry.architecture == name and entry.defense in ("none", "ours") and not entry.is_wide
         }
         if named:
             figures[f"{name}-gradients"] = input_gradients(named, split, TITLES[name])
@@ -246,15 +244,16 @@ def robust_accuracy(report: RobustnessReport) -> Figure:
     Raises UserError if the report lacks a result.
     """
     names = list(dict.fromkeys(entry.architecture for entry in report.entries))
-    figure, panels = plt.subplots(1, len(names), figsize=(WIDTH, 4.4), sharey=True, layout="constrained", squeeze=False)
+    figure, panels = plt.subplots(1, len(names), figsize=(WIDTH, 4.8), sharey=True, layout="constrained", squeeze=False)
     looks = {
         "none": (BASELINE, "o", "baseline"),
         "the study's": (STUDYS, "D", "the study's defence"),
+        "wide": (GREY, "^", "no defence, as wide as ours"),
         "ours": (OURS, "s", "ours"),
     }
     for axes, name in zip(panels[0], names, strict=True):
         for entry in (entry for entry in report.entries if entry.architecture == name):
-            color, marker, label = looks[entry.defense]
+            color, marker, label = looks["wide" if entry.is_wide else entry.defense]
             rows = [entry.find("fgsm", 0.0), *(entry.find("pgd", radius, "white_box", **PGD_20) for radius in RADII)]
             line_with_interval(
                 axes, rows, {"color": color, "marker": marker, "markersize": 5, "fillstyle": "none", "label": label}
@@ -267,9 +266,10 @@ def robust_accuracy(report: RobustnessReport) -> Figure:
         axes.grid(alpha=0.3)
         axes.set(xlim=(0, None), ylim=(0, 100))
     panels[0, 0].set_ylabel("accuracy (%)")
-    handles, _ = panels[0, 0].get_legend_handles_labels()
+    labelled = {line.get_label(): line for axes in panels[0] for line in axes.get_legend_handles_labels()[0]}
+    handles = list(labelled.values())
     handles.append(Line2D([], [], linestyle="", marker="*", color=GREY, markersize=11, label="AutoAttack, 8/255"))
-    figure.legend(handles=handles, **BELOW)
+    figure.legend(handles=handles, **BELOW | {"ncols": 3})
     clean, attacked = tested_counts(report)
     title = f"White-box PGD-20 (first {attacked:,} test images; at epsilon 0, clean, {clean:,})"
     figure.suptitle(title, fontsize="medium")
@@ -292,7 +292,7 @@ def trainings_compared(logs: Mapping[str, Log], title: str, ours: Container[str]
         style = {"color": color, "marker": marker, "markersize": 5, "fillstyle": "none", "label": label}
         panels[0].plot(places, [100 * (epoch.choosing_accuracy or 0) for epoch in log.epochs], **style)
         panels[1].plot(places, [100 * epoch.validation_accuracy for epoch in log.epochs], **style)
-    for axes, name in zip(panels, ("PGD-10 on the margin, 2,000 images", "clean, 5,000 images"), strict=True):
+    for axes, name in zip(panels, PANELS, strict=True):
         axes.set_title(name, fontsize="medium")
         axes.set_xlabel("training time (minutes)" if against == "time" else "epoch")
         axes.grid(alpha=0.3)
@@ -303,18 +303,52 @@ def trainings_compared(logs: Mapping[str, Log], title: str, ours: Container[str]
     return figure
 
 
+def time_and_robustness(tried: Sequence[Log], shipped: Sequence[Log]) -> Figure:
+    """Accuracy under PGD-10 (left) and clean (right) on validation images against the time of training, on a log scale.
+
+    Each training is a point, at the epoch that is kept. Those of the shipped networks are filled.
+    """
+    figure, panels = plt.subplots(1, 2, figsize=(WIDTH, 4.8), layout="constrained")
+    looks: dict[str, str] = {}  # what the legend says after the architecture -> colour
+    ours = {_settings(log, "recipe", "loss") for log in shipped}
+    for log in (*shipped, *tried):
+        kind = _settings(log, "recipe", "loss")
+        other = OTHERS[len(looks) % len(OTHERS)]
+        color = OURS if kind in ours else looks.setdefault(kind.partition(", ")[2], other)
+        kept = best_epoch(log.epochs)
+        minutes = max(sum(epoch.seconds for epoch in log.epochs) / 60, 0.01)  # a log scale does not have 0
+        style = {"color": color, "marker": "o" if log.arguments.network == "cnn" else "s", "linestyle": ""}
+        filled = {"fillstyle": "full", "zorder": 3} if log in shipped else {"fillstyle": "none"}
+        for axes, accuracy in zip(panels, (kept.choosing_accuracy, kept.validation_accuracy), strict=True):
+            axes.plot(minutes, 100 * (accuracy or 0), markersize=8, **style, **filled)
+        if kind not in panels[0].get_legend_handles_labels()[1]:
+            panels[0].plot([], [], fillstyle="none", label=kind, **style)
+    for axes, name in zip(panels, PANELS, strict=True):
+        axes.set_title(name, fontsize="medium")
+        axes.set_xscale("log")
+        axes.set_xlabel("training time (minutes)")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("validation accuracy (%)")
+    figure.legend(*panels[0].get_legend_handles_labels(), **BELOW | {"ncols": 2, "fontsize": 9})
+    figure.suptitle(
+        "Robustness against training time: what was tried, and the shipped networks (filled)", fontsize="medium"
+    )
+    return figure
+
+
 def _settings(log: Log, *names: str) -> str:
     """The architecture and the defence of a training in words, and its settings of these names."""
     arguments, (defense, epsilon) = log.arguments, _defense(log)
     words = {
         "epsilon": f"epsilon {epsilon_text(epsilon)}",
         "width": f"width {arguments.width}",
-        "epochs": f"{arguments.epochs} epochs",
-        "average": f"average {arguments.average:g}" if arguments.average else "last weights",
-        "crafting": "crafted in evaluation mode" if crafted_in_evaluation_mode(log) else "",
+        "recipe": f"{title_of(arguments.optimizer)}, {title_of(arguments.activation)}",
+        "loss": str(arguments.defense_options.get("loss", "cross_entropy")).replace("_", "-"),
     }
-    named = [f"{title_of(arguments.network)}, {defense}", *(words[name] for name in names)]
-    return ", ".join(filter(None, named))
+    return ", ".join([f"{title_of(arguments.network)}, {defense}", *(words[name] for name in names)])
 
 
 def _defense(log: Log) -> tuple[str, float]:

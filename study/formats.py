@@ -138,9 +138,17 @@ class RobustnessEntry(Record, frozen=True, kw_only=True):
         name = self.training.defense_name if self.training else None
         return "none" if name is None else "the study's" if name == "fgsm-augment" else "ours"
 
+    @property
+    def is_wide(self) -> bool:
+        """Whether the network is a robust network's twin: as wide, but trained on clean images alone."""
+        return self.defense == "none" and self.name.endswith("-wide")
+
     def find(self, attack: str, epsilon: float, setting: str = "white_box", **options: Any) -> AttackRow:
-        """The result of one attack. Raises UserError if the report does not have it exactly once."""
-        wanted = {"name": attack, "setting": setting, "epsilon": epsilon, **options}
+        """The result of one attack, on the first images unless `options` say where its images begin.
+
+        Raises UserError if the report does not have it exactly once.
+        """
+        wanted = {"name": attack, "setting": setting, "epsilon": epsilon, "first": 0, "norm": "linf", **options}
         rows = [row for row in self.results if all(getattr(row, key) == value for key, value in wanted.items())]
         if len(rows) != 1:
             raise UserError(

@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import asdict
 from torch import nn
 
+from defenses.losses import DEFENSES
 from networks.cost import multiply_adds
 from study.formats import (
     RobustnessEntry,
@@ -20,12 +22,15 @@ from study.formats import (
     examples_of,
 )
 from study.paper import PRINTED, REMEASURED
-from study.robustness import PGD_50, RADII, Logs
-from utils.constants import ARCHITECTURES, EPSILONS, PGD_20, RADIUS, TITLES
+from study.robustness import PGD_50, PGD_L2, RADII, Logs
+from utils.commands import types
+from utils.commands.train import DEFENSES_OF_FLAG, flags_of_recipe
+from utils.constants import ARCHITECTURES, EPSILONS, L2_RADIUS, PGD_20, RADIUS, TITLES
 from utils.data import Split
 from utils.evaluation import evaluate, evaluate_fgsm
-from utils.formats import AttackRow, TestReport
-from utils.runs import Log
+from utils.formats import AttackRow, TestReport, TrainingArguments
+from utils.recipes import nearest_recipe
+from utils.runs import USUAL_OPTIONS, Log
 from utils.statistics import difference_interval
 from utils.tables import (
     Markup,
@@ -42,6 +47,7 @@ from utils.tables import (
     under_headings,
     with_interval,
 )
+from utils.validation import best_epoch
 
 
 def document(report: WholeStudy) -> str:
@@ -295,14 +301,17 @@ def robustness_document(report: RobustnessReport, logs: Logs) -> str:
     opening = (
         f"# Robustness\n\nMade by `python -m study robustness` from robustness.json: accuracy in percent on the "
         f"{on_all} {TITLES.get(report.dataset, report.dataset)} {report.split} images, under PGD and "
-        f"AutoAttack on the first {on_some}; in brackets, 95 % Wilson intervals."
+        f"AutoAttack on the first {on_some} unless a column says otherwise; in brackets, 95 % Wilson intervals."
     )
     titled = {
         "Who holds": robustness_table(report),
+        "Under other strong attacks": strongest_table(report),
         "White-box PGD, by radius": radius_table(report, "pgd", **PGD_20),
         "White-box FGSM, by radius": radius_table(report, "fgsm"),
         "Checkpoints tested": robust_checkpoint_table(report),
         "Four defences on the same network": training_table(logs.defenses),
+        "Changes to one short training": candidates_table(logs.candidates),
+        "Under the strong attack, on validation images": validation_table(logs.attacked),
         "Catastrophic overfitting": overfitting_table(logs.overfitting),
         "What was tried, and the shipped networks": training_table(logs.tried + logs.shipped),
     }
@@ -327,6 +336,27 @@ def robustness_table(report: RobustnessReport) -> str:
     attacks = ["clean", "transferred FGSM, 0.1", "white-box FGSM, 8/255", "PGD-50, 10 restarts, 8/255"]
     rows = [[defended(entry), *map(with_interval, row(entry))] for entry in report.entries]
     return markdown(["network, and how it is defended", *attacks, "AutoAttack, 8/255"], rows)
+
+
+def strongest_table(report: RobustnessReport) -> str:
+    """Every network under AutoAttack on two sets of images, under the strong attack on more, and under PGD in L2.
+
+    The column of the second set is left out if the report does not have it, as on digits, which are few.
+    Raises UserError if the report does not have every other result.
+    """
+    _, on_some = tested_counts(report)
+    on_more = examples_of([report.entries[0].find("strong", RADIUS)])
+    columns: dict[str, dict[str, Any]] = {f"AutoAttack, images 1 to {on_some:,}": {"attack": "autoattack"}}
+    if any(row.first for row in report.entries[0].results):
+        following = examples_of([report.entries[0].find("autoattack", RADIUS, first=on_some)])
+        columns[f"AutoAttack, the next {following:,}"] = {"attack": "autoattack", "first": on_some}
+    columns[f"strong attack, images 1 to {on_more:,}"] = {"attack": "strong"}
+    columns[f"PGD-50 on the margin, L2, {L2_RADIUS}"] = {"attack": "pgd", "epsilon": L2_RADIUS, **PGD_L2}
+    rows = [
+        [defended(entry), *(with_interval(entry.find(**{"epsilon": RADIUS, **each})) for each in columns.values())]
+        for entry in report.entries
+    ]
+    return markdown(["network", *columns], rows)
 
 
 def radius_table(report: RobustnessReport, attack: str, **options: Any) -> str:
@@ -360,6 +390,8 @@ def tested_counts(report: RobustnessReport) -> tuple[int, int]:
 def defended(entry: RobustnessEntry) -> str:
     """The heading of an entry's row: the architecture and its defence."""
     title, training = TITLES[entry.architecture], entry.training
+    if training is not None and entry.is_wide:
+        return f"{title}, none: width {training.width}, {TITLES[training.activation]}"
     if entry.defense == "none" or training is None:
         return f"{title}, none (baseline)"
     name, epsilon = training.defense_name or "", training.defense_epsilon
@@ -392,13 +424,73 @@ def diagnosis_table(reports: Sequence[TestReport]) -> str:
 
 def training_table(logs: Sequence[Log]) -> str:
     """Defended trainings, by their flags, and the accuracy on validation images after the epoch that was kept."""
-    rows = []
-    for log in logs:
-        kept = max(log.epochs, key=lambda epoch: epoch.choosing_accuracy or 0)
-        minutes = sum(epoch.seconds for epoch in log.epochs) / 60
-        accuracies = _percentages(kept.validation_accuracy, kept.robust_accuracy, kept.choosing_accuracy)
-        rows.append([_command(log), f"{minutes:.1f}", *accuracies])
+    rows = [[_command(log), *_time_and_accuracies(log)] for log in logs]
     return markdown(["training", "minutes", "clean", "PGD-10", "PGD-10 on the margin"], rows)
+
+
+def candidates_table(logs: Sequence[Log]) -> str:
+    """Trainings, by what tells them from the first one; the most robust comes first. Accuracies: `training_table`.
+
+    Trainings at another radius are left out, because their validation images were attacked at that radius.
+    """
+    comparable = [log for log in logs if log.arguments.defense_epsilon == logs[0].arguments.defense_epsilon]
+    by_robustness = sorted(comparable, key=lambda log: -(best_epoch(log.epochs).choosing_accuracy or 0))
+    rows = [[_changes(logs[0], log), str(len(log.epochs)), *_time_and_accuracies(log)] for log in by_robustness]
+    return markdown(["what is changed", "epochs", "minutes", "clean", "PGD-10", "PGD-10 on the margin"], rows)
+
+
+def validation_table(attacked: Sequence[tuple[Log, AttackRow]]) -> str:
+    """Defended trainings, by their flags, and the strong attack on validation images beside the others.
+
+    The training measured PGD at the radius of its defence: at another radius than that of the strong attack, PGD is
+    left out.
+    """
+    rows = []
+    for log, row in sorted(attacked, key=lambda pair: (_command(pair[0]), pair[1].accuracy)):
+        clean, *pgd = _kept_accuracies(log)
+        if log.arguments.defense_epsilon != row.epsilon:
+            pgd = ["–"] * len(pgd)
+        rows.append([_command(log), clean, *pgd, with_interval(row), f"{row.examples:,}"])
+    return markdown(["training", "clean", "PGD-10", "PGD-10 on the margin", "strong", "images"], rows)
+
+
+def _time_and_accuracies(log: Log) -> list[str]:
+    """The minutes of a defended training, and the accuracies of what is kept of it."""
+    return [f"{sum(epoch.seconds for epoch in log.epochs) / 60:.1f}", *_kept_accuracies(log)]
+
+
+def _kept_accuracies(log: Log) -> list[str]:
+    """The accuracies of a defended training on validation images, after the epoch that was kept."""
+    kept = best_epoch(log.epochs)
+    return _percentages(kept.validation_accuracy, kept.robust_accuracy, kept.choosing_accuracy)
+
+
+def _changes(before: Log, after: Log) -> str:
+    """What tells a defended training from another, apart from its length: the names and values of its options.
+
+    The name of another defence stands for its usual options. An option that a log lacks is 0.
+    """
+    old, new = _options(before), _options(after)
+    same = new["defense"] == old["defense"]
+    implied = {} if same else _usual_options(after.arguments)
+    new = (dict.fromkeys(old, 0) if same else {}) | new
+    changed = {name: value for name, value in new.items() if value not in (old.get(name, 0), implied.get(name, ...))}
+    return ", ".join(_option_texts(changed)) or "nothing"
+
+
+def _options(log: Log) -> dict[str, Any]:
+    """The defence, all that a training was given but the number of epochs, and the options of the defence."""
+    arguments = log.arguments
+    asked = {"defense": None} | asdict(arguments)  # the defence comes first
+    asked |= {"defense": arguments.defense_name, "precision": log.epochs[0].precision}
+    del asked["epochs"]
+    return asked | _usual_options(arguments) | arguments.defense_options
+
+
+def _usual_options(arguments: TrainingArguments) -> dict[str, Any]:
+    """The name of the defence and its defaults, at 8/255."""
+    defense = DEFENSES.get(arguments.defense_name or "")
+    return {"name": arguments.defense_name, **USUAL_OPTIONS, **(vars(defense(RADIUS)) if defense else {})}
 
 
 def overfitting_table(logs: Sequence[Log]) -> str:
@@ -416,23 +508,41 @@ def _percentages(*accuracies: float | None) -> list[str]:
 
 
 def _command(log: Log) -> str:
-    """The command of a defended training, with the flags that tell it from others."""
+    """The command of a defended training, with the flags that tell it from others. Words name what is not a flag."""
     arguments = log.arguments
-    flags = [f"--defense {arguments.defense_name}"]
-    if arguments.defense_epsilon not in (None, RADIUS):
-        flags.append(f"--epsilon {epsilon_text(arguments.defense_epsilon)}")
-    flags.append(f"--width {arguments.width} --epochs {arguments.epochs}")
-    if arguments.average:
-        flags.append(f"--average {arguments.average:g}")
-    if crafted_in_evaluation_mode(log):
-        flags.append("--crafting evaluation")
-    return code(f"train-{arguments.network}.py {' '.join(flags)}")
+    recipe, replaced = nearest_recipe(arguments)
+    usual = _usual_options(arguments)
+    flags: dict[str, Any] = {} if recipe == "one-cycle" else {"recipe": recipe}
+    flags |= {"defense": arguments.defense_name}
+    options = {name: value for name, value in arguments.defense_options.items() if value != usual.get(name, 0)}
+    asked = [name for name in options if arguments.defense_name in DEFENSES_OF_FLAG.get(name, ())]
+    flags |= {name: options.pop(name) for name in asked}
+    flags |= {"width": arguments.width, "epochs": arguments.epochs, **replaced}
+    others = {
+        "dataset": (arguments.dataset, "cifar10"),
+        "seed": (arguments.seed, 0),
+        "precision": (log.epochs[0].precision, "float32"),
+        "init_sha256": (arguments.init_sha256, None),
+    }
+    flags |= {name: value for name, (value, default) in others.items() if value != default}
+    known = {"recipe", "defense", *DEFENSES_OF_FLAG, "width", "dataset", "seed", "precision"}
+    known |= {name for name, *_ in flags_of_recipe()}
+    texts = [f"--{name.replace('_', '-')} {_option_text(name, flags.pop(name))}" for name in [*flags] if name in known]
+    words = [*_option_texts(options), *_option_texts(flags)]
+    return joined(", ", [code(f"train-{arguments.network}.py {' '.join(texts)}"), *words])
 
 
-def crafted_in_evaluation_mode(log: Log) -> bool:
-    """Whether the training's examples were crafted with the network in evaluation mode, which is an option."""
-    defense = log.arguments.defense
-    return isinstance(defense, dict) and defense.get("crafting") == "evaluation"
+def _option_texts(options: Mapping[str, Any]) -> list[str]:
+    return [f"{name.replace('_', ' ')} {_option_text(name, value)}" for name, value in options.items()]
+
+
+def _option_text(name: str, value: Any) -> str:
+    """The value of an option of a training, as its flag takes it: rounded only where that changes nothing."""
+    if not isinstance(value, float):
+        return str(value)
+    write, read = (epsilon_text, types.radius) if name == "epsilon" else ("{:g}".format, float)
+    text = write(value)
+    return text if read(text) == value else str(value)
 
 
 def cost_table(tested: Mapping[str, tuple[nn.Module, Log]]) -> str:

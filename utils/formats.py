@@ -248,7 +248,12 @@ class TrainingArguments(Recipe, forbid_unknown_fields=True, frozen=True, kw_only
     @property
     def defense_epsilon(self) -> float | None:
         """The radius that the defence trains for; None if it has none."""
-        return self.defense.get("epsilon") if isinstance(self.defense, dict) else None  # type: ignore[return-value]
+        return self.defense_options.get("epsilon")  # type: ignore[return-value]
+
+    @property
+    def defense_options(self) -> dict[str, Option]:
+        """The defence's options and its name."""
+        return self.defense if isinstance(self.defense, dict) else {}
 
 
 class _Defense(Struct):
@@ -357,6 +362,7 @@ class AttackRow(Record, frozen=True, kw_only=True):
     setting: Setting
     epsilon: Radius
     norm: Norm = "linf"
+    first: Count = 0  # position in the split of the first image that is counted
     examples: Positive | None = None  # that are counted
     accuracy: Fraction  # the part of these that are classified as their labels
     confidence_interval: Interval

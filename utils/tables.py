@@ -70,13 +70,13 @@ def joined(separator: str, parts: Iterable[str]) -> Markup:
 
 
 def epsilon_text(epsilon: float) -> str:
-    """A radius as papers write it: 0.2 if that is short and exact, 8/255 if it is a whole number of grey levels.
+    """A radius as papers write it: 0.2 if that is short and exact, else 8/255 or 8.8/255 if that is exact.
 
     Any other radius has four digits.
     """
-    levels = 255 * epsilon
-    whole = abs(levels - round(levels)) < 1e-9 and epsilon != float(f"{epsilon:.3g}")
-    return f"{round(levels)}/255" if whole else f"{epsilon:.4g}"
+    levels = round(255 * epsilon, 1)
+    in_levels = abs(255 * epsilon - levels) < 1e-9 and epsilon != float(f"{epsilon:.3g}")
+    return f"{levels:g}/255" if in_levels else f"{epsilon:.4g}"
 
 
 def images_text(examples: int, dataset: str, split: str) -> str:

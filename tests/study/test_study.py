@@ -527,6 +527,7 @@ def test_every_figure_has_titles_units_and_a_legend_beside_the_data():
         figure.draw_without_rendering()  # which places everything
         boxes = [legend.get_window_extent() for legend in figure.legends]
         assert boxes
+        assert all(figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1 for box in boxes), name
         assert not any(box.overlaps(axes.get_window_extent()) for box in boxes for axes in figure.axes), name
         labels = [axes.get_xlabel() for axes in figure.axes] + [figure.get_supxlabel()]
         assert any("L-infinity" in label for label in labels)

@@ -20,7 +20,15 @@ from utils.tables import (
 
 @pytest.mark.parametrize(
     ("epsilon", "text"),
-    [(8 / 255, "8/255"), (1 / 255, "1/255"), (0.02, "0.02"), (0.2, "0.2"), (0.0, "0"), (0.03127, "0.03127")],
+    [
+        (8 / 255, "8/255"),
+        (1 / 255, "1/255"),
+        (8.8 / 255, "8.8/255"),
+        (0.02, "0.02"),
+        (0.2, "0.2"),
+        (0.0, "0"),
+        (0.03127, "0.03127"),
+    ],
 )
 def test_radii_are_written_as_in_papers(epsilon, text):
     assert epsilon_text(epsilon) == text
