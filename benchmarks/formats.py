@@ -195,6 +195,13 @@ class AgreementReport(Document, frozen=True, kw_only=True):
     radii: list[AgreementRadii]
 
 
+class TimeOnGPU(Document, frozen=True, kw_only=True):
+    """What the log of a training by `make robust-gpu` does not say. The file lies beside the checkpoint."""
+
+    seconds: TotalSeconds  # with the validation and the writing of files
+    validation: Positive  # images attacked or classified after an epoch
+
+
 class TrainedOnGPU(Record, frozen=True, kw_only=True):
     """One robust network, its training and its test."""
 

@@ -1,8 +1,8 @@
 """Two robust networks in a few minutes on one GPU: `make robust-gpu` trains and tests them.
 
-The recipe is "robust" with N-FGSM on the margin, as on a CPU, in larger batches and with other numbers to suit. The
+The recipe and the defence are those of a CPU (study.plan.ROBUST), in larger batches and with other numbers to suit. The
 report, results/robust-gpu.json, has the seconds of training and the accuracy on clean images, under PGD-20 and under
-AutoAttack. The defaults are for an H100. A finished network is not trained again: remove it from runs/robust-gpu first.
+AutoAttack. The defaults are for an H100. A finished network is not trained again.
 """
 
 import argparse
@@ -10,52 +10,72 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from msgspec.structs import replace
 
-from benchmarks.formats import RobustGPUReport, TrainedOnGPU
-from benchmarks.timing import cpu_name
-from defenses.losses import NFGSM
+from benchmarks.formats import RobustGPUReport, TimeOnGPU, TrainedOnGPU
+from benchmarks.machine import device_name
+from study.plan import ROBUST
 from utils.checkpoints import file_digest, load_checkpoint, read_metadata, versions
-from utils.commands.parser import pick_device
+from utils.commands import types
+from utils.commands.parser import check_writable, pick_device, run
 from utils.constants import ARCHITECTURES, DATASETS, PGD_20, RADIUS, ROOT, SPLITS, UserError
 from utils.data import Split, load_split
 from utils.evaluation import evaluate, evaluate_fgsm, report_row
 from utils.files import beside
-from utils.formats import TestReport, write_document
-from utils.recipes import RECIPES
-from utils.runs import read_log
+from utils.formats import TestReport, read_document, write_document
+from utils.runs import check_same_arguments, read_log, training_arguments
 from utils.training import train
 from utils.validation import best_epoch
 
 WIDTHS = {"cnn": 160, "cnn-lstm": 120}  # the largest multiples of 8 with at most 4.5 million parameters
-EPOCHS = {"cnn": 84, "cnn-lstm": 58}
+# Two thirds of what N-FGSM had (docs/performance.md), because a step of N-PGD has one more gradient. Not timed.
+EPOCHS = {"cnn": 56, "cnn-lstm": 39}
 
 
 def main() -> None:
     """Train and test the networks. Ends with status 1 if a training took longer than it may."""
-    args = argument_parser().parse_args()
-    entries = []
-    try:
-        device = pick_device(args.device)
-        torch.backends.cudnn.benchmark = True  # almost all batches of a training have one shape
-        splits = {name: load_split(args.dataset, name, args.data_dir).to(device) for name in SPLITS}
-        for name in args.networks:
-            trained(name, splits, device, args)
-        for name in args.networks:
-            entries.append(tested(name, splits["test"], args))
-            report = RobustGPUReport(
-                device=torch.cuda.get_device_name() if device.type == "cuda" else cpu_name(),
-                most_seconds=args.seconds,
-                versions=versions("pyautoattack"),
-                entries=entries,
-            )
-            write_document(args.results, report)
-    except UserError as error:
-        sys.exit(f"robust_gpu: error: {error}")
-    slow = [entry.test.network for entry in entries if entry.seconds > args.seconds]
+    parser = argument_parser()
+    args = parser.parse_args()
+    entries: dict[str, TrainedOnGPU] = {}
+    run(parser, lambda: train_and_test(args, entries))
+    slow = [name for name in args.networks if entries[name].seconds > args.seconds]
     sys.exit(f"more than {args.seconds} s of training: {', '.join(slow)}" if slow else 0)
+
+
+def train_and_test(args: argparse.Namespace, entries: dict[str, TrainedOnGPU]) -> None:
+    """Train and test the networks and write the report. entries: gets what the report says of each network."""
+    device = pick_device(args.device)
+    torch.backends.cudnn.benchmark = True  # almost all batches of a training have one shape
+    report = RobustGPUReport(
+        device=device_name(device), most_seconds=args.seconds, versions=versions("pyautoattack"), entries=[]
+    )
+    entries |= earlier_entries(report, args)
+    splits = {name: load_split(args.dataset, name, args.data_dir).to(device) for name in SPLITS}
+    for name in args.networks:
+        check(name, splits["train"], args)
+    for name in args.networks:
+        trained(name, splits, device, args)
+    for name in args.networks:
+        entries[name] = tested(name, splits["test"], args)
+        write_document(args.results, replace(report, entries=[entries[key] for key in ARCHITECTURES if key in entries]))
+
+
+def earlier_entries(report: RobustGPUReport, args: argparse.Namespace) -> dict[str, TrainedOnGPU]:
+    """What an earlier report says of the networks that are not asked for now. Raises UserError if it would be lost."""
+    check_writable(args.results)
+    if not args.results.exists():
+        return {}
+    earlier = read_document(args.results, RobustGPUReport, "a report of this command, which would replace it")
+    others = {entry.test.network: entry for entry in earlier.entries if entry.test.network not in args.networks}
+    if others and (earlier.device, earlier.versions) != (report.device, report.versions):
+        raise UserError(
+            f"{args.results} has figures of {', '.join(others)} from another device or with other versions, which "
+            "would be lost: choose another file with --results"
+        )
+    return others
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -71,20 +91,61 @@ def argument_parser() -> argparse.ArgumentParser:
     for name in ARCHITECTURES:
         option(f"--{name}-width", type=int, default=WIDTHS[name], help="default %(default)s")
         option(f"--{name}-epochs", type=int, default=EPOCHS[name], help="default %(default)s")
-    recipe = replace(RECIPES["robust"], batch_size=512, lr=0.1, shift=4, average=0.998)
-    option("--batch-size", type=int, default=recipe.batch_size, help="images in each step (default %(default)s)")
-    option("--lr", type=float, default=recipe.lr, help="highest learning rate (default %(default)s)")
-    option("--shift", type=int, default=recipe.shift, help="augmentation, in pixels (default %(default)s)")
-    option("--average", type=float, default=recipe.average, help="part kept in each step (default %(default)s)")
+    option("--batch-size", type=int, default=512, help="images in each step (default %(default)s)")
+    option("--lr", type=float, help="highest learning rate (default: twice that of the network's recipe)")
+    option("--average", type=float, default=0.998, help="part kept in each step (default %(default)s)")
     option("--precision", choices=("float32", "bfloat16"), default="bfloat16")
     option("--seed", type=int, default=0)
-    option("--validation", type=int, default=1000, help="images attacked or classified after an epoch (default 1000)")
-    option("--seconds", type=int, default=240, help="that each training may take (default 240)")
-    option("--examples", type=int, default=10_000, help="attack the first N test images with AutoAttack (default all)")
-    option("--attack-batch", type=int, default=1000, help="images attacked at once (default 1000)")
+    option(
+        "--validation",
+        type=types.positive_int,
+        default=1000,
+        help="images attacked or classified after an epoch (default 1000)",
+    )
+    option("--seconds", type=types.positive_int, default=240, help="seconds that each training may take (default 240)")
+    examples = "attack the first N test images with AutoAttack (default all)"
+    option("--examples", type=types.positive_int, default=10_000, help=examples)
+    option("--attack-batch", type=types.positive_int, default=1000, help="images attacked at once (default 1000)")
     option("--runs", type=Path, default=ROOT / "runs" / "robust-gpu", help="a folder for the networks")
     option("--results", type=Path, default=ROOT / "results" / "robust-gpu.json", help="the report")
     return parser
+
+
+def how_to_train(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """How a network is trained: its recipe, width, seed and defence."""
+    epochs, width = (getattr(args, f"{name.replace('-', '_')}_{key}") for key in ("epochs", "width"))
+    recipe = ROBUST[name].recipe
+    numbers = {
+        "lr": 2 * recipe.lr if args.lr is None else args.lr,
+        "batch_size": args.batch_size,
+        "average": args.average,
+    }
+    recipe = replace(recipe, epochs=epochs, **numbers)
+    return {"recipe": recipe, "width": width, "seed": args.seed, "defense": ROBUST[name].defense}
+
+
+def check(name: str, training: Split, args: argparse.Namespace) -> None:
+    """Raise UserError if an argument is invalid, or if a checkpoint is of another training or cannot be written."""
+    path = args.runs / f"{name}.safetensors"
+    wanted = training_arguments(name, training, **how_to_train(name, args))
+    if path.exists():
+        try:
+            header, log, time_taken = read_metadata(path), read_log(beside(path, ".jsonl")), read_time(path)
+            check_same_arguments(path, header.training, wanted)
+            check_same_arguments(path, log.arguments, wanted)
+            found, asked = (header.precision, time_taken.validation), (args.precision, args.validation)
+            if found != asked:
+                texts = (f"in {precision} with {images:,} validation images" for precision, images in (found, asked))
+                raise UserError(f"{path} was trained {', not '.join(texts)}")
+        except UserError as error:
+            raise UserError(f"{error}; remove {path}, or choose another folder with --runs") from None
+    else:
+        check_writable(path)
+
+
+def read_time(path: Path) -> TimeOnGPU:
+    """What lies beside a checkpoint. Raises UserError if it is missing or damaged."""
+    return read_document(beside(path, ".time.json"), TimeOnGPU, "the time of a training")
 
 
 def trained(name: str, splits: dict[str, Split], device: torch.device, args: argparse.Namespace) -> Path:
@@ -92,16 +153,13 @@ def trained(name: str, splits: dict[str, Split], device: torch.device, args: arg
     path = args.runs / f"{name}.safetensors"
     if path.exists():
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    epochs, width = (getattr(args, f"{name.replace('-', '_')}_{key}") for key in ("epochs", "width"))
-    numbers = {key: getattr(args, key) for key in ("batch_size", "lr", "shift", "average")}
-    recipe = replace(RECIPES["robust"].with_defense(), epochs=epochs, **numbers)
-    how = {"width": width, "seed": args.seed, "device": device, "precision": args.precision}
     # Other trainings validate on more images. On a GPU, an epoch takes little longer than its validation.
     validation = splits["validation"].first(args.validation)
     start = time.perf_counter()
-    train(name, splits["train"], validation, recipe, output=path, defense=NFGSM(RADIUS, loss="margin"), **how)
-    beside(path, ".seconds").write_text(f"{time.perf_counter() - start:.1f}")
+    how = {"output": path, "device": device, "precision": args.precision}
+    train(name, splits["train"], validation, **how_to_train(name, args), **how)
+    seconds = round(time.perf_counter() - start, 1)
+    write_document(beside(path, ".time.json"), TimeOnGPU(seconds=seconds, validation=args.validation))
     return path
 
 
@@ -129,7 +187,7 @@ def tested(name: str, split: Split, args: argparse.Namespace) -> TrainedOnGPU:
         training=header.training,
         precision=header.precision,
         training_seconds=round(sum(epoch.seconds for epoch in epochs), 1),
-        seconds=float(beside(path, ".seconds").read_text()),
+        seconds=read_time(path).seconds,
         validation_accuracy=best_epoch(epochs).validation_accuracy,
         test=TestReport(
             checkpoint=str(path),

@@ -18,8 +18,9 @@ from msgspec.structs import asdict, replace
 
 from benchmarks import adversarial_sets, attacks, growth, profiles, startup, training
 from benchmarks.formats import BenchmarkReport
+from benchmarks.machine import device_name
 from benchmarks.tables import benchmarks_document
-from benchmarks.timing import Setting, cpu_name
+from benchmarks.timing import Setting
 from study.__main__ import DIGITS
 from utils.checkpoints import versions
 from utils.commands import types
@@ -57,7 +58,7 @@ def measure_sections(args: argparse.Namespace) -> None:
     dataset, splits = splits_of("digits" if args.quick else args.dataset, args.data_dir)
     about = BenchmarkReport(
         dataset=dataset,  # type: ignore[arg-type]  # the schema checks it when the report is written
-        device=torch.cuda.get_device_name() if device.type == "cuda" else cpu_name(),
+        device=device_name(device),
         cores=os.cpu_count() or 1,
         threads=torch.get_num_threads(),
         python=platform.python_version(),

@@ -1,6 +1,5 @@
-"""What all benchmarks share: contenders timed in turn, medians and ratios, and what they are timed on."""
+"""What all benchmarks share: contenders timed in turn, medians and ratios."""
 
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -104,13 +103,6 @@ def compared(times: Mapping[str, Sequence[float]], images: int | None = None) ->
             )
         )
     return rows
-
-
-def cpu_name() -> str:
-    """The processor's name as Linux has it, or else as Python has it."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
 
 
 def say(title: str, rows: Sequence[Contender]) -> None:

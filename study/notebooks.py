@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from defenses.losses import NFGSM, Defense
 from study.formats import RobustnessReport, WholeStudy, read_robustness, read_whole_study
+from study.plan import ROBUST, Robust
 from study.runner import Study
 from utils.allocator import keep_freed_memory
 from utils.checkpoints import load_checkpoint
@@ -187,20 +188,18 @@ class Notebook:
             epochs=1 if self.quick else None,
             device=self.device,
         ).run()
-        for architecture, width in zip(ARCHITECTURES, (96, 64), strict=True):
+        for architecture in ARCHITECTURES:
             output = folder / f"{architecture}-robust.safetensors"
             if not output.exists():
-                self._train_robust(architecture, width, output)
+                self._train_robust(architecture, output)
         return folder
 
-    def _train_robust(self, architecture: str, width: int, output: Path) -> None:
-        """Train a network with N-FGSM. width: on CIFAR-10; digits need less."""
-        if self.dataset == "cifar10":
-            recipe = replace(RECIPES["one-cycle"].with_defense(), average=0.999, epochs=30)
-        else:  # digits are few, and in so few steps only Adam moves a defended CNN-LSTM away from chance
-            recipe, width = replace(RECIPES["paper"].with_defense(), epochs=20), 32
-        if self.quick:
-            recipe, width = replace(recipe, epochs=1), 8
+    def _train_robust(self, architecture: str, output: Path) -> None:
+        """Train a robust network as the plan says; digits need less."""
+        robust = ROBUST[architecture]
+        if self.dataset == "digits":  # they are few, and in so few steps only Adam moves a CNN-LSTM away from chance
+            robust = Robust(32, replace(RECIPES["paper"], epochs=20), NFGSM(self.radius))
+        recipe, width = (replace(robust.recipe, epochs=1), 8) if self.quick else (robust.recipe, robust.width)
         train(
             architecture,
             self.train,
@@ -210,7 +209,7 @@ class Notebook:
             width=width,
             device=self.device,
             precision="bfloat16" if self.dataset == "cifar10" else "float32",
-            defense=NFGSM(self.radius),
+            defense=robust.defense,
             resume=True,
         )
 
