@@ -39,10 +39,10 @@ overfitting: $(VENV)/installed  ## show FGSM's catastrophic overfitting, and N-F
 	    --output runs/overfitting/$$1-$$2-$$3.safetensors --resume || exit; done
 	mkdir -p results/overfitting && cp runs/overfitting/*.jsonl results/overfitting/
 
-robustness: $(VENV)/installed  ## test six networks under every attack, or the rest of the tests: hours
+robustness: $(VENV)/installed  ## test eight networks under every attack, or the rest of the tests: hours
 	$(RUN) -m study robustness
 
-diagnosis: $(VENV)/installed  ## check whether the figures of the six networks can be trusted
+diagnosis: $(VENV)/installed  ## check whether the figures of six networks can be trusted
 	for name in cnn cnn-lstm; do for defense in "" -fgsm-augment-0.2 -robust; do \
 	  $(RUN) test-$$name.py --checkpoint models/$$name$$defense.safetensors --attack fgsm --epsilon 8/255 \
 	    --examples 500 --diagnose --json results/diagnosis/$$name$$defense.json || exit; done; done

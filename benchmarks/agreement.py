@@ -31,7 +31,7 @@ from utils.checkpoints import file_digest, load_checkpoint  # noqa: E402
 from utils.constants import L2_RADIUS, ROOT  # noqa: E402
 from utils.data import Split, batches, load_split, to_unit_range  # noqa: E402
 from utils.evaluation import correctly_classified  # noqa: E402
-from utils.formats import read_document, write_document  # noqa: E402
+from utils.formats import write_document  # noqa: E402
 
 Attack = Callable[[Tensor, Tensor], Tensor]  # images and labels to adversarial images
 
@@ -45,12 +45,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data-dir", type=Path, default=os.environ.get("DATA_DIR"))
     parser.add_argument("--examples", type=int, default=500)
-    parser.add_argument("--radii", action="store_true", help="only the smallest radii; the last report's rest is kept")
     args = parser.parse_args()
-    path = ROOT / "results" / "agreement.json"
     split = load_split("cifar10", "test", args.data_dir).first(args.examples)
     few = split.first(EXAMPLES_OF_RADII)
-    checkpoints = [checkpoint for _, checkpoint in checkpoint_paths(ROOT / "models")]
+    checkpoints = [checkpoint for _, checkpoint in checkpoint_paths(ROOT / "models", wide=False)]
     about: dict[str, Any] = {
         "peers": [f"torchattacks {torchattacks.__version__}", f"foolbox {foolbox.__version__}"],
         "torch": torch.__version__,
@@ -60,12 +58,9 @@ def main() -> None:
         "examples": len(split),
         "examples_of_radii": len(few),
     }
-    if args.radii:
-        entries = read_document(path, AgreementReport, "a report of the agreement").entries
-    else:
-        entries = [compare(checkpoint, split) for checkpoint in checkpoints]
+    entries = [compare(checkpoint, split) for checkpoint in checkpoints]
     radii = [smallest_radii(checkpoint, few) for checkpoint in checkpoints]
-    write_document(path, AgreementReport(**about, entries=entries, radii=radii))
+    write_document(ROOT / "results" / "agreement.json", AgreementReport(**about, entries=entries, radii=radii))
     sys.exit(not (all(entry.agrees() for entry in entries) and all(each.agrees() for each in radii)))
 
 

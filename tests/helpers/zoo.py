@@ -115,7 +115,7 @@ def cages(full: bool = False) -> list[Cage]:
             name,
             "label leaking" if "augment-0.2" in name else "honest",
             first,
-            SLICE if full else CAGED if "robust" in name else SLICE // 2,
+            SLICE if full else CAGED if name.endswith(("robust", "wide")) else SLICE // 2,
         )
         for name in alone
         for first in (0, 5000)
