@@ -11,27 +11,31 @@ import subprocess
 import sys
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attacks import fgsm
 from benchmarks import tables as benchmark_tables
 from benchmarks.formats import AgreementReport, BenchmarkReport
-from study import robustness, tables
+from study import figures, robustness, tables
 from study.formats import StudyEntry, read_robustness, read_whole_study
 from study.paper import PRINTED, REMEASURED
+from study.plan import ROBUST as ROBUST_PLAN
 from tests.helpers.project import ROOT
 from utils.checkpoints import file_digest, load_checkpoint, read_metadata
+from utils.commands.train import train_script
 from utils.constants import PGD_20, RADIUS
 from utils.data import load_split
 from utils.diagnosis import NO_LEAK, diagnose
 from utils.evaluation import ATTACK_VERSIONS, accuracy, evaluate, evaluate_fgsm
 from utils.formats import AttackRow, LogHeader, TestReport, TrainingArguments, read_document
-from utils.runs import read_log
+from utils.runs import described, read_log
 from utils.tables import percent
 from utils.validation import best_epoch, collapse_warning
 
@@ -41,10 +45,9 @@ SHIPPED = [entry.name for entry in STUDY.entries_of("study")]
 ROBUSTNESS = read_robustness(RESULTS / "robustness.json")
 LOGS = robustness.training_logs(MODELS, RESULTS)
 ROBUST = ["cnn-robust", "cnn-lstm-robust"]
-DIAGNOSES = [
-    read_document(RESULTS / "diagnosis" / f"{entry.name}.json", TestReport, "a test report")
-    for entry in ROBUSTNESS.entries
-]
+WIDE = ["cnn-wide", "cnn-lstm-wide"]
+EXAMINED = [entry.name for entry in ROBUSTNESS.entries if not entry.is_wide]
+DIAGNOSES = [read_document(RESULTS / "diagnosis" / f"{name}.json", TestReport, "a test report") for name in EXAMINED]
 BENCHMARKS = read_document(RESULTS / "benchmarks.json", BenchmarkReport, "a report of the benchmarks")
 
 
@@ -58,13 +61,13 @@ def asked(header: LogHeader) -> TrainingArguments:
     return TrainingArguments(**{name: getattr(header, name) for name in TrainingArguments.__struct_fields__})
 
 
-@pytest.mark.parametrize("name", SHIPPED + ROBUST)
+@pytest.mark.parametrize("name", SHIPPED + ROBUST + WIDE)
 def test_model_card_has_the_digest(name):
     digest = hashlib.sha256((MODELS / f"{name}.safetensors").read_bytes()).hexdigest()
     assert f"`{digest}`" in (ROOT / "models" / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", SHIPPED + WIDE)
 def test_log_belongs_to_the_checkpoint(name):
     header, log = read_metadata(MODELS / f"{name}.safetensors"), read_log(MODELS / f"{name}.jsonl")
     assert asked(log.arguments) == header.training
@@ -84,7 +87,7 @@ def test_nothing_else_is_shipped():
     if listed.returncode:
         pytest.skip("this is not a git checkout, so shipped files cannot be told from those that the reader trained")
     files = [ROOT / name for name in listed.stdout.split() if name.endswith(".safetensors")]
-    assert {path.stem for path in files} == {*SHIPPED, *ROBUST}
+    assert {path.stem for path in files} == {*SHIPPED, *ROBUST, *WIDE}
     assert sum(path.stat().st_size for path in files if path.stem in SHIPPED) < 11 * 2**20
 
 
@@ -122,6 +125,10 @@ def test_robustness_is_of_the_shipped_checkpoints_and_real_data():
 def test_log_of_a_robust_network_belongs_to_it(name):
     header, log = read_metadata(MODELS / f"{name}.safetensors"), read_log(MODELS / f"{name}.jsonl")
     assert asked(log.arguments) == header.training
+    planned = ROBUST_PLAN[header.network]
+    assert replace(log.arguments, defense=None) == replace(log.arguments, defense=None, **asdict(planned.recipe))
+    assert (log.arguments.defense, log.arguments.width) == (described(planned.defense), planned.width)
+    assert sum(epoch.seconds for epoch in log.epochs) <= 2.5 * 3600
     assert len(log.epochs) == header.training.epochs
     kept = log.epochs[header.epochs - 1]
     assert kept.choosing_accuracy == max(epoch.choosing_accuracy for epoch in log.epochs)
@@ -129,18 +136,62 @@ def test_log_of_a_robust_network_belongs_to_it(name):
         assert getattr(header, field) in (None, getattr(kept, field))
 
 
-@pytest.mark.parametrize(("name", "autoattack", "clean"), [("cnn-robust", 0.33, 0.65), ("cnn-lstm-robust", 0.29, 0.60)])
+@pytest.mark.parametrize(
+    ("page", "name"), [("robustness", name) for name in ROBUST] + [("card", name) for name in ROBUST + WIDE]
+)
+def test_pages_name_the_commands_of_the_wide_networks(page, name, monkeypatch, tmp_path):
+    """What the command line would train is what the log says."""
+    monkeypatch.chdir(tmp_path)
+    lines = (CARD if page == "card" else DOCS[page]).splitlines()
+    (line,) = (line for line in lines if line.endswith(f"--output runs/{name}.safetensors"))
+    _, script, *flags = line.split()
+    given: dict[str, Any] = {}
+
+    def train(_network, _training, _validation, recipe, **options):
+        given.update(options, recipe=recipe)
+
+    monkeypatch.setattr("sys.argv", [script, *flags, "--dataset", "digits"])
+    monkeypatch.setattr("utils.training.train", train)
+    train_script(script.removeprefix("train-").removesuffix(".py"))
+    log = read_log(MODELS / f"{name}.jsonl")
+    defense = described(given["defense"]) if given["defense"] else None
+    assert (defense, given["width"]) == (log.arguments.defense, log.arguments.width)
+    assert asdict(given["recipe"]).items() <= asdict(log.arguments).items()
+    assert {epoch.precision for epoch in log.epochs} == {given["precision"]}
+
+
+def test_the_legends_of_robustness_fit_into_their_pictures():
+    drawn = figures.robust_accuracy(ROBUSTNESS), figures.time_and_robustness(LOGS.tried, LOGS.shipped)
+    for figure in drawn:
+        figure.draw_without_rendering()  # which places everything
+        (legend,) = figure.legends
+        box = legend.get_window_extent()
+        assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+        assert not any(box.overlaps(axes.get_window_extent()) for axes in figure.axes)
+        plt.close(figure)
+
+
+@pytest.mark.parametrize(("wide", "robust"), list(zip(WIDE, ROBUST, strict=True)))
+def test_a_wide_network_is_like_the_robust_one_but_learnt_from_clean_images(wide, robust):
+    of_wide, of_robust = (read_metadata(MODELS / f"{name}.safetensors").training for name in (wide, robust))
+    assert of_wide.defense is None
+    assert (of_wide.width, of_wide.activation) == (of_robust.width, of_robust.activation)
+
+
+@pytest.mark.parametrize(
+    ("name", "autoattack", "clean"), [("cnn-robust", 0.433, 0.74), ("cnn-lstm-robust", 0.425, 0.71)]
+)
 def test_robust_networks_hold(name, autoattack, clean):
     assert under(name, "autoattack") >= autoattack
     assert under(name, "fgsm", 0.0) >= clean
-    assert ROBUSTNESS.entry(name).parameters <= 4_000_000
+    assert ROBUSTNESS.entry(name).parameters <= 2_000_000
     assert under(name, "autoattack") <= under(name, "pgd", steps=50) <= under(name, "pgd", steps=20)
 
 
-@pytest.mark.parametrize("name", ["cnn", "cnn-fgsm-augment-0.2", "cnn-lstm", "cnn-lstm-fgsm-augment-0.2"])
+@pytest.mark.parametrize("name", ["cnn", "cnn-fgsm-augment-0.2", "cnn-lstm", "cnn-lstm-fgsm-augment-0.2", *WIDE])
 def test_baselines_and_the_studys_defence_hold_nothing(name):
     assert under(name, "autoattack") == 0
-    assert under(name, "pgd", steps=20) <= 0.01
+    assert under(name, "pgd", steps=20) <= (0 if name in WIDE else 0.01)
 
 
 @pytest.mark.slow
@@ -155,7 +206,7 @@ def test_robust_checkpoint_scores_what_results_say(name, cifar10_dir):
 
 @pytest.mark.parametrize(
     ("name", "report"),
-    [(entry.name, report) for entry, report in zip(ROBUSTNESS.entries, DIAGNOSES, strict=True)],
+    list(zip(EXAMINED, DIAGNOSES, strict=True)),
 )
 def test_verdicts_are_the_expected_ones(name, report):
     diagnosis = report.diagnosis
@@ -240,7 +291,7 @@ def test_other_libraries_agree():
     assert benchmark_tables.radii_table(report) in DOCS["robustness"]
     assert (report.examples, report.examples_of_radii) == (500, 100)
     for compared in (report.entries, report.radii):
-        assert [each.name for each in compared] == [entry.name for entry in ROBUSTNESS.entries]
+        assert [each.name for each in compared] == EXAMINED
         for each in compared:
             assert each.sha256 == ROBUSTNESS.entry(each.name).sha256
             assert each.agrees()
@@ -375,13 +426,25 @@ def test_robustness_tables_are_made_from_the_report_and_quoted():
     made = (RESULTS / "robustness.md").read_text(encoding="utf-8")
     assert made == tables.robustness_document(ROBUSTNESS, LOGS)
     assert tables.robustness_table(ROBUSTNESS) in README
+    assert tables.strongest_table(ROBUSTNESS) in DOCS["robustness"]
+    assert tables.candidates_table(LOGS.candidates) in DOCS["robustness"]
+    assert tables.validation_table(LOGS.attacked) in DOCS["robustness"]
     assert tables.diagnosis_table(DIAGNOSES) in DOCS["robustness"]
     assert tables.training_table(LOGS.defenses) in DOCS["robustness"]
     assert tables.overfitting_table(LOGS.overfitting) in DOCS["robustness"]
-    assert tables.training_table(LOGS.tried) in CARD
+    assert tables.training_table(LOGS.tried + LOGS.shipped) in CARD
     assert tables.robust_checkpoint_table(ROBUSTNESS) in CARD
     first_table = next(line for line in README.splitlines() if line.startswith("|"))
     assert tables.robustness_table(ROBUSTNESS).startswith(first_table)
+
+
+def test_what_pays_quotes_its_tables():
+    lines = DOCS["robustness"].partition("### What pays?")[2].partition("## Which defence?")[0].splitlines()
+    rows = "".join(line for line in lines if line.startswith("|"))
+    text = "\n".join(line for line in lines if not line.startswith("|"))
+    figures = re.findall(r"(?<![\d./])\d\d\.\d{1,2}(?!\d)", text)
+    assert len(figures) > 5
+    assert [figure for figure in figures if f"{float(figure):.2f}" not in rows] == []
 
 
 def test_every_table_and_sentence_is_quoted():
@@ -401,10 +464,17 @@ def test_percentages_in_the_prose_are_results():
         known |= {percent(row.accuracy) for row in e.results}
     for timed in (BENCHMARKS.processes, BENCHMARKS.time_to_accuracy):
         known |= {percent(reached) for seeds in timed.accuracies.values() for reached in (*seeds, mean(seeds))}
-    prose = [line for page in (README, *DOCS.values()) for line in page.splitlines() if not line.startswith("|")]
+    for log in LOGS.shipped:
+        kept = best_epoch(log.epochs)
+        known |= {percent(kept.single_step_accuracy), percent(kept.robust_accuracy)}
+    text = "\n".join((README, *DOCS.values()))
+    before, what_pays, rest = text.partition("### What pays?")  # this section has a test of its own
+    text = before + rest.partition("## Which defence?")[2]
+    prose = [line for line in text.splitlines() if not line.startswith("|")]
     quoted = re.findall(r"(\d+\.\d+) %", "\n".join(prose))
+    assert what_pays
     assert len(quoted) >= 5
-    assert set(quoted) <= known
+    assert {float(figure) for figure in quoted} <= {float(figure) for figure in known}
 
 
 @pytest.mark.parametrize(
