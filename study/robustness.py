@@ -30,8 +30,8 @@ PGD_50 = {"steps": 50, "restarts": 10, "seed": 0}
 PGD_L2 = {**PGD_50, "norm": "l2", "loss": "margin"}  # a threat that no network learnt from
 AUTOATTACK = {"seed": 0}
 STRONG = {"seed": 0}
-# Of a checkpoint's name, after its architecture. "-wide" has the robust network's width and activation, and learnt from
-# clean images alone.
+# The endings of a checkpoint's name. A network with "-wide" has the width and the activation of the robust one.
+# It learnt from clean images alone.
 VARIANTS = ("", "-fgsm-augment-0.2", "-wide", "-robust")
 
 
