@@ -456,7 +456,7 @@ def validation_table(attacked: Sequence[tuple[Log, AttackRow]]) -> str:
 
 def _time_and_accuracies(log: Log) -> list[str]:
     """The minutes of a defended training, and the accuracies of what is kept of it."""
-    return [f"{sum(epoch.seconds for epoch in log.epochs) / 60:.1f}", *_kept_accuracies(log)]
+    return [f"{log.seconds / 60:.1f}", *_kept_accuracies(log)]
 
 
 def _kept_accuracies(log: Log) -> list[str]:
@@ -550,9 +550,8 @@ def cost_table(tested: Mapping[str, tuple[nn.Module, Log]]) -> str:
     rows = []
     for name, (network, log) in tested.items():
         parameters = sum(parameter.numel() for parameter in network.parameters())
-        minutes = sum(epoch.seconds for epoch in log.epochs) / 60
         size = [str(log.arguments.width), f"{parameters:,}", f"{multiply_adds(network):,}"]
-        rows.append([name, *size, f"{minutes:.1f}", log.epochs[0].precision])
+        rows.append([name, *size, f"{log.seconds / 60:.1f}", log.epochs[0].precision])
     header = ["network", "width", "parameters", "multiply-adds an image", "training, minutes", "trained in"]
     return markdown(header, rows)
 

@@ -338,6 +338,11 @@ class Log(NamedTuple):
     arguments: LogHeader
     epochs: list[Epoch]  # at least one
 
+    @property
+    def seconds(self) -> float:
+        """The time of all training steps, without the validation."""
+        return sum(epoch.seconds for epoch in self.epochs)
+
 
 def read_log(path: str | Path, *keys: str) -> Log:
     """The log of a training. keys: fields that every epoch must have. Raises TrainingError if the file is not one."""
