@@ -64,7 +64,10 @@ def train_and_test(args: argparse.Namespace, entries: dict[str, TrainedOnGPU]) -
 
 
 def earlier_entries(report: RobustGPUReport, args: argparse.Namespace) -> dict[str, TrainedOnGPU]:
-    """What an earlier report says of the networks that are not asked for now. Raises UserError if it would be lost."""
+    """What an earlier report says of the networks that are not asked for now.
+
+    Raises UserError if it would be lost, or if AutoAttack had more images of a network that is asked for again.
+    """
     check_writable(args.results)
     if not args.results.exists():
         return {}
@@ -75,6 +78,15 @@ def earlier_entries(report: RobustGPUReport, args: argparse.Namespace) -> dict[s
             f"{args.results} has figures of {', '.join(others)} from another device or with other versions, which "
             "would be lost: choose another file with --results"
         )
+    for entry in earlier.entries:
+        path = args.runs / f"{entry.test.network}.safetensors"
+        examples = max((row.examples or 0 for row in entry.test.attacks if row.name == "autoattack"), default=0)
+        same = path.exists() and file_digest(path) == entry.test.sha256
+        if entry.test.network not in others and same and examples > args.examples:
+            raise UserError(
+                f"{args.results} has figures of {path} under AutoAttack on {examples:,} images, which would be lost: "
+                "choose another file with --results"
+            )
     return others
 
 

@@ -75,10 +75,13 @@ def test_it_trains_tests_and_reports_on_a_cpu(tmp_path):
     for entry in report.entries:
         assert [(row.name, row.examples) for row in entry.test.attacks] == [("pgd", 300), ("autoattack", 4)]
     alone = ["--networks", "cnn-lstm", "--examples", "2"]
+    message = r"report\.json has figures of .*cnn-lstm\.safetensors under AutoAttack on 4 images, which would be lost"
+    assert refused(command, alone, message) == 1
+    alone[-1] = "6"
     subprocess.run([*command, *alone], cwd=ROOT, capture_output=True, timeout=300, check=True)
     report = read_document(tmp_path / "report.json", RobustGPUReport, "a report")
     examples = [[(row.name, row.examples) for row in entry.test.attacks] for entry in report.entries]
-    assert examples == [[("pgd", 300), ("autoattack", n)] for n in (4, 2)]  # the CNN's figures are kept
+    assert examples == [[("pgd", 300), ("autoattack", n)] for n in (4, 6)]  # the CNN's figures are kept
     other = tmp_path / "other.json"
     write_document(other, replace(report, device="another"))
     before = other.read_bytes()
@@ -89,7 +92,7 @@ def test_it_trains_tests_and_reports_on_a_cpu(tmp_path):
     for damage in (lambda: time.write_text(""), time.unlink):
         damage()
         message = r"cnn\.time\.json .*; remove .*cnn\.safetensors, or choose another folder"
-        assert refused(command, [], message) == 1
+        assert refused(command, ["--examples", "6"], message) == 1
     assert [entry.test.network for entry in report.entries] == list(NETWORKS)[:2]
     assert [entry.training.epochs for entry in report.entries] == [2, 1]
     for entry in report.entries:
