@@ -125,7 +125,7 @@ class RobustnessEntry(Record, frozen=True, kw_only=True):
     precision: Precision
     validation_accuracy: Fraction | None
     versions: Versions  # of the libraries that tested it
-    threads: Positive  # of the test
+    threads: Positive  # of the tests that ran first
     results: list[AttackRow]
 
     def __post_init__(self) -> None:

@@ -27,7 +27,7 @@ from utils.tables import epsilon_text
 
 RADII = sorted([*(levels / 255 for levels in (2, 4, 8, 12, 16)), *EPSILONS[1:]])
 PGD_50 = {"steps": 50, "restarts": 10, "seed": 0}
-PGD_L2 = {**PGD_50, "norm": "l2", "loss": "margin"}  # a threat that no network learnt from
+PGD_L2 = {**PGD_50, "norm": "l2", "loss": "margin"}  # the networks did not train for this threat
 AUTOATTACK = {"seed": 0}
 STRONG = {"seed": 0}
 # The endings of a checkpoint's name. A network with "-wide" has the width and the activation of the robust one.
@@ -123,9 +123,13 @@ class Results:
         self, networks: Mapping[Path, nn.Module], plan: Sequence[Test], earlier: Sequence[RobustnessEntry]
     ) -> None:
         self.baselines: dict[str, Path] = {}  # architecture -> the checkpoint that comes first
-        self.entries = [self._entry(path, network) for path, network in networks.items()]
-        known = [_results_of(entry, earlier) for entry in self.entries]
-        self.done = [[test.find(rows) for test in plan] for rows in known]
+        self.entries = []
+        self.done = []
+        for path, network in networks.items():
+            entry = self._entry(path, network)
+            known = _known(entry, earlier)
+            self.done.append([test.find(known.results) for test in plan])
+            self.entries.append(replace(entry, threads=known.threads) if any(self.done[-1]) else entry)
 
     def _entry(self, path: Path, network: nn.Module) -> RobustnessEntry:
         header = read_metadata(path)
@@ -160,15 +164,15 @@ class Results:
         )
 
 
-def _results_of(entry: RobustnessEntry, earlier: Sequence[RobustnessEntry]) -> list[AttackRow]:
-    """The results of the same checkpoint, tested with the same versions, in an earlier report."""
+def _known(entry: RobustnessEntry, earlier: Sequence[RobustnessEntry]) -> RobustnessEntry:
+    """The entry of the same checkpoint, tested with the same versions, in an earlier report. Otherwise `entry`."""
 
     def described(other: RobustnessEntry) -> RobustnessEntry:
         # The number of threads changes no figure, nor does torch's build, which follows a "+" in its version.
         versions = {name: number and number.partition("+")[0] for name, number in other.versions.items()}
         return replace(other, results=[], threads=1, versions=versions)
 
-    return [row for other in earlier if described(other) == described(entry) for row in other.results]
+    return next((other for other in earlier if described(other) == described(entry)), entry)
 
 
 def measure(
@@ -255,7 +259,7 @@ def training_logs(models: Path, results: Path) -> Logs:
         faults = {
             "is not about validation images": report.split != "validation",
             f"lacks the strong, white-box attack at {epsilon_text(RADIUS)}": not rows,
-            f"lacks the log of a defence, {path.stem}.jsonl": not found,
+            f"lacks the log of a defence: copy it to {results / 'tried' / path.stem}.jsonl": not found,
             "is about another network or data set": trained != {(report.network, report.dataset)},
             "is about another checkpoint": any(file_digest(network) != report.sha256 for network in networks),
             "is about the checkpoint of another report": report.sha256 in seen,

@@ -128,6 +128,7 @@ def test_what_is_done_is_skipped_and_what_changed_is_not(measured, networks, dig
     assert runs.count("autoattack") == 4
     assert runs.count("fgsm") == 2
     assert len(runs) == 2 + len(RADII) + 2 + 4 + 1
+    assert [entry.threads for entry in again.entries] == [first.entries[0].threads, 99]
 
     def accuracies(report):
         return [[row.accuracy for row in entry.results] for entry in report.entries]
@@ -470,7 +471,7 @@ def test_a_report_on_validation_images_that_does_not_belong_there_is_refused(att
     refused("a2.json is about the checkpoint of another report")
     attacked.with_stem("a2").unlink()
     attacked = attacked.rename(attacked.with_stem("b2"))
-    refused("b2.json lacks the log of a defence, b2.jsonl")
+    refused("b2.json lacks the log of a defence: copy it to .*tried/b2.jsonl")
 
 
 def test_candidates_without_the_one_that_they_are_compared_with_are_refused(logs, tmp_path):
