@@ -39,7 +39,7 @@ overfitting: $(VENV)/installed  ## show FGSM's catastrophic overfitting, and N-F
 	    --output runs/overfitting/$$1-$$2-$$3.safetensors --resume || exit; done
 	mkdir -p results/overfitting && cp runs/overfitting/*.jsonl results/overfitting/
 
-robustness: $(VENV)/installed  ## test eight networks under every attack, or the rest of the tests: hours
+robustness: $(VENV)/installed  ## test eight networks under every attack, or the rest of the tests: 21 hours of one core
 	$(RUN) -m study robustness
 
 diagnosis: $(VENV)/installed  ## check whether the figures of six networks can be trusted
