@@ -57,7 +57,7 @@ def train_and_test(args: argparse.Namespace, entries: dict[str, TrainedOnGPU]) -
     for name in args.networks:
         check(name, splits["train"], args)
     for name in args.networks:
-        trained(name, splits, device, args)
+        train_if_missing(name, splits, device, args)
     for name in args.networks:
         entries[name] = tested(name, splits["test"], args)
         write_document(args.results, replace(report, entries=[entries[key] for key in ARCHITECTURES if key in entries]))
@@ -72,17 +72,17 @@ def earlier_entries(report: RobustGPUReport, args: argparse.Namespace) -> dict[s
     if not args.results.exists():
         return {}
     earlier = read_document(args.results, RobustGPUReport, "a report of this command, which would replace it")
-    others = {entry.test.network: entry for entry in earlier.entries if entry.test.network not in args.networks}
+    entries = {entry.test.network: entry for entry in earlier.entries}
+    others = {name: entry for name, entry in entries.items() if name not in args.networks}
     if others and (earlier.device, earlier.versions) != (report.device, report.versions):
         raise UserError(
             f"{args.results} has figures of {', '.join(others)} from another device or with other versions, which "
             "would be lost: choose another file with --results"
         )
-    for entry in earlier.entries:
-        path = args.runs / f"{entry.test.network}.safetensors"
-        examples = max((row.examples or 0 for row in entry.test.attacks if row.name == "autoattack"), default=0)
-        same = path.exists() and file_digest(path) == entry.test.sha256
-        if entry.test.network not in others and same and examples > args.examples:
+    for name in (name for name in args.networks if name in entries):
+        test, path = entries[name].test, checkpoint_path(name, args)
+        examples = max((row.examples or 0 for row in test.attacks if row.name == "autoattack"), default=0)
+        if examples > args.examples and path.exists() and file_digest(path) == test.sha256:
             raise UserError(
                 f"{args.results} has figures of {path} under AutoAttack on {examples:,} images, which would be lost: "
                 "choose another file with --results"
@@ -123,6 +123,11 @@ def argument_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def checkpoint_path(name: str, args: argparse.Namespace) -> Path:
+    """Where a network is stored. Its log and its time lie beside it."""
+    return args.runs / f"{name}.safetensors"
+
+
 def how_to_train(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """How a network is trained: its recipe, width, seed and defence."""
     epochs, width = (getattr(args, f"{name.replace('-', '_')}_{key}") for key in ("epochs", "width"))
@@ -138,7 +143,7 @@ def how_to_train(name: str, args: argparse.Namespace) -> dict[str, Any]:
 
 def check(name: str, training: Split, args: argparse.Namespace) -> None:
     """Raise UserError if an argument is invalid, or if a checkpoint is of another training or cannot be written."""
-    path = args.runs / f"{name}.safetensors"
+    path = checkpoint_path(name, args)
     wanted = training_arguments(name, training, **how_to_train(name, args))
     if path.exists():
         try:
@@ -160,11 +165,11 @@ def read_time(path: Path) -> TimeOnGPU:
     return read_document(beside(path, ".time.json"), TimeOnGPU, "the time of a training")
 
 
-def trained(name: str, splits: dict[str, Split], device: torch.device, args: argparse.Namespace) -> Path:
-    """The checkpoint of a network, which is trained unless it is there."""
-    path = args.runs / f"{name}.safetensors"
+def train_if_missing(name: str, splits: dict[str, Split], device: torch.device, args: argparse.Namespace) -> None:
+    """Train a network and write its checkpoint, unless that is there."""
+    path = checkpoint_path(name, args)
     if path.exists():
-        return path
+        return
     # Other trainings validate on more images. On a GPU, an epoch takes little longer than its validation.
     validation = splits["validation"].first(args.validation)
     start = time.perf_counter()
@@ -172,13 +177,12 @@ def trained(name: str, splits: dict[str, Split], device: torch.device, args: arg
     train(name, splits["train"], validation, **how_to_train(name, args), **how)
     seconds = round(time.perf_counter() - start, 1)
     write_document(beside(path, ".time.json"), TimeOnGPU(seconds=seconds, validation=args.validation))
-    return path
 
 
 def tested(name: str, split: Split, args: argparse.Namespace) -> TrainedOnGPU:
     """Attack a trained network on the test images, print and return what the report says of it."""
-    path = args.runs / f"{name}.safetensors"
-    header, epochs = read_metadata(path), read_log(beside(path, ".jsonl")).epochs
+    path = checkpoint_path(name, args)
+    header, log = read_metadata(path), read_log(beside(path, ".jsonl"))
     network = load_checkpoint(path, split.device)
     (clean,) = evaluate_fgsm(network, split, [])
     results = [
@@ -198,9 +202,9 @@ def tested(name: str, split: Split, args: argparse.Namespace) -> TrainedOnGPU:
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         training=header.training,
         precision=header.precision,
-        training_seconds=round(sum(epoch.seconds for epoch in epochs), 1),
+        training_seconds=round(log.seconds, 1),
         seconds=read_time(path).seconds,
-        validation_accuracy=best_epoch(epochs).validation_accuracy,
+        validation_accuracy=best_epoch(log.epochs).validation_accuracy,
         test=TestReport(
             checkpoint=str(path),
             sha256=file_digest(path),
