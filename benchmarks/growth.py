@@ -112,9 +112,9 @@ def processes(setting: Setting) -> TimedTraining:
             subprocess.run(
                 [*command, "--output", str(output)], check=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)}
             )
-            epochs = read_log(output.with_suffix(".jsonl")).epochs
-        accuracies[name].append(epochs[-1].validation_accuracy)
-        return sum(epoch.seconds for epoch in epochs)
+            log = read_log(output.with_suffix(".jsonl"))
+        accuracies[name].append(log.epochs[-1].validation_accuracy)
+        return log.seconds
 
     contenders = {many: lambda: trained(many, torchrun, 1), one: lambda: trained(one, [], cores)}
     epochs = setting.pick(FAST.epochs, 1)

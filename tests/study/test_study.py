@@ -22,6 +22,7 @@ from study.formats import Measurement, StudyEntry, StudyReport, WholeStudy, read
 from study.paper import PRINTED, REMEASURED, TRAINING_EPSILONS
 from study.plan import lines
 from study.runner import Study
+from tests.helpers.figures import check_legends
 from tests.helpers.project import QUICK, ROOT, command, untraced
 from utils.checkpoints import load_checkpoint, read_metadata, save_checkpoint
 from utils.constants import EPSILONS, UserError
@@ -524,11 +525,7 @@ def test_figures_draw_ours_solid_and_the_papers_dashed(dataset):
 def test_every_figure_has_titles_units_and_a_legend_beside_the_data():
     for name, figure in figures.study_figures(fabricated()).items():
         assert figure.axes[0].get_ylabel().endswith(("(%)", "(percentage points)"))
-        figure.draw_without_rendering()  # which places everything
-        boxes = [legend.get_window_extent() for legend in figure.legends]
-        assert boxes
-        assert all(figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1 for box in boxes), name
-        assert not any(box.overlaps(axes.get_window_extent()) for box in boxes for axes in figure.axes), name
+        check_legends(figure)
         labels = [axes.get_xlabel() for axes in figure.axes] + [figure.get_supxlabel()]
         assert any("L-infinity" in label for label in labels)
         texts = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
